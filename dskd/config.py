@@ -1,0 +1,148 @@
+"""Frozen dataclasses as configuration: set by dotted keys, checked against their annotations, turned into plain JSON.
+
+Every option of a method or a run is a field of a frozen dataclass; nothing travels as a bare dict. A wrong name or
+value raises `ConfigError` with one line that says what to write instead.
+"""
+
+import dataclasses
+import difflib
+import functools
+import math
+import types
+import typing
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal, TypeVar
+
+T = TypeVar("T")
+
+
+class ConfigError(ValueError):
+    """A name or value that a user wrote and that cannot be meant; its text is one line with what would be right."""
+
+
+def suggest(word: object, options: Iterable[str]) -> str:
+    """The tail of an error message: the near match if there is one, and the options: "did you mean 'dskd'? one of:
+    …".
+    """
+    options = list(options)
+    near = difflib.get_close_matches(str(word), options, n=1, cutoff=0.5)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    return f"{hint}one of: {', '.join(options)}"
+
+
+@functools.cache
+def _field_types(cls: type) -> dict[str, Any]:
+    hints = typing.get_type_hints(cls)
+    return {field.name: hints[field.name] for field in dataclasses.fields(cls)}
+
+
+def dotted_keys(cls: type, prefix: str = "") -> list[str]:
+    """All keys that `replace` accepts for this class, nested ones as `train.epochs`."""
+    keys = []
+    for name, kind in _field_types(cls).items():
+        keys += dotted_keys(kind, f"{prefix}{name}.") if dataclasses.is_dataclass(kind) else [prefix + name]
+    return keys
+
+
+def replace(config: T, values: Mapping[str, Any], where: str = "") -> T:
+    """A copy of `config` with the dotted keys of `values` set: `replace(method, {"train.epochs": 10})`.
+
+    Raises:
+        ConfigError: a key that does not exist (with the near match), or a value that its field does not take.
+    """
+    kinds = _field_types(type(config))
+    changes: dict[str, Any] = {}
+    nested: dict[str, dict[str, Any]] = {}
+    for key, value in values.items():
+        head, _, rest = key.partition(".")
+        if head not in kinds or (bool(rest) and not dataclasses.is_dataclass(kinds[head])):
+            options = [where + name for name in dotted_keys(type(config))]
+            raise ConfigError(f"unknown key {where + key!r}; {suggest(where + key, options)}")
+        if rest:
+            nested.setdefault(head, {})[rest] = value
+        elif dataclasses.is_dataclass(kinds[head]) and isinstance(value, Mapping):
+            nested.setdefault(head, {}).update(value)
+        else:
+            changes[head] = coerce(value, kinds[head], where + key)
+    for head, inner in nested.items():
+        changes[head] = replace(getattr(config, head), inner, f"{where}{head}.")
+    try:
+        return dataclasses.replace(config, **changes)
+    except ConfigError as error:
+        raise ConfigError(f"{where}{error}") from None
+
+
+def coerce(value: Any, kind: Any, key: str) -> Any:
+    """`value` as the annotation `kind` wants it (7 as 7.0 for a float, a list as a tuple, "1e-3" as YAML leaves it).
+
+    Raises:
+        ConfigError: the value does not fit; the message names `key` and what would be right.
+    """
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin is Literal:
+        if value in arguments and type(value) in {type(argument) for argument in arguments}:
+            return value
+        raise ConfigError(f"{key}: {value!r} is not possible; {suggest(value, [str(option) for option in arguments])}")
+    if origin in (typing.Union, types.UnionType):
+        if value is None and type(None) in arguments:
+            return None
+        (kind,) = [argument for argument in arguments if argument is not type(None)]
+        return coerce(value, kind, key)
+    if origin is tuple:
+        if not isinstance(value, (list, tuple)):
+            raise ConfigError(f"{key}: {value!r} is not possible; write a list")
+        if arguments[-1] is not Ellipsis and len(value) != len(arguments):
+            raise ConfigError(f"{key}: a list of {len(arguments)} values is needed, {len(value)} given")
+        kinds = [arguments[0]] * len(value) if arguments[-1] is Ellipsis else arguments
+        return tuple(coerce(item, inner, key) for item, inner in zip(value, kinds, strict=True))
+    if dataclasses.is_dataclass(kind):
+        return from_mapping(kind, value, key)
+    kind = origin or kind  # dict[str, Any] as dict
+    if kind is float:
+        # YAML 1.1 reads 1e-3 as text: only 1.0e-3 is a number to it.
+        if isinstance(value, (int, float, str)) and not isinstance(value, bool):
+            try:
+                number = float(value)
+            except ValueError:
+                number = math.nan
+            if math.isfinite(number):
+                return number
+        raise ConfigError(f"{key}: {value!r} is not possible; write a number")
+    if kind is int and isinstance(value, float) and value.is_integer():
+        return int(value)
+    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+        names = {int: "a whole number", bool: "true or false", str: "a text", dict: "a mapping"}
+        raise ConfigError(f"{key}: {value!r} is not possible; write {names.get(kind, kind.__name__)}")
+    return value
+
+
+def from_mapping(cls: type[T], mapping: Mapping[str, Any], where: str = "") -> T:
+    """The inverse of `to_mapping`: a `cls` from nested plain data. Raises ConfigError as `replace` does."""
+    if dataclasses.is_dataclass(cls) and isinstance(mapping, cls):
+        return mapping
+    prefix = f"{where}." if where else ""
+    if not isinstance(mapping, Mapping):
+        raise ConfigError(
+            f"{where or cls.__name__}: {mapping!r} is not possible; write a mapping of {cls.__name__}'s keys"
+        )
+    kinds = _field_types(cls)
+    for key in mapping:
+        if key not in kinds:
+            raise ConfigError(f"unknown key {prefix + key!r}; {suggest(key, kinds)}")
+    try:
+        return cls(**{key: coerce(value, kinds[key], prefix + key) for key, value in mapping.items()})
+    except TypeError as error:
+        raise ConfigError(f"{where or cls.__name__}: {error}") from None
+
+
+def to_mapping(config: Any) -> Any:
+    """Nested plain data, ready for JSON; tuples become lists."""
+    if dataclasses.is_dataclass(config):
+        return {name: to_mapping(getattr(config, name)) for name in _field_types(type(config))}
+    return [to_mapping(item) for item in config] if isinstance(config, tuple) else config
+
+
+def require(condition: bool, message: str) -> None:
+    """Raise ConfigError(message) unless the condition holds: the checks of `__post_init__` in one line each."""
+    if not condition:
+        raise ConfigError(message)

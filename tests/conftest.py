@@ -1,0 +1,94 @@
+"""Shared by all tests: a cache of their own, tiny data sets, and the folder beside the checkout, where there is one."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+ROOT = Path(__file__).resolve().parents[1]
+SHARED = ROOT.parent / "shared"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the harness caches goes to a folder of this session, never to the user's."""
+    folder = tmp_path_factory.mktemp("cache")
+    os.environ["HARNESS_CACHE"] = str(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def mtd_root() -> Path:
+    folder = SHARED / "data" / "mtd"
+    if not folder.is_dir():
+        pytest.skip("the Magnetic Tile Defects images are not at ../shared/data/mtd")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def imagenet_weights() -> Path:
+    path = SHARED / "weights" / "resnet18_imagenet.safetensors"
+    if not path.is_file():
+        pytest.skip("the ImageNet ResNet-18 trunk is not at ../shared/weights")
+    return path
+
+
+def save(path: Path, pixels: np.ndarray) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(path)
+
+
+def texture(seed: int, side: int = 40, defect: bool = False) -> tuple[np.ndarray, np.ndarray]:
+    """A striped image (side, side, 3) and its mask (side, side): a bright square where it is defective."""
+    draw = np.random.default_rng(seed)
+    stripes = 100 + 40 * np.sin(np.arange(side) / 2 + draw.uniform(0, 6))
+    image = (stripes[:, None, None] + draw.normal(0, 6, (side, side, 3))).clip(0, 255)
+    mask = np.zeros((side, side), bool)
+    if defect:
+        row, column = draw.integers(0, side - 12, 2)
+        mask[row : row + 12, column : column + 12] = True
+        image[mask] = 250
+    return image.astype(np.uint8), mask
+
+
+def write_mvtec(root: Path, category: str = "cloth", train: int = 6, good: int = 3, defects: int = 3) -> Path:
+    """A tiny tree in MVTec AD's layout."""
+    base = root / category
+    for i in range(train):
+        save(base / "train" / "good" / f"{i:03d}.png", texture(i)[0])
+    for i in range(good):
+        save(base / "test" / "good" / f"{i:03d}.png", texture(100 + i)[0])
+    for i in range(defects):
+        image, mask = texture(200 + i, defect=True)
+        save(base / "test" / "hole" / f"{i:03d}.png", image)
+        save(base / "ground_truth" / "hole" / f"{i:03d}_mask.png", mask.astype(np.uint8) * 255)
+    return root
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    return write_mvtec(tmp_path / "data")
+
+
+@pytest.fixture
+def write_grid(tmp_path: Path) -> Callable[..., Path]:
+    """Writes a grid file: one quick run of one epoch, with the sections given put over it."""
+
+    def write(root: Path | None = None, **sections: object) -> Path:
+        dataset = {"name": "folder", "root": str(root)} if root else {"name": "surfaces", "categories": ["granite"]}
+        axes = {"method": ["stfpm"], "backbone": ["resnet18"], "dataset": [dataset], "seed": [0]}
+        defaults = {"image_size": 32, "weights": "random", "train.epochs": 1, "train.select": "last"}
+        document = {"name": "tiny", "axes": axes, "defaults": defaults | {"precision": "fp32"}}
+        for key, value in sections.items():
+            merged = {**document[key], **value} if isinstance(value, dict) and key in document else value
+            document[key] = merged
+        path = tmp_path / "grid.yaml"
+        path.write_text(yaml.safe_dump(document, sort_keys=False))
+        return path
+
+    return write
