@@ -1,0 +1,117 @@
+"""What a data set must hold, and the registry of those that a grid can name. No torch is imported here."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from dskd.config import ConfigError, from_mapping, require, suggest, to_mapping
+from harness.files import user_path
+
+IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"})
+GOOD = "good"
+
+
+class DataError(ConfigError):
+    """A data set that is not what its grid entry says: one line with what was expected and what was found."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One image of a category. Paths are relative to the source's root; `mask` is None where nothing is defective.
+
+    `group`: images of one physical object share it, and are never split between training and held-out normals.
+    """
+
+    path: str
+    split: Literal["train", "val", "test"]
+    defect: str = GOOD
+    mask: str | None = None
+    group: str = ""
+
+    @property
+    def anomalous(self) -> bool:
+        return self.defect != GOOD
+
+
+@dataclass(frozen=True)
+class Source(ABC):
+    """A data set as a grid entry describes it; the fields of a subclass are the keys that its entry takes.
+
+    Args:
+        root: the folder of the data set.
+        categories: those to run, none given for all.
+        resize: `square` stretches an image to the run's size, `pad` keeps its aspect and pads with black.
+    """
+
+    root: str = ""
+    categories: tuple[str, ...] = ()
+    resize: Literal["square", "pad"] = "square"
+
+    name: ClassVar[str]
+    mask_threshold: ClassVar[int] = 0  # a pixel is defective where the mask is above it
+
+    def folder(self) -> Path:
+        """The folder that holds the data. Raises DataError if there is none."""
+        if not self.root:
+            raise DataError(f"dataset {self.name}: `root` is missing; write {{name: {self.name}, root: /path/to/it}}")
+        folder = user_path(self.root)
+        if not folder.is_dir():
+            raise DataError(f"dataset {self.name}: root {folder} is not a folder")
+        return folder
+
+    @abstractmethod
+    def available(self) -> list[str]:
+        """The categories that the folder holds. Raises DataError for a folder of another layout."""
+
+    @abstractmethod
+    def samples(self, category: str) -> list[Sample]:
+        """The category's samples in a fixed order. Raises DataError for what is missing or left over."""
+
+    def fixed_manifest(self, category: str) -> str | None:
+        """What identifies the category's content where that is known without reading its files, else None."""
+        return None
+
+    def chosen(self) -> list[str]:
+        """The categories to run. Raises DataError for one that does not exist."""
+        available = self.available()
+        for category in self.categories:
+            if category not in available:
+                raise DataError(f"dataset {self.name}: unknown category {category!r}; {suggest(category, available)}")
+        return list(self.categories) or available
+
+
+SOURCES: dict[str, type[Source]] = {}
+
+
+def register(name: str):
+    """Class decorator: make a Source known to grids under `name`."""
+
+    def add(cls: type[Source]) -> type[Source]:
+        cls.name = name
+        SOURCES[name] = cls
+        return cls
+
+    return add
+
+
+def get_source(entry: str | Mapping[str, Any]) -> Source:
+    """The source of a grid entry: a name, or a mapping with `name` and the keys of that source.
+
+    Raises:
+        ConfigError: unknown name or key (with the near match), or a value that is not possible.
+    """
+    entry = {"name": entry} if isinstance(entry, str) else dict(entry)
+    name = entry.pop("name", None)
+    require(name is not None, f"dataset: {entry} has no `name`; one of: {', '.join(SOURCES)}")
+    if name not in SOURCES:
+        raise ConfigError(f"unknown dataset {name!r}; {suggest(name, SOURCES)}")
+    if entry.get("categories") == "all":
+        del entry["categories"]
+    return from_mapping(SOURCES[name], entry, f"dataset {name}")
+
+
+def entry_of(source: Source) -> dict[str, Any]:
+    """The inverse of `get_source`, as plain data."""
+    return {"name": source.name, **to_mapping(source)}

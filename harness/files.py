@@ -1,0 +1,50 @@
+"""Files that several rooms write: always whole, never half."""
+
+import os
+import tempfile
+from pathlib import Path
+
+
+def user_path(text: str) -> Path:
+    """A path as users write it: `~` and environment variables (`$DATA/mtd`) are filled in."""
+    return Path(os.path.expandvars(text)).expanduser()
+
+
+def cache_folder(name: str) -> Path:
+    """A folder for what can be made again: under $HARNESS_CACHE, else under the user's cache folder."""
+    base = os.environ.get("HARNESS_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "dskd-harness"
+    folder = user_path(str(base)) / name
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def write_atomic(path: Path, content: str | bytes) -> None:
+    """Write to a temporary name in the same folder, then rename: a reader sees the old content or the new."""
+    os.replace(_temporary(path, content), path)
+
+
+def publish(path: Path, content: str | bytes) -> bool:
+    """Write `path` whole if it does not exist; False if another process was first, whose content stays."""
+    temporary = _temporary(path, content)
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        return False
+    finally:
+        temporary.unlink()
+    return True
+
+
+def _temporary(path: Path, content: str | bytes) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as stream:
+            stream.write(content.encode() if isinstance(content, str) else content)
+            os.fchmod(stream.fileno(), 0o644)
+            stream.flush()
+            os.fsync(stream.fileno())
+    except BaseException:
+        os.unlink(name)
+        raise
+    return Path(name)

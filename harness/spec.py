@@ -1,0 +1,180 @@
+"""What a run is: the frozen specs of the three kinds of work, and the id that is a hash of their content.
+
+In an id is everything that decides the number and nothing that does not (where, when, on how many workers). Precision
+stays as written (`auto` stays `auto`), so that a login node without a GPU plans the same ids as the node that runs
+them. No torch is imported here.
+"""
+
+import functools
+import hashlib
+import json
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import dskd.methods
+from dskd.backbones import get_backbone
+from dskd.config import require, to_mapping
+from dskd.methods import Map, Method
+
+METRIC_REVISION = 1  # raised by hand when a fix in `harness.run` changes metrics, maps or bench; part of the ids
+
+Precision = Literal["auto", "fp32", "tf32", "bf16"]
+Kind = Literal["train", "evaluate", "bench"]
+
+
+def digest(content: Any) -> str:
+    """16 hexadecimal digits of the sha256 of the content as canonical JSON."""
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+@functools.lru_cache(maxsize=4096)
+def _training_digest(method: Method) -> str:
+    """Of all that a training depends on: map and score are of the evaluation."""
+    content = to_mapping(method)
+    del content["map"], content["score"]
+    return digest(content)
+
+
+@functools.lru_cache(maxsize=4096)
+def _model_digest(method: Method) -> str:
+    """Of all that the speed of inference depends on."""
+    content = to_mapping(method)
+    del content["train"], content["loss"]
+    return digest(content)
+
+
+@dataclass(frozen=True)
+class Weights:
+    """The teacher's weights: `name` is what the grid says (`imagenet`, `random` or a file's name), the sha256
+    decides.
+    """
+
+    name: str = "random"
+    sha256: str | None = None
+
+
+@dataclass(frozen=True)
+class Data:
+    """One category of one data set, as its manifest (a hash of the files' names, contents and splits) fixes it."""
+
+    name: str
+    category: str
+    manifest: str
+    options: tuple[tuple[str, str], ...] = ()
+    train_images: int = 0
+    test_images: int = 0
+
+
+@dataclass(frozen=True)
+class TrainSpec:
+    """One training: method and recipe × backbone × category × seed. Its id is the id of the trained students."""
+
+    method: Method
+    backbone: str
+    weights: Weights
+    data: Data
+    seed: int = 0
+    image_size: int = 256
+    precision: Precision = "auto"
+    eval_batch_size: int = 32
+
+    kind: ClassVar[Kind] = "train"
+
+    def __post_init__(self) -> None:
+        get_backbone(self.backbone)
+        require(
+            self.image_size >= 32 and self.image_size % 32 == 0,
+            f"image_size: {self.image_size} is not possible, the decoder needs a multiple of 32; "
+            f"write {max(32, round(self.image_size / 32) * 32)}",
+        )
+        require(self.eval_batch_size >= 1, f"eval.batch_size: {self.eval_batch_size} is not possible; write 1 or more")
+
+    @functools.cached_property
+    def id(self) -> str:
+        return digest(
+            [
+                self.kind,
+                dskd.methods.REVISION,
+                _training_digest(self.method),
+                self.backbone,
+                self.weights.sha256 or self.weights.name,
+                [self.data.name, self.data.category, self.data.manifest],
+                [self.seed, self.image_size, self.precision, self.eval_batch_size],
+            ]
+        )
+
+
+@dataclass(frozen=True)
+class EvaluateSpec:
+    """One way to make maps, scores and metrics from one training's students."""
+
+    train: TrainSpec
+    map: Map
+    score: Literal["max", "mean", "std"] = "max"
+    aupro_limits: tuple[float, ...] = (0.3, 0.05)
+
+    kind: ClassVar[Kind] = "evaluate"
+
+    def __post_init__(self) -> None:
+        require(
+            bool(self.aupro_limits) and all(0 < limit <= 1 for limit in self.aupro_limits),
+            f"aupro_limits: {list(self.aupro_limits)} is not possible; write false positive rates in (0, 1]",
+        )
+
+    @functools.cached_property
+    def id(self) -> str:
+        limits = list(self.aupro_limits)
+        return digest([self.kind, METRIC_REVISION, self.train.id, to_mapping(self.map), self.score, limits])
+
+
+@dataclass(frozen=True)
+class BenchSpec:
+    """Inference throughput of one model on one device: it depends on no seed, no category and no weights."""
+
+    method: Method
+    backbone: str
+    image_size: int
+    precision: Precision
+    device: str
+    threads: int
+    batch_sizes: tuple[int, ...] = (1, 32)
+    seconds: float = 2.0
+
+    kind: ClassVar[Kind] = "bench"
+
+    def __post_init__(self) -> None:
+        sizes = list(self.batch_sizes)
+        require(
+            bool(sizes) and min(sizes) >= 1, f"bench.batch_sizes: {sizes} is not possible; write sizes of 1 or more"
+        )
+        require(0 < self.seconds <= 3600, f"bench.seconds: {self.seconds} is not possible; write 0.1 to 3600")
+
+    @functools.cached_property
+    def id(self) -> str:
+        model = [_model_digest(self.method), self.backbone, self.image_size, self.precision]
+        measure = [self.device, self.threads, list(self.batch_sizes), self.seconds]
+        return digest([self.kind, METRIC_REVISION, dskd.methods.REVISION, model, measure])
+
+
+Spec = TrainSpec | EvaluateSpec | BenchSpec
+
+
+@dataclass(frozen=True)
+class Save:
+    """What a run leaves beside its record: scores per image (CSV), pictures of so many maps, the students' weights."""
+
+    scores: bool = True
+    maps: int = 0
+    weights: bool = True
+
+    def __post_init__(self) -> None:
+        require(self.maps >= 0, f"save.maps: {self.maps} is not possible; write 0 (none) or a number of pictures")
+
+
+@dataclass(frozen=True)
+class Bench:
+    """The grid's `bench:` section."""
+
+    batch_sizes: tuple[int, ...] = (1, 32)
+    seconds: float = 2.0
