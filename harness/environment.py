@@ -1,0 +1,93 @@
+"""What machine, versions and commit produced a record. No torch is imported: a plan asks for the device too."""
+
+import functools
+import importlib.metadata
+import os
+import platform
+import re
+import subprocess
+from pathlib import Path
+from typing import Any
+
+PACKAGES = ("torch", "accelerate", "timm", "datasets", "numpy", "pillow", "dskd-harness")
+
+
+@functools.cache
+def gpu_names() -> list[str]:
+    """Model names of the NVIDIA GPUs that CUDA_VISIBLE_DEVICES leaves, as the driver tells them; empty without one."""
+    if not Path("/proc/driver/nvidia").exists() and not Path("/dev/nvidiactl").exists():
+        return []
+    try:
+        query = ["nvidia-smi", "--query-gpu=index,uuid,name", "--format=csv,noheader"]
+        rows = subprocess.run(query, capture_output=True, text=True, timeout=20, check=True).stdout.splitlines()
+    except (OSError, subprocess.SubprocessError):
+        return []
+    found = [[cell.strip() for cell in row.split(",", 2)] for row in rows if row.count(",") >= 2]
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is None:
+        return [name for _, _, name in found]
+    wanted = [entry.strip() for entry in visible.split(",") if entry.strip()]
+    return [name for entry in wanted for index, uuid, name in found if entry == index or uuid.startswith(entry)]
+
+
+@functools.cache
+def cpu_name() -> str:
+    try:
+        match = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    except OSError:
+        match = None
+    return match[1].strip() if match else platform.processor() or platform.machine()
+
+
+@functools.cache
+def cpu_flags() -> frozenset[str]:
+    try:
+        match = re.search(r"^flags\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    except OSError:
+        match = None
+    return frozenset(match[1].split()) if match else frozenset()
+
+
+def device_name(device: str = "auto") -> str:
+    """Of the first device that runs use: the GPU's model, else the processor's. `device`: auto, cpu or cuda."""
+    gpus = gpu_names() if device != "cpu" else []
+    return gpus[0] if gpus else cpu_name()
+
+
+def thread_count() -> int:
+    """Threads to compute with: the cores that this process may run on, or OMP_NUM_THREADS where that is set."""
+    wanted = os.environ.get("OMP_NUM_THREADS", "")
+    return int(wanted) if wanted.isdigit() and int(wanted) > 0 else len(os.sched_getaffinity(0))
+
+
+@functools.cache
+def describe_environment() -> dict[str, Any]:
+    """Python, packages, operating system and the commit of the harness's source, as plain data."""
+    versions = {}
+    for package in PACKAGES:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            versions[package] = "unknown"
+    return {
+        "host": platform.node(),
+        "os": f"{platform.system()} {platform.release()}",
+        "python": platform.python_version(),
+        "packages": versions,
+        "commit": _commit(),
+        "cpu": cpu_name(),
+        "cores": os.cpu_count(),
+    }
+
+
+def _commit() -> str:
+    """The commit of the checkout that this file lies in, with `+changes` if it is not clean; empty outside one."""
+    here = Path(__file__).resolve().parent
+    try:
+        run = functools.partial(subprocess.run, cwd=here, capture_output=True, text=True, timeout=10, check=True)
+        head = run(["git", "rev-parse", "--short=12", "HEAD"]).stdout.strip()
+        tracked = run(["git", "ls-files", "--error-unmatch", __file__]).stdout
+        changed = run(["git", "status", "--porcelain", "--untracked-files=no"]).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return f"{head}{'+changes' if changed else ''}" if tracked else ""

@@ -1,0 +1,344 @@
+"""From a grid file to runs, in two steps: `resolve` (effects: categories, manifests, weights) and `expand` (pure)."""
+
+import functools
+import itertools
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from dskd.backbones import get_backbone
+from dskd.config import ConfigError, dotted_keys, from_mapping, replace, require, suggest
+from dskd.methods import Method, get_method
+from harness.data import builtin, layouts  # noqa: F401  (they register their data sets)
+from harness.data.catalog import Source, get_source
+from harness.data.manifest import describe
+from harness.environment import device_name, thread_count
+from harness.spec import Bench, BenchSpec, Data, EvaluateSpec, Save, TrainSpec, Weights
+from harness.weights import locate
+
+Settings = dict[str, Any]
+
+RUN_KEYS = {"image_size": "image_size", "weights": "weights", "precision": "precision", "seed": "seed"}
+RUN_KEYS |= {"eval.batch_size": "eval_batch_size"}
+METHOD_KEYS = [key for key in dotted_keys(Method) if key != "name"]
+EVALUATE_KEYS = [*(key for key in METHOD_KEYS if key.startswith("map.")), "score", "aupro_limits"]
+DEFAULT_WEIGHTS = "imagenet"
+SETTABLE = [*(key for key in RUN_KEYS if key != "seed"), *METHOD_KEYS, "aupro_limits"]
+LABELS = ["method", "backbone", "dataset", "category", "seed"]
+AXES = ["method", "backbone", "dataset", "seed", *SETTABLE]
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A grid file, checked: every key exists and every rule can match. Values are checked by `expand`."""
+
+    name: str
+    axes: dict[str, list[Any]]
+    defaults: Settings = field(default_factory=dict)
+    include: list[dict[str, list[Any]]] = field(default_factory=list)
+    exclude: list[Settings] = field(default_factory=list)
+    overrides: list[tuple[Settings, Settings]] = field(default_factory=list)
+    evaluate: list[Settings] = field(default_factory=lambda: [{}])
+    bench: Bench | None = None
+    save: Save = field(default_factory=Save)
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What `expand` needs to know of the world: per data set its categories, per (weights, backbone) the file."""
+
+    categories: dict[Source, list[Data]]
+    weights: dict[tuple[str, str], tuple[Weights, str | None]]
+    device: str
+    threads: int
+
+
+@dataclass(frozen=True)
+class Training:
+    """One training with its evaluations, and where its data and weights lie on this machine (not part of any id)."""
+
+    spec: TrainSpec
+    evaluations: tuple[EvaluateSpec, ...]
+    source: Source
+    weights_path: str | None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All work of a grid, each piece once, in the order of the grid."""
+
+    trainings: list[Training]
+    benches: list[BenchSpec]
+
+    def __len__(self) -> int:
+        return len(self.trainings) + sum(len(training.evaluations) for training in self.trainings) + len(self.benches)
+
+
+def read_grid(path: Path) -> Grid:
+    """Raises ConfigError for a file that is not there, is not YAML or says something that cannot be meant."""
+    try:
+        document = yaml.load(path.read_text(), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}; write the path of a grid file (see benchmarks/grids)") from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"{path} is not a text file; a grid file is YAML (see benchmarks/grids)") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+    try:
+        return parse(document)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from None
+
+
+def parse(document: Any) -> Grid:
+    """A grid from the parsed YAML. Raises ConfigError."""
+    _require_mapping(document, "a grid file")
+    known = ["name", "axes", "defaults", "include", "exclude", "overrides", "evaluate", "bench", "save"]
+    _require_keys(document, known, "")
+    name = str(document.get("name", ""))
+    require(bool(re.fullmatch(r"[\w.-]+", name)), f"name: {name!r} is not possible; write letters, digits, . _ and -")
+    axes = _axes(document.get("axes"), "axes")
+    for axis in ("method", "backbone", "dataset"):
+        require(axis in axes, f"axes: {axis!r} is missing; write axes: {{{axis}: [...]}}")
+    axes.setdefault("seed", [0])
+    include = [axes | _axes(entry, "include") for entry in _list(document.get("include"), "include")]
+    rules = [_settings(rule, [*LABELS, *AXES], "exclude") for rule in _list(document.get("exclude"), "exclude")]
+    overrides = []
+    for rule in _list(document.get("overrides"), "overrides"):
+        _require_mapping(rule, "an entry of overrides")
+        _require_keys(rule, ["when", "set"], "overrides: ")
+        when = _settings(rule.get("when", {}), [*LABELS, *AXES], "overrides.when")
+        overrides.append((when, _settings(rule.get("set", {}), SETTABLE, "overrides.set")))
+    bench = document.get("bench")
+    grid = Grid(
+        name=name,
+        axes=axes,
+        defaults=_settings(document.get("defaults") or {}, SETTABLE, "defaults"),
+        include=include,
+        exclude=rules,
+        overrides=overrides,
+        evaluate=[
+            _settings(entry or {}, EVALUATE_KEYS, "evaluate")
+            for entry in _list(document.get("evaluate"), "evaluate") or [{}]
+        ],
+        bench=from_mapping(Bench, bench, "bench") if bench else None,
+        save=from_mapping(Save, document.get("save") or {}, "save"),
+    )
+    _check_names(grid)
+    return grid
+
+
+def _axes(axes: Any, where: str) -> dict[str, list[Any]]:
+    _require_mapping(axes, where)
+    _require_keys(axes, AXES, f"{where}: ")
+    lists = {axis: values if isinstance(values, list) else [values] for axis, values in axes.items()}
+    for axis, values in lists.items():
+        require(bool(values), f"{where}: {axis!r} is empty; write at least one value")
+    return lists
+
+
+def _settings(settings: Any, keys: Sequence[str], where: str) -> Settings:
+    """Settings with dotted keys; `train: {epochs: 1}` is taken as `train.epochs: 1`."""
+    _require_mapping(settings, where)
+    flat: Settings = {}
+    for key, value in settings.items():
+        if isinstance(value, Mapping) and key not in keys:
+            flat |= {f"{key}.{inner}": item for inner, item in value.items()}
+        else:
+            flat[key] = value
+    _require_keys(flat, keys, f"{where}: ")
+    return flat
+
+
+def _list(value: Any, where: str) -> list[Any]:
+    require(value is None or isinstance(value, list), f"{where}: {value!r} is not possible; write a list")
+    return value or []
+
+
+def _require_mapping(value: Any, where: str) -> None:
+    require(isinstance(value, Mapping), f"{where}: {value!r} is not possible; write a mapping of keys to values")
+
+
+def _require_keys(mapping: Mapping[str, Any], keys: Sequence[str], where: str) -> None:
+    for key in mapping:
+        if key not in keys:
+            raise ConfigError(f"{where}unknown key {key!r}; {suggest(key, keys)}")
+
+
+def _method_entry(entry: Any) -> tuple[str, Settings]:
+    """Name and settings of a method axis value: `dskd` or `{name: dskd, embedding.source: teacher}`."""
+    if isinstance(entry, str):
+        return get_method(entry).name, {}
+    _require_mapping(entry, "method")
+    require("name" in entry, f"method: {dict(entry)} has no `name`")
+    settings = {key: value for key, value in entry.items() if key != "name"}
+    return get_method(entry["name"]).name, _settings(settings, METHOD_KEYS, f"method {entry['name']}")
+
+
+def _check_names(grid: Grid) -> None:
+    """Names of methods, backbones and data sets exist, and each rule's values are among the grid's."""
+    blocks = [grid.axes, *grid.include]
+    values: dict[str, list[str]] = {axis: [] for block in blocks for axis in block}
+    for block in blocks:
+        values["method"] += [_method_entry(entry)[0] for entry in block["method"]]
+        values["backbone"] += [get_backbone(name).name for name in block["backbone"]]
+        values["dataset"] += [get_source(entry).name for entry in block["dataset"]]
+        for axis in block.keys() - {"method", "backbone", "dataset"}:
+            values[axis] += [str(value) for value in block[axis]]
+    rules = [("exclude", rule) for rule in grid.exclude] + [("overrides.when", when) for when, _ in grid.overrides]
+    for where, rule in rules:
+        for key, wanted in rule.items():
+            for value in wanted if isinstance(wanted, list) else [wanted]:
+                if key in values and str(value) not in values[key]:
+                    raise ConfigError(
+                        f"{where}: {key} {value!r} is not in the grid; {suggest(value, dict.fromkeys(values[key]))}"
+                    )
+
+
+Progress = Callable[[str, int, int], None]
+
+
+def resolve(grid: Grid, progress: Progress | None = None) -> Facts:
+    """Look at the data sets, the weights and the device that the grid needs.
+
+    Args:
+        progress: called as (what, done, total) while files are read for the first time.
+
+    Raises:
+        ConfigError: a data set or weights that cannot be had, with what was expected and what was found.
+    """
+    blocks = [grid.axes, *grid.include]
+    categories: dict[Source, list[Data]] = {}
+    for source in dict.fromkeys(get_source(entry) for block in blocks for entry in block["dataset"]):
+        report = functools.partial(progress, f"reading {source.name}") if progress else None
+        categories[source] = [describe(source, category, report) for category in source.chosen()]
+    default = grid.defaults.get("weights", DEFAULT_WEIGHTS)
+    wanted = {str(value) for block in blocks for value in block.get("weights", [default])}
+    wanted |= {str(extra["weights"]) for _, extra in grid.overrides if "weights" in extra}
+    weights = {
+        (name, backbone): locate(name, backbone)
+        for name in sorted(wanted)
+        for backbone in sorted({backbone for block in blocks for backbone in block["backbone"]})
+    }
+    return Facts(categories, weights, device_name(), thread_count())
+
+
+def expand(grid: Grid, facts: Facts) -> Plan:
+    """Axes × include, less exclude, with defaults < method entry < axes < overrides. Pure; equal runs are kept once.
+
+    Raises:
+        ConfigError: a value that is not possible, with the key.
+    """
+    trainings: dict[str, Training] = {}
+    benches: dict[str, BenchSpec] = {}
+    for block in [grid.axes, *grid.include]:
+        sources = [get_source(entry) for entry in block["dataset"]]
+        for values in _combinations(block | {"dataset": sources}):
+            for data in facts.categories[values["dataset"]]:
+                training = _training(grid, facts, values, data)
+                if training is None or training.spec.id in trainings:
+                    continue
+                trainings[training.spec.id] = training
+                if grid.bench:
+                    bench = _bench(training.spec, grid.bench, facts)
+                    benches.setdefault(bench.id, bench)
+    return Plan(list(trainings.values()), list(benches.values()))
+
+
+def _combinations(block: Mapping[str, list[Any]]) -> Iterator[Settings]:
+    for values in itertools.product(*block.values()):
+        yield dict(zip(block, values, strict=True))
+
+
+def matches(labels: Mapping[str, Any], rule: Mapping[str, Any]) -> bool:
+    """Whether every key of the rule has one of the rule's values; values are compared as text (`0` is `"0"`)."""
+    for key, wanted in rule.items():
+        options = wanted if isinstance(wanted, (list, tuple)) else [wanted]
+        if str(labels.get(key)) not in {str(option) for option in options}:
+            return False
+    return True
+
+
+def _training(grid: Grid, facts: Facts, values: Settings, data: Data) -> Training | None:
+    name, own = _method_entry(values["method"])
+    axes = {key: value for key, value in values.items() if key not in ("method", "backbone", "dataset")}
+    settings = grid.defaults | own | axes
+    labels = settings | {
+        "method": name,
+        "backbone": values["backbone"],
+        "dataset": data.name,
+        "category": data.category,
+    }
+    if any(matches(labels, rule) for rule in grid.exclude):
+        return None
+    for when, extra in grid.overrides:
+        if matches(labels, when):
+            settings = settings | extra
+    method = _configured(name, json.dumps({key: settings[key] for key in METHOD_KEYS if key in settings}))
+    wanted = str(settings.get("weights", DEFAULT_WEIGHTS))
+    weights, path = facts.weights[wanted, values["backbone"]]
+    run = {RUN_KEYS[key]: settings[key] for key in RUN_KEYS if key in settings and key != "weights"}
+    spec = _spec(method, values["backbone"], weights, data, json.dumps(run))
+    limits = {"aupro_limits": settings["aupro_limits"]} if "aupro_limits" in settings else {}
+    evaluations = {}
+    for variant in grid.evaluate:
+        evaluation = _evaluation(spec, json.dumps(limits | variant))
+        evaluations.setdefault(evaluation.id, evaluation)
+    return Training(spec, tuple(evaluations.values()), values["dataset"], path)
+
+
+@functools.lru_cache(maxsize=4096)
+def _configured(name: str, settings: str) -> Method:
+    return replace(get_method(name), json.loads(settings), "")
+
+
+@functools.lru_cache(maxsize=4096)
+def _run_values(run: str) -> Settings:
+    """Checked once per distinct setting: a grid of 10,000 runs has few."""
+    base = TrainSpec(get_method("dskd"), "resnet18", Weights(), Data("", "", ""))
+    checked = replace(base, json.loads(run))
+    return {key: getattr(checked, key) for key in json.loads(run)}
+
+
+def _spec(method: Method, backbone: str, weights: Weights, data: Data, run: str) -> TrainSpec:
+    return TrainSpec(method, backbone, weights, data, **_run_values(run))
+
+
+@functools.lru_cache(maxsize=4096)
+def _variant(method: Method, settings: str) -> Settings:
+    """`map`, `score` and `aupro_limits` of one evaluation of a method."""
+    chosen = json.loads(settings)
+    limits = tuple(chosen.pop("aupro_limits", EvaluateSpec.aupro_limits))
+    changed = replace(method, chosen)
+    return {"map": changed.map, "score": changed.score, "aupro_limits": limits}
+
+
+def _evaluation(spec: TrainSpec, settings: str) -> EvaluateSpec:
+    return EvaluateSpec(spec, **_variant(spec.method, settings))
+
+
+def _bench(spec: TrainSpec, bench: Bench, facts: Facts) -> BenchSpec:
+    return BenchSpec(
+        spec.method,
+        spec.backbone,
+        spec.image_size,
+        spec.precision,
+        facts.device,
+        facts.threads,
+        bench.batch_sizes,
+        bench.seconds,
+    )
+
+
+def labels_of(spec: TrainSpec | BenchSpec) -> dict[str, Any]:
+    """What `--only` and tables call a run by."""
+    labels = {"method": spec.method.name, "backbone": spec.backbone, "image_size": spec.image_size}
+    labels["precision"] = spec.precision
+    if isinstance(spec, TrainSpec):
+        labels |= {"dataset": spec.data.name, "category": spec.data.category, "seed": spec.seed}
+    return labels

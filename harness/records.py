@@ -1,0 +1,135 @@
+"""Records: what a run leaves on disk, the only bridge between what runs and what reports.
+
+One folder per run, `<results>/<run id>/`: `record.json` exists only for success and is published by link, so the first
+of several attempts wins; a failed attempt is `attempts/<n>.json` with its reason. No torch is imported here.
+"""
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from dskd.config import from_mapping, to_mapping
+from harness.files import publish, write_atomic
+from harness.spec import Kind
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class Record:
+    """The result of one piece of work: what it was (`spec`), what came out (`result`), where and how long.
+
+    `spec` and `result` are plain data: the spec as `to_mapping` gives it, the result with units in its keys.
+    """
+
+    kind: Kind
+    id: str
+    spec: dict[str, Any]
+    result: dict[str, Any]
+    environment: dict[str, Any]
+    started_at: str
+    wall_s: float
+    grid: str = ""
+    schema: int = SCHEMA
+
+
+@dataclass(frozen=True)
+class Failure:
+    """An attempt that did not end in a record. `reason`: error, data, diverged, out_of_memory, crashed, interrupted."""
+
+    kind: Kind
+    id: str
+    spec: dict[str, Any]
+    reason: str
+    message: str
+    traceback: str
+    started_at: str
+    attempt: int
+    environment: dict[str, Any] = field(default_factory=dict)
+    schema: int = SCHEMA
+
+
+@dataclass(frozen=True)
+class Damaged:
+    """A run folder whose record cannot be read."""
+
+    folder: Path
+    message: str
+
+
+class Results:
+    """One grid's results folder. Only atomic rename, link and create-exclusive are relied on."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def run_folder(self, run_id: str) -> Path:
+        return self.folder / run_id
+
+    def done(self) -> set[str]:
+        """Ids of the runs that have a record; no record is read."""
+        if not self.folder.is_dir():
+            return set()
+        with os.scandir(self.folder) as entries:
+            return {entry.name for entry in entries if os.path.exists(os.path.join(entry.path, "record.json"))}
+
+    def failed(self) -> set[str]:
+        """Ids of the runs that have failed attempts and no record."""
+        folders = self.folder.glob("*/attempts") if self.folder.is_dir() else []
+        return {folder.parent.name for folder in folders} - self.done()
+
+    def publish(self, record: Record, *, replace: bool = False) -> bool:
+        """Write the record whole; False if another attempt was first (its record stays, unless `replace`)."""
+        path = self.run_folder(record.id) / "record.json"
+        content = json.dumps(to_mapping(record), allow_nan=False)
+        if replace:
+            write_atomic(path, content)
+            return True
+        return publish(path, content)
+
+    def fail(self, failure: Failure) -> Failure:
+        """Write the attempt under the next free number, which the returned failure has."""
+        folder = self.run_folder(failure.id) / "attempts"
+        number = 1 + max((int(path.stem) for path in folder.glob("*.json") if path.stem.isdigit()), default=0)
+        while not publish(folder / f"{number}.json", json.dumps(to_mapping(failure) | {"attempt": number})):
+            number += 1
+        return from_mapping(Failure, to_mapping(failure) | {"attempt": number})
+
+    def record(self, run_id: str) -> Record | None:
+        """The run's record, None if it has none. Raises ValueError for a damaged one."""
+        try:
+            content = (self.run_folder(run_id) / "record.json").read_text()
+        except FileNotFoundError:
+            return None
+        return parse_record(content)
+
+    def last_failure(self, run_id: str) -> Failure | None:
+        """The newest failed attempt of a run without a record, None if there is none."""
+        folder = self.run_folder(run_id) / "attempts"
+        attempts = sorted((path for path in folder.glob("*.json") if path.stem.isdigit()), key=lambda p: int(p.stem))
+        return from_mapping(Failure, json.loads(attempts[-1].read_text())) if attempts else None
+
+    def __iter__(self) -> Iterator[Record | Failure | Damaged]:
+        """Every run's record, else its last failure; a record that cannot be read is given as Damaged."""
+        for run_id in sorted(os.listdir(self.folder)):
+            try:
+                found = self.record(run_id) or self.last_failure(run_id)
+            except NotADirectoryError:
+                continue
+            except (ValueError, TypeError) as error:
+                found = Damaged(self.run_folder(run_id), str(error))
+            if found is not None:
+                yield found
+
+
+def parse_record(content: str) -> Record:
+    """Raises ValueError for content that is no record or of a newer schema."""
+    document = json.loads(content)
+    if not isinstance(document, Mapping) or "schema" not in document:
+        raise ValueError("not a record")
+    if document["schema"] > SCHEMA:
+        raise ValueError(f"schema {document['schema']} is newer than this harness reads ({SCHEMA}); update it")
+    return from_mapping(Record, document)

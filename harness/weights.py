@@ -1,0 +1,75 @@
+"""Where a teacher's weights come from, found and checked before anything runs. torch is imported only to check a new
+file.
+"""
+
+import os
+import socket
+from pathlib import Path
+from urllib.parse import urlparse
+
+from dskd.backbones import get_backbone
+from dskd.config import ConfigError, suggest
+from harness.data.manifest import file_sha256
+from harness.files import cache_folder, user_path, write_atomic
+from harness.spec import Weights, digest
+
+CONNECT_TIMEOUT_S = 3.0
+
+
+def locate(name: str, backbone: str) -> tuple[Weights, str | None]:
+    """The weights that a grid names (`imagenet`, `random` or a path) and the file they lie in (None for random).
+
+    Raises:
+        ConfigError: a file that is missing or not of this backbone; `imagenet` without cache and network, with how to
+        get it.
+    """
+    if name == "random":
+        return Weights(), None
+    path = _imagenet(backbone) if name == "imagenet" else user_path(name)
+    if not path.is_file():
+        near = suggest(name, ["imagenet", "random"]) if "/" not in name and "." not in name else f"no file {path}"
+        raise ConfigError(f"weights: {name!r} is not possible ({near}); write imagenet, random or the path of a file")
+    sha256 = file_sha256(path)
+    checked = cache_folder("weights") / f"{digest([sha256, backbone])}.txt"
+    if not checked.exists():
+        from dskd.teacher import Teacher
+
+        Teacher(backbone, path)
+        write_atomic(checked, f"{path} holds {backbone}\n")
+    label = "imagenet" if name == "imagenet" else path.name
+    return Weights(label, sha256), str(path.resolve())
+
+
+def _imagenet(backbone: str) -> Path:
+    """The hub's file of the torchvision V1 weights, from the local cache or downloaded into it."""
+    import huggingface_hub
+
+    tag = get_backbone(backbone).imagenet
+    repository, file = f"timm/{tag}", "model.safetensors"
+    cached = huggingface_hub.try_to_load_from_cache(repository, file)
+    if isinstance(cached, str):
+        return Path(cached)
+    offline = os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}
+    if not offline and _reachable(huggingface_hub.constants.ENDPOINT):
+        try:
+            return Path(huggingface_hub.hf_hub_download(repository, file))
+        except Exception as error:  # the hub raises many kinds; each means that the file cannot be had
+            reason = f"the download failed ({type(error).__name__}: {' '.join(str(error).split())[:200]})"
+    else:
+        reason = "HF_HUB_OFFLINE is set" if offline else "the hub cannot be reached"
+    raise ConfigError(
+        f"weights: imagenet for {backbone} is not in the local cache and {reason}; where there is a network run "
+        f"`hf download {repository} {file}`, or write `weights: PATH` of a safetensors file, or `weights: random`"
+    )
+
+
+def _reachable(endpoint: str) -> bool:
+    """Whether a connection can be opened within CONNECT_TIMEOUT_S: the hub's own client tries for most of a minute."""
+    if any(os.environ.get(name) for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")):
+        return True  # only the proxy can tell
+    url = urlparse(endpoint)
+    try:
+        with socket.create_connection((url.hostname, url.port or 443), CONNECT_TIMEOUT_S):
+            return True
+    except OSError:
+        return False

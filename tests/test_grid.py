@@ -1,0 +1,186 @@
+"""From a grid file to runs: axes, rules, ids, and everything that is refused before anything runs."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from dskd.config import ConfigError, from_mapping, to_mapping
+from harness.environment import thread_count
+from harness.grid import Facts, Grid, Plan, expand, labels_of, parse, resolve
+from harness.spec import Data, EvaluateSpec, TrainSpec, Weights
+
+DOCUMENT = {
+    "name": "test",
+    "axes": {
+        "method": ["dskd", "stfpm", "reverse_distillation"],
+        "backbone": ["resnet18"],
+        "dataset": [{"name": "surfaces", "categories": ["granite", "leather"]}],
+        "seed": [0, 1, 2],
+    },
+    "defaults": {"weights": "random"},
+}
+
+
+def grid(**sections: object) -> Grid:
+    return parse(yaml.safe_load(yaml.safe_dump(DOCUMENT | sections)))
+
+
+def plan(**sections: object) -> Plan:
+    parsed = grid(**sections)
+    return expand(parsed, resolve(parsed))
+
+
+def test_axes_categories_rules_and_order() -> None:
+    made = plan(
+        exclude=[{"method": "reverse_distillation", "seed": 2}, {"category": "leather", "method": ["dskd"]}],
+        overrides=[{"when": {"method": "stfpm", "seed": [0, 1]}, "set": {"train.epochs": 100, "train": {"lr": 0.1}}}],
+        include=[{"method": "dskd", "seed": 7}],
+        evaluate=[{}, {"map.scale_fuse": "mul", "map.sigma": 0}],
+        bench={"batch_sizes": [1, 2], "seconds": 1},
+    )
+    runs = [labels_of(training.spec) for training in made.trainings]
+    assert len(runs) == 3 + 6 + 4 + 1  # dskd without leather, stfpm, reverse distillation without seed 2, included
+    assert runs[-1]["seed"] == 7
+    recipes = {(t.spec.method.name, t.spec.seed): t.spec.method.train for t in made.trainings}
+    assert (recipes["stfpm", 0].epochs, recipes["stfpm", 0].lr) == (100, 0.1)
+    assert (recipes["stfpm", 2].epochs, recipes["stfpm", 2].lr) == (100, 0.4)
+    assert (recipes["dskd", 0].epochs, recipes["reverse_distillation", 1].batch_size) == (200, 16)
+    first = made.trainings[0].evaluations
+    assert [(e.map.scale_fuse, e.map.sigma) for e in first] == [("sum", 4.0), ("mul", 0.0)]
+    stfpm = next(t for t in made.trainings if t.spec.method.name == "stfpm")
+    assert len(stfpm.evaluations) == 1  # its default is the variant: one piece of work, not two
+    assert [bench.method.name for bench in made.benches] == ["dskd", "stfpm", "reverse_distillation"]
+    assert len({t.spec.id for t in made.trainings}) == len(made.trainings)
+
+
+def test_settings_from_least_to_most_specific() -> None:
+    made = plan(
+        axes=DOCUMENT["axes"]
+        | {"method": ["dskd", {"name": "dskd", "train.lr": 0.2}], "train.epochs": [3], "seed": [0]},
+        defaults={"weights": "random", "train.epochs": 9, "train.lr": 0.1, "image_size": 64},
+        overrides=[{"when": {"category": "leather"}, "set": {"image_size": 96}}],
+    )
+    found = [
+        (t.spec.data.category, t.spec.method.train.lr, t.spec.method.train.epochs, t.spec.image_size)
+        for t in made.trainings
+    ]
+    assert found == [("granite", 0.1, 3, 64), ("leather", 0.1, 3, 96), ("granite", 0.2, 3, 64), ("leather", 0.2, 3, 96)]
+
+
+def test_id_is_content() -> None:
+    base = DOCUMENT["defaults"]
+    ids = {
+        name: [t.spec.id for t in plan(**sections).trainings]
+        for name, sections in {
+            "base": {},
+            "name": {"name": "other", "save": {"maps": 3}, "bench": {"seconds": 1}},
+            "spelled": {"defaults": base | {"image_size": 256, "train.holdout": "2e-1", "precision": "auto"}},
+            "map": {"defaults": base | {"map.sigma": 2, "score": "mean"}},
+            "evaluate": {"evaluate": [{"score": "mean"}]},
+            "lr": {"defaults": base | {"train.lr": 0.3}},
+            "size": {"defaults": base | {"image_size": 64}},
+            "precision": {"defaults": base | {"precision": "bf16"}},
+        }.items()
+    }
+    for same in ("name", "spelled", "map", "evaluate"):
+        assert ids[same] == ids["base"], same
+    for other in ("lr", "size", "precision"):
+        assert not set(ids[other]) & set(ids["base"]), other
+    evaluations = [
+        plan(evaluate=[variant]).trainings[0].evaluations[0].id for variant in ({}, {"map.sigma": 1}, {"score": "std"})
+    ]
+    assert len(set(evaluations)) == 3
+
+
+def test_specs_survive_json() -> None:
+    training = plan().trainings[0]
+    for spec in (training.spec, *training.evaluations):
+        again = from_mapping(type(spec), yaml.safe_load(yaml.safe_dump(to_mapping(spec))))
+        assert again == spec
+        assert again.id == spec.id
+
+
+def test_weights_decide_by_content() -> None:
+    parsed = grid()
+    data = Data("surfaces", "granite", "m")
+
+    def run(weights: Weights) -> TrainSpec:
+        source = next(iter(resolve(parsed).categories))
+        facts = Facts({source: [data]}, {("random", "resnet18"): (weights, None)}, "cpu", thread_count())
+        return expand(parsed, facts).trainings[0].spec
+
+    assert run(Weights("a", "1" * 64)).id == run(Weights("b", "1" * 64)).id != run(Weights("a", "2" * 64)).id
+
+
+@pytest.mark.parametrize(
+    ("sections", "message"),
+    [
+        ({"axes": "dskd"}, "axes: 'dskd' is not possible; write a mapping"),
+        ({"axis": {}}, "unknown key 'axis'; did you mean 'axes'"),
+        ({"name": "a b"}, "name: 'a b' is not possible"),
+        ({"axes": {"method": ["dskd"]}}, "axes: 'backbone' is missing"),
+        ({"axes": DOCUMENT["axes"] | {"method": []}}, "axes: 'method' is empty"),
+        ({"axes": DOCUMENT["axes"] | {"methods": ["dskd"]}}, "unknown key 'methods'; did you mean 'method'"),
+        ({"axes": DOCUMENT["axes"] | {"method": ["dsdk"]}}, "unknown method 'dsdk'; did you mean 'dskd'"),
+        (
+            {"axes": DOCUMENT["axes"] | {"method": [{"name": "dskd", "embeding.source": "teacher"}]}},
+            "'embedding.source'",
+        ),
+        (
+            {"axes": DOCUMENT["axes"] | {"backbone": ["resnet19"]}},
+            "unknown backbone 'resnet19'; did you mean 'resnet18'",
+        ),
+        ({"axes": DOCUMENT["axes"] | {"dataset": ["mvtec"]}}, "unknown dataset 'mvtec'; did you mean 'mvtec_ad'"),
+        (
+            {"axes": DOCUMENT["axes"] | {"dataset": [{"name": "mtd", "rot": "x"}]}},
+            "unknown key 'dataset mtd.rot'; did you",
+        ),
+        ({"axes": DOCUMENT["axes"] | {"dataset": [{"root": "x"}]}}, "has no `name`"),
+        (
+            {"axes": DOCUMENT["axes"] | {"dataset": [{"name": "surfaces", "categories": ["granit"]}]}},
+            "did you mean 'granite'",
+        ),
+        ({"axes": DOCUMENT["axes"] | {"seed": ["a"]}}, "seed: 'a' is not possible; write a whole number"),
+        (
+            {"axes": DOCUMENT["axes"] | {"image_size": [250]}},
+            "image_size: 250 is not possible, .* multiple of 32; write 256",
+        ),
+        ({"defaults": {"train.epoch": 1}}, "defaults: unknown key 'train.epoch'; did you mean 'train.epochs'"),
+        ({"defaults": {"weights": "random", "precision": "fp16"}}, "precision: 'fp16' is not possible"),
+        ({"defaults": {"weights": "imagnet"}}, "did you mean 'imagenet'"),
+        ({"defaults": {"weights": "/gone/x.safetensors"}}, "no file /gone/x.safetensors"),
+        (
+            {"defaults": {"weights": "imagenet"}},
+            "HF_HUB_OFFLINE is set; where there is a network run `hf download timm/resnet18",
+        ),
+        ({"exclude": [{"method": "stpfm"}]}, "exclude: method 'stpfm' is not in the grid; did you mean 'stfpm'"),
+        ({"exclude": {"method": "stfpm"}}, "exclude: .* write a list"),
+        ({"overrides": [{"if": {}}]}, "overrides: unknown key 'if'"),
+        ({"overrides": [{"when": {"seed": 5}, "set": {}}]}, "overrides.when: seed 5 is not in the grid"),
+        ({"overrides": [{"set": {"seed": 5}}]}, "overrides.set: unknown key 'seed'"),
+        ({"evaluate": [{"train.epochs": 1}]}, "evaluate: unknown key 'train.epochs'"),
+        ({"evaluate": [{"map.scale_fuse": "max"}]}, "map.scale_fuse: 'max' is not possible; .*one of: sum, mul"),
+        ({"evaluate": [{"aupro_limits": [2]}]}, "aupro_limits"),
+        ({"bench": {"batch_size": 1}}, "unknown key 'bench.batch_size'; did you mean 'batch_sizes'"),
+        ({"bench": {"batch_sizes": [0]}}, "bench.batch_sizes: .0. is not possible"),
+        ({"save": {"map": 1}}, "unknown key 'save.map'"),
+        ({"defaults": {"weights": "random", "embedding.source": "teacher"}}, "there is no decoder student to feed"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused_in_one_line(sections: dict, message: str) -> None:
+    with pytest.raises(ConfigError, match=message) as error:
+        plan(**sections)
+    assert "\n" not in str(error.value)
+
+
+def test_weights_of_another_backbone_are_refused(imagenet_weights: Path) -> None:
+    axes = DOCUMENT["axes"] | {"backbone": ["resnet34"]}
+    with pytest.raises(ConfigError, match=r"lacks layer1\.2\.bn1\.bias.* a file for resnet34"):
+        plan(axes=axes, defaults={"weights": str(imagenet_weights)})
+
+
+def test_evaluation_defaults_to_the_methods_own_map() -> None:
+    evaluation = plan(defaults={"weights": "random", "map.sigma": 1}).trainings[0].evaluations[0]
+    assert isinstance(evaluation, EvaluateSpec)
+    assert evaluation.map.sigma == 1
