@@ -1,0 +1,64 @@
+"""What a supervisor hands a worker: one job, as JSON."""
+
+import json
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from dskd.config import from_mapping, to_mapping
+from harness.spec import BenchSpec, EvaluateSpec, Save, Spec, TrainSpec
+
+
+@dataclass(frozen=True)
+class TrainJob:
+    """One training and those of its evaluations that are missing; a training that is done is loaded, not repeated.
+
+    Args:
+        source: the data set's grid entry; weights_path: the teacher's file on this machine, None for random weights.
+        results: the results folder. force: do it again although there are records.
+    """
+
+    spec: TrainSpec
+    evaluations: tuple[EvaluateSpec, ...]
+    source: dict[str, Any]
+    weights_path: str | None
+    results: str
+    save: Save = field(default_factory=Save)
+    device: str = "auto"
+    force: bool = False
+    grid: str = ""
+
+    kind: ClassVar[str] = "train"
+
+    @property
+    def works(self) -> tuple[Spec, ...]:
+        return (self.spec, *self.evaluations)
+
+
+@dataclass(frozen=True)
+class BenchJob:
+    """One throughput measurement."""
+
+    spec: BenchSpec
+    results: str
+    device: str = "auto"
+    force: bool = False
+    grid: str = ""
+
+    kind: ClassVar[str] = "bench"
+
+    @property
+    def works(self) -> tuple[Spec, ...]:
+        return (self.spec,)
+
+
+Job = TrainJob | BenchJob
+_KINDS: dict[str, type[Job]] = {"train": TrainJob, "bench": BenchJob}
+
+
+def encode(job: Job) -> bytes:
+    return json.dumps({"kind": job.kind, "job": to_mapping(job)}).encode()
+
+
+def decode(message: bytes) -> Job:
+    document = json.loads(message)
+    return from_mapping(_KINDS[document["kind"]], document["job"])

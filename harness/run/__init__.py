@@ -1,0 +1,1 @@
+"""One piece of work inside a worker: train, evaluate, bench; from a job to records."""

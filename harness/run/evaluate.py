@@ -1,0 +1,81 @@
+"""Maps, scores and metrics of trained students on the test images, for several variants over one pass of the
+networks.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from dskd.anomaly_map import anomaly_map, image_scores
+from dskd.distiller import Distiller
+from harness.run import metrics
+from harness.run.device import Device, to_device, to_images, whole_batches
+from harness.spec import EvaluateSpec
+
+
+@dataclass(frozen=True)
+class Inspected:
+    """The test images as one variant sees them: `maps` float32 (N, S, S), `scores` float64 (N,)."""
+
+    maps: np.ndarray
+    scores: np.ndarray
+
+
+@torch.inference_mode()
+def inspect(
+    distiller: Distiller,
+    images: np.ndarray,
+    variants: Sequence[EvaluateSpec],
+    batch_size: int,
+    device: Device,
+    report: Callable[[int, int], None],
+) -> list[Inspected]:
+    """Run the test images (uint8 (N, S, S, 3)) once through the networks and make each variant's maps and scores.
+
+    Batches are of exactly `batch_size`, the last filled up, so that maps do not depend on how the set divides.
+    """
+    distiller.students.eval()
+    count, side = images.shape[:2]
+    maps = [np.empty((count, side, side), np.float32) for _ in variants]
+    scores = [np.empty(count, np.float64) for _ in variants]
+    for positions, real in whole_batches(count, batch_size):
+        batch = to_images(to_device(images[positions], device.place))
+        with device.autocast():
+            discrepancies = distiller.discrepancies(batch)
+        rows = slice(int(positions[0]), int(positions[0]) + real)
+        for variant, kept, score in zip(variants, maps, scores, strict=True):
+            made = anomaly_map(discrepancies, variant.map, (side, side))[:real]
+            kept[rows] = made.cpu().numpy()
+            score[rows] = image_scores(made, variant.score).double().cpu().numpy()
+        report(rows.stop, count)
+    return [Inspected(*pair) for pair in zip(maps, scores, strict=True)]
+
+
+def measure(
+    inspected: Inspected,
+    labels: np.ndarray,
+    masks: np.ndarray,
+    spec: EvaluateSpec,
+    regions: metrics.Regions,
+    regions_before: int,
+) -> dict[str, Any]:
+    """All metrics of one variant, with what a reader needs to judge them: counts, and regions that resizing lost
+    (of `regions_before`).
+    """
+    values = metrics.evaluate(inspected.scores, labels, inspected.maps, masks, regions, spec.aupro_limits)
+    image, pixel = values["image_auroc"], values["pixel_auroc"]
+    # A collapsed run must not be averaged silently.
+    degenerate = (image is not None and image <= 0.5) or (pixel is not None and pixel < 0.5)
+    anomalous = masks[labels].any(axis=(1, 2))
+    return {
+        **values,
+        "degenerate": bool(degenerate),
+        "test_normal": int((~labels).sum()),
+        "test_anomalous": int(labels.sum()),
+        "regions": len(regions.sizes),
+        "regions_lost": max(0, regions_before - len(regions.sizes)),
+        "anomalous_without_mask": int((~anomalous).sum()),
+    }

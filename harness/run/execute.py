@@ -1,0 +1,281 @@
+"""From a job to records: what a worker does with one piece of work, whatever goes wrong."""
+
+import csv
+import functools
+import io
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+
+from dskd.config import to_mapping
+from dskd.distiller import Distiller
+from dskd.teacher import Teacher
+from harness.data import builtin, images, layouts  # noqa: F401  (they register their data sets)
+from harness.data.catalog import DataError, get_source
+from harness.environment import describe_environment
+from harness.files import write_atomic
+from harness.launch.job import BenchJob, Job, TrainJob
+from harness.records import Failure, Record, Results
+from harness.run import metrics, pictures
+from harness.run.device import Device, PeakMemory, open_device, to_device
+from harness.run.evaluate import Inspected, inspect, measure
+from harness.run.features import TeacherFeatures
+from harness.run.throughput import throughput
+from harness.run.train import DivergedError, Epoch, train
+from harness.spec import Spec, TrainSpec
+
+Emit = Callable[..., None]
+TRACEBACK_CHARACTERS = 2000  # the end of it: records and attempts stay small
+
+
+def execute(job: Job, emit: Emit) -> None:
+    """Do the job's work and publish a record, or an attempt with its reason, for each piece of it.
+
+    Args:
+        emit: called as emit(event, **fields) for progress: `phase`, `step`, `epoch`, `record`, `failed`.
+    """
+    work = _Work(job, emit)
+    with work.attempting(job.spec):
+        device = open_device(job.device, job.spec.precision)
+        if isinstance(job, BenchJob):
+            emit("phase", phase="bench")
+            with work.recording(job.spec, device) as result:
+                result |= throughput(job.spec, device)
+        else:
+            _train_and_evaluate(job, work, device)
+
+
+def _train_and_evaluate(job: TrainJob, work: "_Work", device: Device) -> None:
+    spec = job.spec
+    work.emit("phase", phase="data")
+    source = get_source(job.source)
+    category = images.load(source, spec.data, spec.image_size)
+    torch.manual_seed(spec.seed)
+    teacher = _teacher(spec.backbone, job.weights_path or "random", device.place)
+    distiller = Distiller(spec.method, spec.backbone, teacher)
+    distiller.students.to(device.place, memory_format=torch.channels_last)
+    weights = work.results.run_folder(spec.id) / "students.safetensors"
+    if job.force or not weights.exists() or work.results.record(spec.id) is None:
+        with work.recording(spec, device) as result:
+            result |= _train(job, work, device, distiller, category)
+    else:
+        distiller.students.load_state_dict(load_file(weights, device=str(device.place)))
+    if job.evaluations:
+        _evaluate(job, work, device, distiller, category)
+    if not job.save.weights:
+        weights.unlink(missing_ok=True)
+
+
+def _train(
+    job: TrainJob, work: "_Work", device: Device, distiller: Distiller, category: images.Category
+) -> dict[str, Any]:
+    spec, recipe = job.spec, job.spec.method.train
+    memory = PeakMemory(device)
+    chosen, held_out = category.indices("train"), category.indices("val")
+    own_validation = len(held_out) > 0
+    if recipe.select == "val_normal" and not own_validation:
+        chosen, held_out = images.hold_out(category.samples, chosen, recipe.holdout)
+        if not len(held_out):
+            raise DataError(f"{spec.data.category}: too few normal images to hold any out; set train.select: last")
+    normal = np.sort(np.concatenate([chosen, held_out])) if recipe.select == "val_normal" else chosen
+    work.emit("phase", phase="teacher")
+    features = _features(distiller.teacher, spec, category, normal, device, job.weights_path)
+    place = {row: position for position, row in enumerate(normal)}
+    positions = [
+        np.array([place[row] for row in rows], np.int64)
+        for rows in (chosen, held_out if len(normal) > len(chosen) else [])
+    ]
+    work.emit("phase", phase="train")
+    started = time.perf_counter()
+
+    def report(step: int, steps: int, epoch: Epoch | None) -> None:
+        if epoch is None:
+            work.step(step, steps)
+        else:
+            loss, rate = round(epoch.loss, 6), round(epoch.images / epoch.seconds, 1)
+            work.emit("epoch", epoch=epoch.epoch, epochs=recipe.epochs, loss=loss, images_per_s=rate)
+
+    curve, kept = train(distiller, spec, features, positions[0], positions[1], device, report)
+    seconds = time.perf_counter() - started
+    folder = work.results.run_folder(spec.id)
+    _save_weights(distiller, folder / "students.safetensors")
+    _save_rows(folder / "curve.csv", [to_mapping(epoch) for epoch in curve])
+    # The first epoch warms up caches and allocator; a run of one epoch has no other.
+    steady = curve[1:] or curve
+    return {
+        "epochs": recipe.epochs,
+        "kept_epoch": kept,
+        "loss_first": curve[0].loss,
+        "loss_last": curve[-1].loss,
+        "train_images": len(chosen),
+        "held_out_images": len(positions[1]),
+        "images_per_s": round(sum(epoch.images for epoch in steady) / sum(epoch.seconds for epoch in steady), 3),
+        "train_s": round(seconds, 3),
+        "teacher_features": "kept" if features.cached else "recomputed",
+        "parameters_students": sum(p.numel() for p in distiller.students.parameters()),
+        **memory.read(),
+        **device.facts(),
+    }
+
+
+def _evaluate(job: TrainJob, work: "_Work", device: Device, distiller: Distiller, category: images.Category) -> None:
+    work.emit("phase", phase="evaluate")
+    test = category.indices("test")
+    samples = category.test_samples()
+    pixels = category.images[test]
+    masks = np.array(category.masks)
+    labels = np.array([sample.anomalous for sample in samples])
+    started = time.perf_counter()
+    inspected = inspect(distiller, pixels, job.evaluations, job.spec.eval_batch_size, device, work.step)
+    shared_s = (time.perf_counter() - started) / len(job.evaluations)
+    regions = metrics.regions(masks)
+    for evaluation, seen in zip(job.evaluations, inspected, strict=True):
+        with work.attempting(evaluation), work.recording(evaluation, device) as result:
+            values = measure(seen, labels, masks, evaluation, regions, int(category.regions.sum()))
+            result |= values | {"inspect_s": round(shared_s, 3)} | device.facts()
+            folder = work.results.run_folder(evaluation.id)
+            if job.save.scores:
+                _save_scores(folder / "scores.csv", samples, seen)
+            pictures.save_maps(folder / "maps", samples, pixels, masks, seen.maps, job.save.maps)
+
+
+@functools.lru_cache(maxsize=1)
+def _teacher(backbone: str, weights: str, device: torch.device) -> Teacher:
+    """The worker's teacher: it never changes, so the next run of the same backbone and weights takes it as it is."""
+    return Teacher(backbone, weights).to(device, memory_format=torch.channels_last)
+
+
+_last_features: dict[tuple[Any, ...], TeacherFeatures] = {}
+
+
+def _features(
+    teacher: Teacher,
+    spec: TrainSpec,
+    category: images.Category,
+    normal: np.ndarray,
+    device: Device,
+    weights: str | None,
+) -> TeacherFeatures:
+    """The teacher's features of the normal images: those of the last run, if it had the same (another method or
+    seed).
+    """
+    batch = spec.method.train.batch_size
+    key = (spec.backbone, spec.weights, weights, spec.data.manifest, spec.image_size, device.precision, batch)
+    key = (*key, normal.tobytes(), device.place)
+    if key not in _last_features:
+        _last_features.clear()  # before the next ones are made: two sets may not fit
+        pixels = to_device(category.images[normal], device.place)
+        _last_features[key] = TeacherFeatures(teacher, pixels, batch, device)
+    return _last_features[key]
+
+
+def _save_weights(distiller: Distiller, path: Path) -> None:
+    state = {key: value.contiguous() for key, value in distiller.students.state_dict().items()}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}")
+    save_file(state, temporary)
+    temporary.replace(path)
+
+
+def _save_rows(path: Path, rows: list[dict[str, Any]]) -> None:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_atomic(path, text.getvalue())
+
+
+def _save_scores(path: Path, samples: list[images.Sample], seen: Inspected) -> None:
+    rows = [
+        {"path": sample.path, "defect": sample.defect, "anomalous": int(sample.anomalous), "score": repr(float(score))}
+        for sample, score in zip(samples, seen.scores, strict=True)
+    ]
+    _save_rows(path, rows)
+
+
+@dataclass
+class _Work:
+    """What the pieces of one job share: its results folder, the way to tell the supervisor, and the book-keeping."""
+
+    job: Job
+    emit: Emit
+    last_step: float = 0.0
+    failed: bool = field(default=False)
+
+    @functools.cached_property
+    def results(self) -> Results:
+        return Results(Path(self.job.results))
+
+    def step(self, done: int, total: int) -> None:
+        """Tell how far the phase is, at most four times a second: the screen needs no more."""
+        now = time.monotonic()
+        if done == total or now - self.last_step >= 0.25:
+            self.last_step = now
+            self.emit("step", done=done, total=total)
+
+    @contextmanager
+    def recording(self, spec: Spec, device: Device) -> Iterator[dict[str, Any]]:
+        """Publish what the block puts into the dictionary as the spec's record."""
+        started, clock = datetime.now(UTC), time.perf_counter()
+        result: dict[str, Any] = {}
+        yield result
+        record = Record(
+            kind=spec.kind,
+            id=spec.id,
+            spec=to_mapping(spec),
+            result=result,
+            environment=describe_environment(),
+            started_at=started.isoformat(timespec="seconds"),
+            wall_s=round(time.perf_counter() - clock, 3),
+            grid=self.job.grid,
+        )
+        self.results.publish(record, replace=self.job.force)
+        self.emit("record", kind=spec.kind, id=spec.id, wall_s=record.wall_s, result=_headline(result))
+
+    @contextmanager
+    def attempting(self, spec: Spec) -> Iterator[None]:
+        """Turn what goes wrong in the block into a failed attempt of the spec; the worker lives on."""
+        started = datetime.now(UTC)
+        try:
+            yield
+        except Exception as error:
+            reason = failure_reason(error)
+            text = "".join(traceback.format_exception(error))
+            with suppress(Exception):
+                torch.cuda.empty_cache()
+            failure = Failure(
+                kind=spec.kind,
+                id=spec.id,
+                spec=to_mapping(spec),
+                reason=reason,
+                message=" ".join(f"{type(error).__name__}: {error}".split())[:500],
+                traceback=text[-TRACEBACK_CHARACTERS:],
+                started_at=started.isoformat(timespec="seconds"),
+                attempt=0,
+                environment=describe_environment(),
+            )
+            failure = self.results.fail(failure)
+            self.emit("failed", kind=spec.kind, id=spec.id, reason=reason, message=failure.message)
+
+
+def failure_reason(error: BaseException) -> str:
+    """The reason that a record of a failure gives, for an exception inside a worker."""
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(error):
+        return "out_of_memory"
+    if isinstance(error, DataError):
+        return "data"
+    return "diverged" if isinstance(error, DivergedError) else "error"
+
+
+def _headline(result: dict[str, Any]) -> dict[str, Any]:
+    """The few values that the screen shows when a record arrives."""
+    return {key: result[key] for key in ("image_auroc", "pixel_auroc", "loss_last", "images_per_s") if key in result}

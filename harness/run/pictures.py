@@ -1,0 +1,49 @@
+"""Pictures of anomaly maps: the image, its mask outlined, and the map over it, side by side."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from scipy import ndimage
+
+from harness.data.catalog import Sample
+
+# Dark blue over violet and orange to light yellow (our choice): brightness rises with the score, for any eye and in
+# grey.
+_COLOURS = np.array([[10, 10, 60], [110, 20, 120], [210, 60, 80], [250, 150, 40], [255, 250, 180]], np.float64)
+OUTLINE = (0, 255, 60)
+
+
+def choose(samples: Sequence[Sample], count: int) -> list[int]:
+    """Positions of `count` samples, taken in turn from every kind of defect and from the good ones."""
+    kinds: dict[str, list[int]] = {}
+    for position, sample in enumerate(samples):
+        kinds.setdefault(sample.defect, []).append(position)
+    turns = [(i, kind, position) for kind, found in sorted(kinds.items()) for i, position in enumerate(found)]
+    return sorted(position for _, _, position in sorted(turns)[:count])
+
+
+def save_maps(
+    folder: Path, samples: Sequence[Sample], images: np.ndarray, masks: np.ndarray, maps: np.ndarray, count: int
+) -> None:
+    """Write `count` triptychs as PNG, all on one colour scale so that they can be compared.
+
+    Args:
+        images: uint8 (N, S, S, 3); masks: bool (N, S, S); maps: float32 (N, S, S), of the samples.
+    """
+    if not count:
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    # The 99.9th percentile of a thinned-out set: one hot pixel must not make every other map dark.
+    low, high = np.percentile(maps[:, ::4, ::4], [1, 99.9])
+    for position in choose(samples, count):
+        image = np.asarray(images[position])
+        level = np.clip((maps[position] - low) / max(high - low, 1e-12), 0, 1)
+        heat = np.stack([np.interp(level, np.linspace(0, 1, 5), _COLOURS[:, i]) for i in range(3)], axis=-1)
+        outlined = image.copy()
+        outlined[ndimage.binary_dilation(masks[position], iterations=2) & ~masks[position]] = OUTLINE
+        overlay = (0.35 * image + 0.65 * heat).astype(np.uint8)
+        sample = samples[position]
+        name = f"{position:04d}_{sample.defect}_{Path(sample.path).stem}.png"
+        Image.fromarray(np.concatenate([image, outlined, overlay], axis=1)).save(folder / name)
