@@ -1,0 +1,34 @@
+"""The command `harness`: one file per command; each parses, calls the library and prints."""
+
+import sys
+
+import typer
+
+from dskd.config import ConfigError
+from harness.cli.leaderboard import leaderboard
+from harness.cli.plan import plan
+from harness.cli.run import run
+from harness.cli.show import show
+
+app = typer.Typer(
+    help="Benchmark student-teacher anomaly detection: a grid file becomes runs, runs become records, "
+    "records become a leaderboard.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+for command in (run, plan, show, leaderboard):
+    app.command()(command)
+
+
+def main() -> None:
+    """Exit codes: 0 all done, 1 some failed, 2 wrong usage or input, 130 interrupted."""
+    try:
+        app()
+    except ConfigError as error:
+        typer.echo(f"error: {error}", err=True)
+        sys.exit(2)
+    except BrokenPipeError:  # `harness plan | head`
+        sys.stderr.close()
+        sys.exit(0)

@@ -1,0 +1,60 @@
+"""`harness plan`"""
+
+from collections import Counter
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from harness.cli.common import DevicesOption, GridOption, OnlyOption, OutOption, check_devices, console, make_plan
+from harness.cli.screen import duration
+
+
+def plan(
+    grid: GridOption,
+    out: OutOption = "runs",
+    devices: DevicesOption = "auto",
+    only: OnlyOption = None,
+    list_runs: Annotated[bool, typer.Option("--list", help="One line for each training, with its id.")] = False,
+) -> None:
+    """Show what `harness run` would do: runs done, failed and to do, and about how long it takes. Nothing is run."""
+    from harness.grid import labels_of
+    from harness.launch import schedule
+    from harness.records import Results
+
+    check_devices(devices)
+    parsed, made = make_plan(grid, only)
+    results = Results(out / parsed.name)
+    done, failed = results.done(), results.failed()
+    rate = schedule.rate_of(results, done, devices)
+    rows: dict[tuple[str, ...], Counter[str]] = {}
+    seconds: Counter[tuple[str, ...]] = Counter()
+    terminal = console()
+    for training in made.trainings:
+        spec = training.spec
+        key = (spec.method.name, spec.backbone, spec.data.name)
+        cost = schedule.estimate_s(training, rate, done)
+        ids = [spec.id, *(evaluation.id for evaluation in training.evaluations)]
+        state = "done" if done.issuperset(ids) else "failed" if failed.intersection(ids) else "to do"
+        rows.setdefault(key, Counter())[state] += 1
+        seconds[key] += cost if state != "done" else 0.0
+        if list_runs:
+            labels = labels_of(spec)
+            text = f"{labels['category']} seed {labels['seed']}"
+            terminal.print(f"{spec.id}  {state:6}  {' '.join(key)} {text}", soft_wrap=True)
+    for bench in made.benches:
+        key = (bench.method.name, bench.backbone, "(throughput)")
+        rows.setdefault(key, Counter())["done" if bench.id in done else "to do"] += 1
+        seconds[key] += 0.0 if bench.id in done else schedule.estimate_s(bench, rate)
+    table = Table("method", "backbone", "data set", title=f"plan of {parsed.name}", title_justify="left")
+    for column in ("runs", "done", "failed", "to do", "estimated time"):
+        table.add_column(column, justify="right")
+    for key, counts in rows.items():
+        cells = [str(counts[state]) for state in ("done", "failed", "to do")]
+        table.add_row(*key, str(counts.total()), *cells, duration(seconds[key]))
+    terminal.print(table)
+    evaluations = sum(len(training.evaluations) for training in made.trainings)
+    terminal.print(
+        f"{len(made.trainings)} trainings, {evaluations} evaluations, {len(made.benches)} throughput measurements; "
+        f"about {duration(sum(seconds.values()))} to do"
+    )

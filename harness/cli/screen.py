@@ -1,0 +1,131 @@
+"""Live progress of a grid: the whole of it, the run that is on, and what just ended."""
+
+import time
+from collections.abc import Sequence
+from typing import Any, Self
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+from harness.grid import labels_of
+from harness.launch.job import Job
+
+# How a run's time divides over its phases, roughly: enough for a bar that never runs backwards.
+_SHARES = {
+    "data": (0.0, 0.02),
+    "teacher": (0.02, 0.05),
+    "train": (0.05, 0.9),
+    "evaluate": (0.9, 1.0),
+    "bench": (0.0, 1.0),
+}
+LINE_EVERY_S = 60  # in a log file: at least that long between two lines of a run's progress
+
+
+class Screen:
+    """Hears the supervisor's events. On a terminal two bars; elsewhere one line for each piece of work that ended."""
+
+    def __init__(self, console: Console, jobs: Sequence[tuple[Job, float]]) -> None:
+        self.console = console
+        self.costs = {job.spec.id: seconds for job, seconds in jobs}
+        self.count = len(jobs)
+        self.failures = 0
+        self.finished = 0
+        self.finished_s = 0.0
+        self.shares = (0.0, 1.0)
+        self.phase = ""
+        self.started = self.last_line = time.monotonic()
+        self.within_s = 0.0
+        columns = [TextColumn("{task.description}"), BarColumn(bar_width=24), TextColumn("{task.percentage:>3.0f}%")]
+        columns += [TimeElapsedColumn(), TextColumn("{task.fields[note]}")]
+        self.progress = Progress(*columns, console=console, disable=not console.is_terminal)
+        self.grid_task = self.progress.add_task("grid", total=1.0, note="")
+        self.run_task = self.progress.add_task("", total=1.0, note="", visible=False)
+
+    def __enter__(self) -> Self:
+        self.progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.progress.stop()
+
+    def on_event(self, job: Job, event: dict[str, Any]) -> None:
+        """Called by `supervise`."""
+        handle = getattr(self, f"_on_{event['event']}", None)
+        if handle is not None:
+            handle(job, event)
+
+    def _on_phase(self, job: Job, event: dict[str, Any]) -> None:
+        self.phase = event["phase"]
+        self.shares = _SHARES[self.phase]
+        if self.phase in ("data", "bench"):
+            self.progress.reset(self.run_task, visible=True)
+        self._show(job, 0.0, self.phase)
+
+    def _on_step(self, job: Job, event: dict[str, Any]) -> None:
+        self._show(job, event["done"] / event["total"])
+
+    def _on_epoch(self, job: Job, event: dict[str, Any]) -> None:
+        note = f"epoch {event['epoch']}/{event['epochs']}  loss {event['loss']:.4g}  {event['images_per_s']:.0f} img/s"
+        self._show(job, event["epoch"] / event["epochs"], note)
+        if not self.console.is_terminal and time.monotonic() - self.last_line >= LINE_EVERY_S:
+            self.last_line = time.monotonic()
+            self.console.print(f"  {title(job)}  {note}  {self._eta(self._done_share(self.within_s))}")
+
+    def _on_record(self, job: Job, event: dict[str, Any]) -> None:
+        shown = "  ".join(f"{_NAMES[key]} {_number(key, value)}" for key, value in event["result"].items())
+        self.console.print(f"[green]✓[/] {event['kind']:8} {title(job)}  {shown}  [dim]{event['wall_s']:.1f} s[/]")
+
+    def _on_failed(self, job: Job, event: dict[str, Any]) -> None:
+        self.failures += 1
+        self.console.print(f"[red]✗ {event['reason']}[/] {title(job)}  {event['message']}  [dim]{event['id']}[/]")
+
+    def _on_finished(self, job: Job, event: dict[str, Any]) -> None:
+        self.finished += 1
+        self.finished_s += self.costs[job.spec.id]
+        self.shares = (0.0, 0.0)
+        self._show(job, 0.0, "")
+        if not self.console.is_terminal:
+            self.console.print(f"  {self.finished}/{self.count} runs, {self._eta(self._done_share())}")
+
+    def _show(self, job: Job, share: float, note: str | None = None) -> None:
+        low, high = self.shares
+        within = low + (high - low) * share
+        self.within_s = within * self.costs[job.spec.id] if high else 0.0
+        done = self._done_share(self.within_s)
+        text = f"{self.finished}/{self.count} runs  {self._eta(done)}"
+        self.progress.update(self.grid_task, completed=done, note=text)
+        changes = {} if note is None else {"note": note}
+        self.progress.update(self.run_task, description=title(job), completed=within, **changes)
+
+    def _done_share(self, current_s: float = 0.0) -> float:
+        return min(1.0, (self.finished_s + current_s) / max(sum(self.costs.values()), 1e-9))
+
+    def _eta(self, done: float) -> str:
+        if done >= 1 or done < 0.01:
+            return ""
+        left = (time.monotonic() - self.started) * (1 - done) / done
+        return f"about {duration(left)} left"
+
+
+_NAMES = {"image_auroc": "image AUROC", "pixel_auroc": "pixel AUROC", "loss_last": "loss", "images_per_s": "img/s"}
+
+
+def _number(key: str, value: float | None) -> str:
+    if value is None:
+        return "undefined"
+    return f"{100 * value:.1f}" if key.endswith("auroc") else f"{value:.4g}"
+
+
+def title(job: Job) -> str:
+    """`dskd resnet18 mtd/magnetic_tile seed 0`"""
+    labels = labels_of(job.spec)
+    where = f" {labels['dataset']}/{labels['category']} seed {labels['seed']}" if "seed" in labels else ""
+    return f"{labels['method']} {labels['backbone']}{where}"
+
+
+def duration(seconds: float) -> str:
+    """`45 s`, `12 min`, `3 h 05 min`"""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02d} min"

@@ -1,0 +1,56 @@
+"""`harness show`"""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from dskd.config import ConfigError
+from harness.cli.common import OutOption, console
+
+LOG_LINES = 20
+
+
+def show(
+    run: Annotated[str, typer.Argument(help="A run's id, the start of one, or its folder.", show_default=False)],
+    out: OutOption = "runs",
+) -> None:
+    """Show one run: its spec and result, or the reason why it failed, and the end of its log."""
+    from harness.records import Record, Results
+
+    folder = _find(run, out)
+    results = Results(folder.parent)
+    terminal = console()
+    record, failure = results.record(folder.name), results.last_failure(folder.name)
+    found = record or failure
+    if found is None:
+        raise ConfigError(f"{folder} has neither a record nor a failed attempt")
+    state = "done" if isinstance(found, Record) else f"failed ({found.reason}, attempt {found.attempt})"
+    terminal.print(f"{found.kind} {found.id}: {state}, {found.started_at}  [dim]{folder}[/]", soft_wrap=True)
+    sections = {"spec": found.spec, "environment": found.environment}
+    if isinstance(found, Record):
+        sections["result"] = found.result
+    for title, content in sections.items():
+        terminal.rule(title, align="left")
+        terminal.print(json.dumps(content, indent=2), markup=False)
+    if not isinstance(found, Record):
+        terminal.rule("reason", align="left")
+        terminal.print(f"{found.message}\n{found.traceback}", markup=False)
+    log = folder / "log.txt"
+    if log.exists() and log.stat().st_size:
+        terminal.rule(f"log (last {LOG_LINES} lines of {log})", align="left")
+        terminal.print("\n".join(log.read_text(errors="replace").splitlines()[-LOG_LINES:]), markup=False)
+
+
+def _find(run: str, out: Path) -> Path:
+    if ("/" in run or run == ".") and Path(run).is_dir():
+        return Path(run).resolve()
+    found = sorted(path for path in out.glob(f"*/{run}*") if path.is_dir()) if run.isalnum() else []
+    if not found:
+        raise ConfigError(
+            f"no run {run!r} in {out}; `harness plan --grid GRID --list` lists ids, --out names the folder"
+        )
+    if len({path.name for path in found}) > 1:
+        raise ConfigError(f"{run!r} is the start of {len(found)} runs: {', '.join(path.name for path in found[:5])}")
+    return found[0].resolve()

@@ -1,0 +1,69 @@
+"""The channel between supervisor and workers: a listener that workers connect to; JSON messages, never pickle.
+
+It works the same under plain python, torchrun and Accelerate's launcher, where stdin and extra descriptors do not.
+"""
+
+import json
+import os
+import queue
+import threading
+from collections.abc import Mapping
+from contextlib import suppress
+from multiprocessing.connection import Client, Connection, Listener
+from typing import Any
+
+ADDRESS, KEY = "HARNESS_CHANNEL_ADDRESS", "HARNESS_CHANNEL_KEY"  # in a worker's environment
+
+
+class Door:
+    """The supervisor's side: accepts connections in a thread; `fileno` is readable when one is waiting in `take`."""
+
+    def __init__(self) -> None:
+        self.key = os.urandom(32)
+        self.listener = Listener(family="AF_UNIX", backlog=64, authkey=self.key)
+        self.arrived: queue.SimpleQueue[tuple[Connection, dict[str, Any]]] = queue.SimpleQueue()
+        self.read_end, self.write_end = os.pipe()
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def environment(self) -> dict[str, str]:
+        return {ADDRESS: str(self.listener.address), KEY: self.key.hex()}
+
+    def fileno(self) -> int:
+        return self.read_end
+
+    def take(self) -> tuple[Connection, dict[str, Any]]:
+        """The next connection and its hello: {"rank": ..., "pid": ...}."""
+        os.read(self.read_end, 1)
+        return self.arrived.get()
+
+    def close(self) -> None:
+        self.listener.close()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                connection = self.listener.accept()
+                hello = receive(connection)
+            except (OSError, EOFError, ValueError) as error:
+                if isinstance(error, OSError) and self.listener._listener is None:  # closed
+                    return
+                continue  # a stranger, or a worker that died on the doorstep: the supervisor sees that by its pidfd
+            self.arrived.put((connection, hello))
+            with suppress(OSError):
+                os.write(self.write_end, b"1")
+
+
+def connect() -> Connection:
+    """A worker's connection to its supervisor, after its hello."""
+    connection = Client(os.environ[ADDRESS], authkey=bytes.fromhex(os.environ[KEY]))
+    send(connection, {"rank": int(os.environ.get("RANK", "0")), "pid": os.getpid()})
+    return connection
+
+
+def send(connection: Connection, message: Mapping[str, Any]) -> None:
+    connection.send_bytes(json.dumps(message).encode())
+
+
+def receive(connection: Connection) -> dict[str, Any]:
+    """Raises EOFError when the other side is gone."""
+    return json.loads(connection.recv_bytes())

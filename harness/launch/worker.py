@@ -1,0 +1,66 @@
+"""The worker process: `python -m harness.launch.worker`, started by a supervisor; takes jobs until told to stop."""
+
+import ctypes
+import os
+import queue
+import signal
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+from harness.launch import channel
+
+PR_SET_PDEATHSIG = 1
+
+
+def die_with_parent() -> None:
+    """Ask the kernel to kill this process when its parent dies, however it dies."""
+    parent = os.getppid()
+    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it died before the call
+        os._exit(1)
+
+
+def main() -> None:
+    die_with_parent()
+    connection = channel.connect()
+    jobs: queue.SimpleQueue[bytes] = queue.SimpleQueue()
+
+    def read() -> None:
+        while True:
+            try:
+                jobs.put(connection.recv_bytes())
+            except (EOFError, OSError):
+                os._exit(0)  # the supervisor is gone: nobody waits for a result, and what is published is published
+
+    threading.Thread(target=read, daemon=True).start()
+
+    def emit(event: str, **fields: Any) -> None:
+        channel.send(connection, {"event": event, **fields})
+
+    # Imported after the hello: torch and friends take seconds, in which the supervisor already knows this worker.
+    from harness.launch.job import decode
+    from harness.run.execute import execute
+
+    emit("ready")
+    while True:
+        job = decode(jobs.get())
+        log_to(Path(job.results) / job.spec.id / "log.txt")
+        execute(job, emit)
+        emit("finished")
+
+
+def log_to(path: Path) -> None:
+    """Send this process's output, that of C libraries too, to the end of the run's log."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    log = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    os.close(log)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Tables as views of records."""

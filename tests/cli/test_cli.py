@@ -1,0 +1,106 @@
+"""The command line: bad input ends with exit code 2 and one line; plans need no torch and no time."""
+
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+WriteGrid = Callable[..., Path]
+
+
+def harness(*arguments: object, expect: int = 0) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "harness", *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == expect, done.stdout + done.stderr
+    return done
+
+
+def test_modules_that_plan_and_print_import_no_torch() -> None:
+    planning = (
+        "dskd.methods, harness.cli, harness.grid, harness.records, harness.leaderboard.render, harness.environment"
+    )
+    allowed = {
+        f"{planning}, harness.launch.supervisor, harness.launch.schedule": "torch timm datasets accelerate",
+        "harness.spec, harness.records": "harness.run harness.launch harness.data harness.cli torch",
+        "dskd.distiller, dskd.teacher, dskd.methods": "harness",  # arrows point one way
+    }
+    for modules, banned in allowed.items():
+        code = f"import sys, {modules}\nfound = set({banned.split()}) & set(sys.modules)\nassert not found, found"
+        subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_whole_plan_imports_no_torch(write_grid: WriteGrid, tree: Path) -> None:
+    grid = write_grid(tree)
+    code = (
+        "import sys\nfrom harness.cli import app\n"
+        f"app(['plan', '--grid', {str(grid)!r}], standalone_mode=False)\n"
+        "assert not {'torch', 'timm', 'datasets', 'pandas'} & set(sys.modules)\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+def test_plan_counts_and_lists(write_grid: WriteGrid, tree: Path, tmp_path: Path) -> None:
+    grid = write_grid(tree, axes={"seed": [0, 1, 2]}, bench={"seconds": 1}, evaluate=[{}, {"score": "mean"}])
+    output = harness("plan", "--grid", grid, "--out", tmp_path / "runs", "--list").stdout
+    assert "3 trainings, 6 evaluations, 1 throughput measurements" in output
+    assert output.count("cloth seed") == 3
+    assert not (tmp_path / "runs").exists()
+    assert "1 trainings" in harness("plan", "--grid", grid, "--only", "seed=1").stdout
+
+
+def test_bad_input_is_one_line_and_exit_code_2(write_grid: WriteGrid, tree: Path, tmp_path: Path) -> None:
+    cases = [
+        (["run", "--grid", tmp_path / "gone.yaml"], "gone.yaml: No such file"),
+        (["run", "--grid", tmp_path], "Is a directory"),
+        (["run", "--grid", write_grid(tree), "--devices", "tpu"], "--devices: 'tpu' is not possible"),
+        (["plan", "--grid", write_grid(tree), "--only", "seed"], "--only: 'seed' is not possible; write key=value"),
+        (["plan", "--grid", write_grid(tree), "--only", "sed=1"], "--only: unknown key 'sed'; did you mean 'seed'"),
+        (["plan", "--grid", write_grid(tree), "--only", "seed=9"], "--only: no run of the grid has seed=9"),
+        (["show", "abc", "--out", tmp_path], "no run 'abc'"),
+        (["leaderboard", tmp_path / "gone"], "is not a folder"),
+        (["leaderboard", tmp_path, "--format", "html"], "--format: 'html' is not possible"),
+        (["leaderboard", tmp_path], "no finished evaluation to show"),
+    ]
+    for arguments, message in cases:
+        error = harness(*arguments, expect=2).stderr
+        assert message in error, arguments
+        assert error.startswith("error: ")
+        assert error.count("\n") == 1, error
+    (tmp_path / "bad.yaml").write_text("axes: [")
+    assert "is not YAML" in harness("run", "--grid", tmp_path / "bad.yaml", expect=2).stderr
+    harness("rnu", expect=2)
+
+
+def test_bad_data_is_refused_before_anything_runs(write_grid: WriteGrid, tree: Path) -> None:
+    (tree / "cloth" / "train" / "good" / "000.png").write_bytes(b"")
+    error = harness("run", "--grid", write_grid(tree), "--out", tree / "runs", expect=2).stderr
+    assert "000.png is empty" in error
+    assert not (tree / "runs").exists()
+
+
+def test_weights_that_cannot_be_had_are_said_at_once(write_grid: WriteGrid, tree: Path) -> None:
+    grid = write_grid(tree, defaults={"weights": "imagenet"})
+    started = time.monotonic()
+    error = harness("run", "--grid", grid, expect=2).stderr
+    assert "hf download timm/resnet18.tv_in1k model.safetensors" in error
+    assert "weights: random" in error
+    assert time.monotonic() - started < 20  # the hub's own client tries for 46 s
+
+
+def test_every_command_explains_itself() -> None:
+    overview = harness("--help").stdout
+    for command in ("run", "plan", "show", "leaderboard"):
+        assert command in overview
+        assert len(harness(command, "--help").stdout) > 300
+
+
+@pytest.mark.parametrize("form", ["markdown", "csv", "latex", "json"])
+def test_leaderboard_needs_records_alone(form: str, tmp_path: Path) -> None:
+    from harness.records import Results
+    from tests.leaderboard.test_table import evaluation
+
+    Results(tmp_path).publish(evaluation("dskd", "a", 0, 0.8))
+    assert "dskd" in harness("leaderboard", tmp_path, "--format", form).stdout

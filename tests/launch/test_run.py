@@ -1,0 +1,205 @@
+"""`harness run` as users run it: real processes, a real worker, and what is left when something dies."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from harness.records import Failure, Record, Results
+
+WriteGrid = Callable[..., Path]
+DEADLINE_S = 120
+
+
+def command(grid: Path, *options: str) -> list[str]:
+    return [sys.executable, "-m", "harness", "run", "--grid", str(grid), "--out", str(grid.parent / "runs"), *options]
+
+
+def run(grid: Path, *options: str, expect: int = 0) -> str:
+    done = subprocess.run(command(grid, *options), capture_output=True, text=True, timeout=DEADLINE_S)
+    assert done.returncode == expect, done.stdout + done.stderr
+    return done.stdout
+
+
+def records(grid: Path, kind: str = "evaluate") -> dict[str, Record]:
+    found = Results(grid.parent / "runs" / "tiny")
+    return {item.id: item for item in found if isinstance(item, Record) and item.kind == kind}
+
+
+def metrics(grid: Path) -> dict[str, object]:
+    """The numbers of every evaluation, less what a clock decides."""
+    return {key: {k: v for k, v in record.result.items() if k != "inspect_s"} for key, record in records(grid).items()}
+
+
+def test_a_grid_becomes_records_and_a_second_call_has_nothing_to_do(tree: Path, write_grid: WriteGrid) -> None:
+    sections = {
+        "axes": {"method": ["dskd", "stfpm"]},
+        "bench": {"batch_sizes": [1, 2], "seconds": 0.05},
+        "save": {"maps": 3},
+    }
+    grid = write_grid(tree, **sections)
+    output = run(grid)
+    assert "6 of 6 works to do" in output
+    assert "image AUROC" in output
+    results = grid.parent / "runs" / "tiny"
+    (dskd,) = [r for r in records(grid).values() if r.spec["train"]["method"]["name"] == "dskd"]
+    assert set(dskd.result) >= {"image_auroc", "image_ap", "image_f1_max", "pixel_auroc", "pixel_ap", "pixel_f1_max"}
+    assert set(dskd.result) >= {"aupro_0.30", "aupro_0.05", "regions"}
+    assert len(list((results / dskd.id / "maps").glob("*.png"))) == 3
+    rows = (results / dskd.id / "scores.csv").read_text().splitlines()
+    assert rows[0] == "path,defect,anomalous,score"
+    assert len(rows) == 1 + 6
+    training = records(grid, "train")[json.loads((results / dskd.id / "record.json").read_text())["spec"] and _id(dskd)]
+    assert training.result["epochs"] == 1
+    assert training.environment["packages"]["torch"]
+    assert (results / training.id / "curve.csv").read_text().startswith("epoch,loss,held_out_map,seconds,images\n1,")
+    (bench,) = [r for r in records(grid, "bench").values() if r.spec["method"]["name"] == "dskd"]
+    assert [batch["batch_size"] for batch in bench.result["batches"]] == [1, 2]
+    assert all(len((results / key / "record.json").read_bytes()) < 4096 for key in Results(results).done())
+
+    before = {path: path.stat().st_mtime_ns for path in results.glob("*/record.json")}
+    assert "0 of 6 works to do" in run(grid)
+    # A variant that is added later is evaluated from the saved weights: no training.
+    output = run(write_grid(tree, **sections, evaluate=[{}, {"map.sigma": 1}]))
+    assert "2 of 8 works to do" in output
+    assert "train" not in output.split("works to do")[1].split("method")[0]
+    assert len(records(grid)) == 4
+    assert all(path.stat().st_mtime_ns == mtime for path, mtime in before.items())
+    forced = run(write_grid(tree, **sections), "--force", "--only", "method=stfpm")
+    assert forced.count("✓ train") == 1
+    changed = {path.parent.name for path, mtime in before.items() if path.stat().st_mtime_ns != mtime}
+    assert len(changed) == 3  # training, evaluation and bench of stfpm
+
+
+def _id(evaluation: Record) -> str:
+    from dskd.config import from_mapping
+    from harness.spec import EvaluateSpec
+
+    return from_mapping(EvaluateSpec, evaluation.spec).train.id
+
+
+def test_a_run_that_fails_is_recorded_and_the_rest_goes_on(tree: Path, write_grid: WriteGrid) -> None:
+    bad = {"name": "dskd", "train.optimizer": "sgd", "train.lr": 1e30, "train.epochs": 3, "train.batch_size": 2}
+    grid = write_grid(tree, axes={"method": [bad, "stfpm"]})
+    output = run(grid, expect=1)
+    assert "1 failed" in output
+    assert "diverged: DivergedError: the loss of epoch" in output
+    assert len(records(grid)) == 1
+    (failure,) = [item for item in Results(grid.parent / "runs" / "tiny") if isinstance(item, Failure)]
+    assert (failure.reason, failure.attempt) == ("diverged", 1)
+    shown = subprocess.run(
+        [sys.executable, "-m", "harness", "show", failure.id[:8], "--out", str(grid.parent / "runs")],
+        capture_output=True,
+        text=True,
+    )
+    assert "failed (diverged, attempt 1)" in shown.stdout
+    assert "a lower train.lr may help" in shown.stdout
+    assert "2 of 4 works to do" in run(grid, expect=1)  # tried again
+    assert Results(grid.parent / "runs" / "tiny").last_failure(failure.id).attempt == 2
+
+
+def _children(pid: int) -> list[int]:
+    try:
+        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    except OSError:
+        return []
+
+
+def _alive(pid: int) -> bool:
+    try:
+        return "State:\tZ" not in Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return False
+
+
+MOMENTS: dict[str, Callable[[Path], bool]] = {
+    "before a job": lambda folder: True,
+    "at the first run": lambda folder: any(folder.glob("*/log.txt")),
+    "after weights": lambda folder: any(folder.glob("*/students.safetensors")),
+    "after a record": lambda folder: any(folder.glob("*/record.json")),
+    "late": lambda folder: len(list(folder.glob("*/record.json"))) >= 5,
+}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, object]]:
+    """A grid of three runs with two evaluations each, and its numbers."""
+    import yaml
+
+    from tests.conftest import write_mvtec
+
+    folder = tmp_path_factory.mktemp("grid")
+    root = write_mvtec(folder / "data")
+    document = {
+        "name": "tiny",
+        "axes": {"method": ["stfpm"], "backbone": ["resnet18"], "dataset": [{"name": "folder", "root": str(root)}]},
+        "defaults": {"image_size": 32, "weights": "random", "train.epochs": 2, "precision": "fp32"},
+        "evaluate": [{}, {"map.sigma": 1}],
+        "save": {"weights": False},
+    }
+    document["axes"]["seed"] = [0, 1, 2]
+    grid = folder / "grid.yaml"
+    grid.write_text(yaml.safe_dump(document))
+    run(grid)
+    return grid, metrics(grid)
+
+
+@pytest.mark.parametrize("victim", ["worker", "supervisor"])
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_killed_at_any_moment_the_next_call_completes_to_the_same_numbers(
+    victim: str, moment: str, tmp_path: Path, undisturbed: tuple[Path, dict[str, object]]
+) -> None:
+    original, expected = undisturbed
+    grid = tmp_path / "grid.yaml"
+    grid.write_text(original.read_text())
+    folder = tmp_path / "runs" / "tiny"
+    process = subprocess.Popen(command(grid), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    deadline = time.monotonic() + DEADLINE_S
+    while not ((workers := _children(process.pid)) and MOMENTS[moment](folder)):
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+    os.kill(process.pid if victim == "supervisor" else workers[0], signal.SIGKILL)
+    output, _ = process.communicate(timeout=DEADLINE_S)
+    while any(_alive(worker) for worker in workers):  # a worker never outlives its supervisor
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    if victim == "worker":
+        assert process.returncode in (0, 1), output
+    if metrics(grid) != expected:
+        run(grid)
+    assert metrics(grid) == expected
+    assert not list(folder.glob("*/.record*"))
+    assert not list(folder.glob("*/students.safetensors"))  # kept only until the evaluations were done
+
+
+def test_ctrl_c_keeps_what_is_finished(tree: Path, write_grid: WriteGrid) -> None:
+    grid = write_grid(tree, axes={"seed": list(range(200))})
+    process = subprocess.Popen(command(grid), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    deadline = time.monotonic() + DEADLINE_S
+    while not (process.poll() is None and len(list(grid.parent.glob("runs/tiny/*/record.json"))) >= 2):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=DEADLINE_S)
+    assert process.returncode == 130, output
+    assert "interrupted" in output
+    assert "image AUROC" in output  # the table so far
+    assert len(records(grid)) >= 1
+
+
+def test_workers_that_cannot_start_are_an_error_not_a_loop(tree: Path, write_grid: WriteGrid, tmp_path: Path) -> None:
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "accelerate.py").write_text("raise ImportError('a broken installation')")
+    grid = write_grid(tree)
+    environment = os.environ | {"PYTHONPATH": str(tmp_path / "broken")}
+    done = subprocess.run(command(grid), capture_output=True, text=True, timeout=DEADLINE_S, env=environment)
+    assert done.returncode == 1
+    assert "workers cannot start" in done.stdout
+    assert "a broken installation" in done.stdout

@@ -1,0 +1,97 @@
+"""Training inside a worker: the same numbers whatever is cached, selection by held-out normals, divergence."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import torch
+
+from dskd import Distiller, Teacher, get_method, replace
+from harness.run.device import Device, open_device, to_images, whole_batches
+from harness.run.evaluate import inspect
+from harness.run.features import TeacherFeatures
+from harness.run.train import DivergedError, Epoch, train
+from harness.spec import Data, EvaluateSpec, TrainSpec, Weights
+
+PIXELS = torch.randint(256, (11, 64, 64, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture(params=["fp32", "bf16"])
+def device(request: pytest.FixtureRequest) -> Iterator[Device]:
+    threads = torch.get_num_threads()
+    yield open_device("cpu", request.param)
+    torch.set_num_threads(threads)
+
+
+def spec(method: str = "stfpm", seed: int = 0, **values: object) -> TrainSpec:
+    changes = {key.replace("__", "."): value for key, value in values.items()}
+    recipe = replace(get_method(method), {"train.epochs": 2, "train.batch_size": 4} | changes)
+    return TrainSpec(recipe, "resnet18", Weights(), Data("x", "y", "z"), seed, image_size=64)
+
+
+def trained(
+    run: TrainSpec, device: Device, budget_bytes: int | None = None, held_out: int = 0
+) -> tuple[Distiller, list[Epoch], int]:
+    torch.manual_seed(run.seed)
+    model = Distiller(run.method, "resnet18", Teacher("resnet18"))
+    model.to(device.place, memory_format=torch.channels_last)
+    features = TeacherFeatures(model.teacher, PIXELS, run.method.train.batch_size, device, budget_bytes)
+    assert features.cached == (budget_bytes != 0)
+    positions = np.arange(len(PIXELS))
+    chosen, held = positions[: len(PIXELS) - held_out], positions[len(PIXELS) - held_out :]
+    curve, kept = train(model, run, features, chosen, held, device, lambda *_: None)
+    return model, curve, kept
+
+
+def same(first: Distiller, second: Distiller) -> bool:
+    pairs = zip(first.students.state_dict().values(), second.students.state_dict().values(), strict=True)
+    return all(torch.equal(a, b) for a, b in pairs)
+
+
+@pytest.mark.parametrize("method", ["stfpm", "dskd", "reverse_distillation"])
+def test_the_teacher_cache_cannot_change_a_number(method: str, device: Device) -> None:
+    run = spec(method, train__select="last")
+    cached, curve, _ = trained(run, device)
+    recomputed, again, _ = trained(run, device, budget_bytes=0)
+    assert same(cached, recomputed)
+    assert [epoch.loss for epoch in curve] == [epoch.loss for epoch in again]
+    other, *_ = trained(spec(method, seed=1, train__select="last"), device)
+    assert not same(cached, other)
+
+
+def test_the_epoch_with_the_lowest_map_on_held_out_normals_is_kept() -> None:
+    device = open_device("cpu", "fp32")
+    model, curve, kept = trained(spec(train__epochs=4, train__lr=0.05), device, held_out=3)
+    maps = [epoch.held_out_map for epoch in curve]
+    assert kept == 1 + int(np.argmin(maps))
+    batch = to_images(PIXELS[-3:])
+    with torch.inference_mode():
+        assert model.anomaly_map(batch).mean().item() == pytest.approx(min(maps), rel=1e-4)
+    *_, last = trained(spec(train__select="last"), device)
+    assert last == 2
+
+
+def test_divergence_stops_the_run() -> None:
+    with pytest.raises(DivergedError, match=r"the loss of epoch \d is"):
+        trained(spec("dskd", train__optimizer="sgd", train__lr=1e30, train__epochs=5), open_device("cpu", "fp32"))
+
+
+def test_maps_do_not_depend_on_how_the_test_set_divides() -> None:
+    device = open_device("cpu", "fp32")
+    run = spec("dskd")
+    model = Distiller(run.method, "resnet18")
+    variants = [EvaluateSpec(run, run.method.map), EvaluateSpec(run, replace(run.method.map, {"sigma": 0}), "mean")]
+    whole = inspect(model, PIXELS.numpy(), variants, 4, device, lambda *_: None)
+    part = inspect(model, PIXELS.numpy()[:5], variants, 4, device, lambda *_: None)
+    for all_, few in zip(whole, part, strict=True):
+        assert np.array_equal(all_.maps[:5], few.maps)
+        assert np.array_equal(all_.scores[:5], few.scores)
+    assert np.allclose(whole[0].scores, whole[0].maps.max(axis=(1, 2)))
+    assert np.allclose(whole[1].scores, whole[1].maps.mean(axis=(1, 2)))
+
+
+def test_whole_batches_cover_everything_once() -> None:
+    for count in (1, 4, 5, 11):
+        batches = whole_batches(count, 4)
+        assert all(len(positions) == 4 for positions, _ in batches)
+        assert [p for positions, real in batches for p in positions[:real]] == list(range(count))

@@ -1,0 +1,63 @@
+"""The README's commands, run as they stand there (`make quickstart` is CI's own)."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.conftest import ROOT, write_mvtec
+
+README = (ROOT / "README.md").read_text()
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+
+
+def test_readme_commands(tmp_path: Path) -> None:
+    (grid,) = blocks("yaml")
+    document = yaml.safe_load(grid)
+    # Only what decides how long it takes, and weights that need no network.
+    document["defaults"] = {"image_size": 32, "weights": "random", "train.epochs": 1}
+    document["axes"]["seed"], document["bench"]["seconds"], document["bench"]["batch_sizes"] = [0], 0.05, [1]
+    (tmp_path / "grid.yaml").write_text(yaml.safe_dump(document, sort_keys=False))
+    environment = os.environ | {"DATA": str(write_mvtec(tmp_path / "data", train=8))}
+    environment["PATH"] = f"{Path(sys.executable).parent}:{environment['PATH']}"
+    lines = [line.removeprefix("$ ") for block in blocks("console") for line in block.splitlines()]
+    commands = [line.split("#")[0].strip() for line in lines if line.startswith("harness")]
+    assert len(commands) == 4
+    for command in commands:
+        if command.endswith("RUN"):
+            run_id = next((tmp_path / "runs" / "tiles").glob("*/record.json")).parent.name
+            command = command.replace("RUN", run_id)
+        done = subprocess.run(command, shell=True, cwd=tmp_path, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"
+        assert done.stdout
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "benchmarks" / "grids").glob("*.yaml")), ids=lambda path: path.name)
+def test_grid_files_that_ship(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from harness.grid import read_grid
+
+    assert read_grid(path).name == path.stem
+
+
+@pytest.mark.parametrize(
+    "script", ["metrics.py --images 4 --size 64", "training.py --images 32 --epochs 1 --repeats 1 --size 32"]
+)
+def test_benchmarks_run(script: str) -> None:
+    command = f"{sys.executable} benchmarks/speed/{script}"
+    done = subprocess.run(command, shell=True, cwd=ROOT, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+    assert "ratio" in done.stdout
+
+
+def test_every_setting_is_documented_in_one_place() -> None:
+    from harness.data.catalog import SOURCES
+
+    assert all(f"`{name}`" in README for name in SOURCES)
+    assert all(f"](docs/{path.name})" in README for path in (ROOT / "docs").glob("*.md"))
