@@ -6,6 +6,7 @@ import os
 import platform
 import re
 import subprocess
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,11 @@ def device_name(device: str = "auto") -> str:
     """Of the first device that runs use: the GPU's model, else the processor's. `device`: auto, cpu or cuda."""
     gpus = gpu_names() if device != "cpu" else []
     return gpus[0] if gpus else cpu_name()
+
+
+def utc_now() -> str:
+    """As records write it: 2026-01-31T12:00:00+00:00."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def thread_count() -> int:

@@ -203,10 +203,11 @@ def _check_names(grid: Grid) -> None:
 Progress = Callable[[str, int, int], None]
 
 
-def resolve(grid: Grid, progress: Progress | None = None) -> Facts:
+def resolve(grid: Grid, device: str = "auto", progress: Progress | None = None) -> Facts:
     """Look at the data sets, the weights and the device that the grid needs.
 
     Args:
+        device: where it will run (auto, cpu or cuda): throughput is known by the device's name.
         progress: called as (what, done, total) while files are read for the first time.
 
     Raises:
@@ -225,7 +226,7 @@ def resolve(grid: Grid, progress: Progress | None = None) -> Facts:
         for name in sorted(wanted)
         for backbone in sorted({backbone for block in blocks for backbone in block["backbone"]})
     }
-    return Facts(categories, weights, device_name(), thread_count())
+    return Facts(categories, weights, device_name(device), thread_count())
 
 
 def expand(grid: Grid, facts: Facts) -> Plan:

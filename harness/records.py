@@ -4,10 +4,11 @@ One folder per run, `<results>/<run id>/`: `record.json` exists only for success
 of several attempts wins; a failed attempt is `attempts/<n>.json` with its reason. No torch is imported here.
 """
 
+import dataclasses
 import json
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -47,8 +48,8 @@ class Failure:
     message: str
     traceback: str
     started_at: str
-    attempt: int
-    environment: dict[str, Any] = field(default_factory=dict)
+    environment: dict[str, Any]
+    attempt: int = 0
     schema: int = SCHEMA
 
 
@@ -96,7 +97,7 @@ class Results:
         number = 1 + max((int(path.stem) for path in folder.glob("*.json") if path.stem.isdigit()), default=0)
         while not publish(folder / f"{number}.json", json.dumps(to_mapping(failure) | {"attempt": number})):
             number += 1
-        return from_mapping(Failure, to_mapping(failure) | {"attempt": number})
+        return dataclasses.replace(failure, attempt=number)
 
     def record(self, run_id: str) -> Record | None:
         """The run's record, None if it has none. Raises ValueError for a damaged one."""
@@ -114,7 +115,7 @@ class Results:
 
     def __iter__(self) -> Iterator[Record | Failure | Damaged]:
         """Every run's record, else its last failure; a record that cannot be read is given as Damaged."""
-        for run_id in sorted(os.listdir(self.folder)):
+        for run_id in sorted(os.listdir(self.folder)) if self.folder.is_dir() else []:
             try:
                 found = self.record(run_id) or self.last_failure(run_id)
             except NotADirectoryError:

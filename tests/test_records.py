@@ -14,7 +14,7 @@ def record(run_id: str = "a" * 16, value: float = 1.0) -> Record:
 
 
 def failure(run_id: str = "b" * 16) -> Failure:
-    return Failure("train", run_id, {}, "error", "it broke", "Traceback", "2026-01-01T00:00:00+00:00", 0)
+    return Failure("train", run_id, {}, "error", "it broke", "Traceback", "2026-01-01T00:00:00+00:00", {})
 
 
 def test_the_first_record_wins(tmp_path: Path) -> None:

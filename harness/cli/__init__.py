@@ -14,6 +14,7 @@ app = typer.Typer(
     help="Benchmark student-teacher anomaly detection: a grid file becomes runs, runs become records, "
     "records become a leaderboard.",
     no_args_is_help=True,
+    rich_markup_mode="markdown",
     add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},

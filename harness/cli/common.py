@@ -12,8 +12,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from dskd.config import ConfigError, require, suggest
 from harness.grid import LABELS, Grid, Plan, expand, labels_of, matches, read_grid, resolve
 
+DEVICES = ("auto", "cpu", "cuda")
 GridOption = Annotated[Path, typer.Option("--grid", "-g", help="The grid file (YAML).", show_default=False)]
-OutOption = Annotated[Path, typer.Option("--out", "-o", help="Results go to OUT/<name of the grid>/.")]
+OutOption = Annotated[
+    Path, typer.Option("--out", "-o", help="Results go to the folder OUT/NAME, NAME being the name of the grid.")
+]
 DevicesOption = Annotated[str, typer.Option(help="auto (a GPU if there is one), cpu or cuda.")]
 OnlyOption = Annotated[
     list[str] | None,
@@ -25,11 +28,6 @@ def console(*, stderr: bool = False) -> Console:
     """Tables keep their width when they go to a file or a pipe."""
     made = Console(stderr=stderr, highlight=False)
     return made if made.is_terminal else Console(stderr=stderr, highlight=False, width=160)
-
-
-def check_devices(devices: str) -> str:
-    require(devices in ("auto", "cpu", "cuda"), f"--devices: {devices!r} is not possible; one of: auto, cpu, cuda")
-    return devices
 
 
 def parse_only(only: list[str] | None) -> dict[str, list[str]]:
@@ -44,12 +42,13 @@ def parse_only(only: list[str] | None) -> dict[str, list[str]]:
     return rule
 
 
-def make_plan(path: Path, only: list[str] | None) -> tuple[Grid, Plan]:
+def make_plan(path: Path, devices: str, only: list[str] | None) -> tuple[Grid, Plan]:
     """Read, look and expand, with a progress bar while data are read for the first time. Raises ConfigError."""
+    require(devices in DEVICES, f"--devices: {devices!r} is not possible; one of: {', '.join(DEVICES)}")
     rule = parse_only(only)
     grid = read_grid(path)
     with _reading() as progress:
-        facts = resolve(grid, progress)
+        facts = resolve(grid, devices, progress)
     plan = expand(grid, facts)
     require(bool(plan.trainings), f"{path}: `exclude` leaves no run")
     if rule:

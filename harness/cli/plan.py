@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from harness.cli.common import DevicesOption, GridOption, OnlyOption, OutOption, check_devices, console, make_plan
+from harness.cli.common import DevicesOption, GridOption, OnlyOption, OutOption, console, make_plan
 from harness.cli.screen import duration
 
 
@@ -22,11 +22,10 @@ def plan(
     from harness.launch import schedule
     from harness.records import Results
 
-    check_devices(devices)
-    parsed, made = make_plan(grid, only)
+    parsed, made = make_plan(grid, devices, only)
     results = Results(out / parsed.name)
     done, failed = results.done(), results.failed()
-    rate = schedule.rate_of(results, done, devices)
+    rate = schedule.rate_of(results, devices)
     rows: dict[tuple[str, ...], Counter[str]] = {}
     seconds: Counter[tuple[str, ...]] = Counter()
     terminal = console()

@@ -7,7 +7,7 @@ import typer
 from rich.console import Console
 
 from dskd.config import ConfigError
-from harness.cli.common import DevicesOption, GridOption, OnlyOption, OutOption, check_devices, console, make_plan
+from harness.cli.common import DevicesOption, GridOption, OnlyOption, OutOption, console, make_plan
 from harness.cli.screen import Screen
 from harness.files import write_atomic
 from harness.grid import Plan
@@ -32,8 +32,7 @@ def run(
     from harness.launch import schedule
     from harness.launch.supervisor import WorkerError, supervise
 
-    check_devices(devices)
-    parsed, plan = make_plan(grid, only)
+    parsed, plan = make_plan(grid, devices, only)
     results = Results((out / parsed.name).resolve())
     try:
         results.folder.mkdir(parents=True, exist_ok=True)
@@ -50,7 +49,7 @@ def run(
     terminal.print(
         f"{parsed.name}: {todo.left} of {len(plan)} works to do, {todo.done} done; results in {out / parsed.name}"
     )
-    rate = schedule.rate_of(results, done, devices)
+    rate = schedule.rate_of(results, devices)
     screen = Screen(terminal, [(job, schedule.estimate_s(job, rate, () if force else done)) for job in todo.jobs])
     interrupted = False
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))

@@ -39,7 +39,7 @@ class Screen:
         columns += [TimeElapsedColumn(), TextColumn("{task.fields[note]}")]
         self.progress = Progress(*columns, console=console, disable=not console.is_terminal)
         self.grid_task = self.progress.add_task("grid", total=1.0, note="")
-        self.run_task = self.progress.add_task("", total=1.0, note="", visible=False)
+        self.run_task = self.progress.add_task("starting a worker", total=1.0, note="")
 
     def __enter__(self) -> Self:
         self.progress.start()
@@ -58,7 +58,7 @@ class Screen:
         self.phase = event["phase"]
         self.shares = _SHARES[self.phase]
         if self.phase in ("data", "bench"):
-            self.progress.reset(self.run_task, visible=True)
+            self.progress.reset(self.run_task)
         self._show(job, 0.0, self.phase)
 
     def _on_step(self, job: Job, event: dict[str, Any]) -> None:

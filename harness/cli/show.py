@@ -1,10 +1,10 @@
 """`harness show`"""
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
+import yaml
 
 from dskd.config import ConfigError
 from harness.cli.common import OutOption, console
@@ -33,7 +33,9 @@ def show(
         sections["result"] = found.result
     for title, content in sections.items():
         terminal.rule(title, align="left")
-        terminal.print(json.dumps(content, indent=2), markup=False)
+        terminal.print(
+            yaml.safe_dump(content, sort_keys=False, default_flow_style=None, width=100), markup=False, end=""
+        )
     if not isinstance(found, Record):
         terminal.rule("reason", align="left")
         terminal.print(f"{found.message}\n{found.traceback}", markup=False)

@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from dskd.config import from_mapping, to_mapping
+from harness.environment import describe_environment
+from harness.records import Failure
 from harness.spec import BenchSpec, EvaluateSpec, Save, Spec, TrainSpec
 
 
@@ -52,6 +54,7 @@ class BenchJob:
 
 
 Job = TrainJob | BenchJob
+MESSAGE_CHARACTERS, TRACEBACK_CHARACTERS = 500, 2000  # attempts stay small; a run's log has the rest
 _KINDS: dict[str, type[Job]] = {"train": TrainJob, "bench": BenchJob}
 
 
@@ -62,3 +65,17 @@ def encode(job: Job) -> bytes:
 def decode(message: bytes) -> Job:
     document = json.loads(message)
     return from_mapping(_KINDS[document["kind"]], document["job"])
+
+
+def failed_attempt(spec: Spec, reason: str, message: str, traceback: str, started_at: str) -> Failure:
+    """What `Results.fail` writes when a piece of work did not end in a record; of the traceback its end is kept."""
+    return Failure(
+        kind=spec.kind,
+        id=spec.id,
+        spec=to_mapping(spec),
+        reason=reason,
+        message=message[:MESSAGE_CHARACTERS],
+        traceback=traceback[-TRACEBACK_CHARACTERS:],
+        started_at=started_at,
+        environment=describe_environment(),
+    )

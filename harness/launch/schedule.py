@@ -1,5 +1,6 @@
 """What is to be done, in which order, and about how long it takes. Pure, but for `rate_of`, which reads records."""
 
+import itertools
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
@@ -10,7 +11,7 @@ from harness.data.catalog import entry_of
 from harness.environment import gpu_names
 from harness.grid import Plan, Training
 from harness.launch.job import BenchJob, Job, TrainJob
-from harness.records import Results
+from harness.records import Record, Results
 from harness.spec import BenchSpec, EvaluateSpec, Save, Spec, TrainSpec
 
 # Multiply-adds in 1e9 per second that a training reaches, before any record tells better (our measurements: 2 cores
@@ -92,17 +93,15 @@ def _gmac(method: Method, backbone: str, image_size: int) -> tuple[float, float]
     return trunk * area, (trunk * method.has_encoder + (embedding + decoder) * method.has_decoder) * area
 
 
-SAMPLE = 20  # records read to learn a rate
+SAMPLE = 60  # records read to learn a rate
 
 
-def rate_of(results: Results, done: Collection[str], devices: str) -> float:
+def rate_of(results: Results, devices: str) -> float:
     """1e9 multiply-adds per second of a training on this device: the median of some records, RATE if there is none."""
     device_type = "cuda" if devices != "cpu" and gpu_names() else "cpu"
-    found = (results.record(run_id) for run_id in sorted(done)[: 3 * SAMPLE])
-    trainings = [record for record in found if record and record.kind == "train"][:SAMPLE]
     rates = sorted(
-        training_gmac(from_mapping(TrainSpec, record.spec)) / record.result["train_s"]
-        for record in trainings
-        if record.result.get("device_type") == device_type
+        training_gmac(from_mapping(TrainSpec, item.spec)) / item.result["train_s"]
+        for item in itertools.islice(results, SAMPLE)
+        if isinstance(item, Record) and item.kind == "train" and item.result["device_type"] == device_type
     )
     return rates[len(rates) // 2] if rates else RATE[device_type]

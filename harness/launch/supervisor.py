@@ -9,16 +9,14 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
-from dskd.config import to_mapping
-from harness.environment import describe_environment
+from harness.environment import utc_now
 from harness.launch import channel
-from harness.launch.job import Job, encode
-from harness.records import Failure, Results
+from harness.launch.job import Job, encode, failed_attempt
+from harness.records import Results
 
 OnEvent = Callable[[Job, dict[str, Any]], None]
 STILLBORN = 2  # workers in a row that die before they take a job: then it is not the jobs' fault
@@ -150,18 +148,8 @@ def _bury(worker: _Worker, on_event: OnEvent) -> None:
         if spec.id in done and not worker.job.force:
             continue
         log = results.run_folder(worker.job.spec.id) / "log.txt"
-        failure = Failure(
-            kind=spec.kind,
-            id=spec.id,
-            spec=to_mapping(spec),
-            reason="crashed",
-            message=f"the worker {how}{hint}",
-            traceback=log.read_text(errors="replace")[-2000:] if log.exists() else "",
-            started_at=datetime.now(UTC).isoformat(timespec="seconds"),
-            attempt=0,
-            environment=describe_environment(),
-        )
-        results.fail(failure)
+        text = log.read_text(errors="replace") if log.exists() else ""
+        failure = results.fail(failed_attempt(spec, "crashed", f"the worker {how}{hint}", text, utc_now()))
         on_event(worker.job, {"event": "failed", "id": spec.id, "reason": "crashed", "message": failure.message})
         break  # the one it was at; those after it were not tried
     on_event(worker.job, {"event": "finished"})

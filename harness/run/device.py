@@ -50,6 +50,8 @@ class Device:
 
 def resolve_precision(precision: str, device_type: str) -> str:
     """`auto` is bf16 where the hardware multiplies it fast, else fp32; the record says which it became."""
+    if precision == "tf32" and device_type != "cuda":
+        raise ValueError("precision tf32 needs a CUDA device; write precision: fp32")
     if precision != "auto":
         return precision
     if device_type == "cuda":

@@ -8,7 +8,6 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +20,10 @@ from dskd.distiller import Distiller
 from dskd.teacher import Teacher
 from harness.data import builtin, images, layouts  # noqa: F401  (they register their data sets)
 from harness.data.catalog import DataError, get_source
-from harness.environment import describe_environment
+from harness.environment import describe_environment, utc_now
 from harness.files import write_atomic
-from harness.launch.job import BenchJob, Job, TrainJob
-from harness.records import Failure, Record, Results
+from harness.launch.job import MESSAGE_CHARACTERS, BenchJob, Job, TrainJob, failed_attempt
+from harness.records import Record, Results
 from harness.run import metrics, pictures
 from harness.run.device import Device, PeakMemory, open_device, to_device
 from harness.run.evaluate import Inspected, inspect, measure
@@ -34,7 +33,6 @@ from harness.run.train import DivergedError, Epoch, train
 from harness.spec import Spec, TrainSpec
 
 Emit = Callable[..., None]
-TRACEBACK_CHARACTERS = 2000  # the end of it: records and attempts stay small
 
 
 def execute(job: Job, emit: Emit) -> None:
@@ -44,7 +42,7 @@ def execute(job: Job, emit: Emit) -> None:
         emit: called as emit(event, **fields) for progress: `phase`, `step`, `epoch`, `record`, `failed`.
     """
     work = _Work(job, emit)
-    with work.attempting(job.spec):
+    with work.attempting():
         device = open_device(job.device, job.spec.precision)
         if isinstance(job, BenchJob):
             emit("phase", phase="bench")
@@ -81,19 +79,15 @@ def _train(
     spec, recipe = job.spec, job.spec.method.train
     memory = PeakMemory(device)
     chosen, held_out = category.indices("train"), category.indices("val")
-    own_validation = len(held_out) > 0
-    if recipe.select == "val_normal" and not own_validation:
+    if recipe.select == "last":
+        held_out = held_out[:0]
+    elif not len(held_out):  # the data set brings no validation normals of its own
         chosen, held_out = images.hold_out(category.samples, chosen, recipe.holdout)
         if not len(held_out):
             raise DataError(f"{spec.data.category}: too few normal images to hold any out; set train.select: last")
-    normal = np.sort(np.concatenate([chosen, held_out])) if recipe.select == "val_normal" else chosen
+    normal = np.sort(np.concatenate([chosen, held_out]))
     work.emit("phase", phase="teacher")
     features = _features(distiller.teacher, spec, category, normal, device, job.weights_path)
-    place = {row: position for position, row in enumerate(normal)}
-    positions = [
-        np.array([place[row] for row in rows], np.int64)
-        for rows in (chosen, held_out if len(normal) > len(chosen) else [])
-    ]
     work.emit("phase", phase="train")
     started = time.perf_counter()
 
@@ -104,7 +98,8 @@ def _train(
             loss, rate = round(epoch.loss, 6), round(epoch.images / epoch.seconds, 1)
             work.emit("epoch", epoch=epoch.epoch, epochs=recipe.epochs, loss=loss, images_per_s=rate)
 
-    curve, kept = train(distiller, spec, features, positions[0], positions[1], device, report)
+    positions = np.searchsorted(normal, chosen), np.searchsorted(normal, held_out)
+    curve, kept = train(distiller, spec, features, *positions, device, report)
     seconds = time.perf_counter() - started
     folder = work.results.run_folder(spec.id)
     _save_weights(distiller, folder / "students.safetensors")
@@ -117,7 +112,7 @@ def _train(
         "loss_first": curve[0].loss,
         "loss_last": curve[-1].loss,
         "train_images": len(chosen),
-        "held_out_images": len(positions[1]),
+        "held_out_images": len(held_out),
         "images_per_s": round(sum(epoch.images for epoch in steady) / sum(epoch.seconds for epoch in steady), 3),
         "train_s": round(seconds, 3),
         "teacher_features": "kept" if features.cached else "recomputed",
@@ -209,7 +204,7 @@ class _Work:
     job: Job
     emit: Emit
     last_step: float = 0.0
-    failed: bool = field(default=False)
+    published: set[str] = field(default_factory=set)
 
     @functools.cached_property
     def results(self) -> Results:
@@ -225,7 +220,7 @@ class _Work:
     @contextmanager
     def recording(self, spec: Spec, device: Device) -> Iterator[dict[str, Any]]:
         """Publish what the block puts into the dictionary as the spec's record."""
-        started, clock = datetime.now(UTC), time.perf_counter()
+        started_at, clock = utc_now(), time.perf_counter()
         result: dict[str, Any] = {}
         yield result
         record = Record(
@@ -234,37 +229,33 @@ class _Work:
             spec=to_mapping(spec),
             result=result,
             environment=describe_environment(),
-            started_at=started.isoformat(timespec="seconds"),
+            started_at=started_at,
             wall_s=round(time.perf_counter() - clock, 3),
             grid=self.job.grid,
         )
         self.results.publish(record, replace=self.job.force)
+        self.published.add(spec.id)
         self.emit("record", kind=spec.kind, id=spec.id, wall_s=record.wall_s, result=_headline(result))
 
     @contextmanager
-    def attempting(self, spec: Spec) -> Iterator[None]:
-        """Turn what goes wrong in the block into a failed attempt of the spec; the worker lives on."""
-        started = datetime.now(UTC)
+    def attempting(self, spec: Spec | None = None) -> Iterator[None]:
+        """Turn what goes wrong in the block into a failed attempt, and let the worker live on.
+
+        `spec`: what is attempted; None for the first piece of the job that is not done when it goes wrong.
+        """
+        started_at = utc_now()
         try:
             yield
         except Exception as error:
-            reason = failure_reason(error)
-            text = "".join(traceback.format_exception(error))
             with suppress(Exception):
                 torch.cuda.empty_cache()
-            failure = Failure(
-                kind=spec.kind,
-                id=spec.id,
-                spec=to_mapping(spec),
-                reason=reason,
-                message=" ".join(f"{type(error).__name__}: {error}".split())[:500],
-                traceback=text[-TRACEBACK_CHARACTERS:],
-                started_at=started.isoformat(timespec="seconds"),
-                attempt=0,
-                environment=describe_environment(),
-            )
-            failure = self.results.fail(failure)
-            self.emit("failed", kind=spec.kind, id=spec.id, reason=reason, message=failure.message)
+            if spec is None:
+                done = self.published | (set() if self.job.force else self.results.done())
+                spec = next((spec for spec in self.job.works if spec.id not in done), self.job.spec)
+            message = " ".join(f"{type(error).__name__}: {error}".split())
+            text = "".join(traceback.format_exception(error))
+            self.results.fail(failed_attempt(spec, failure_reason(error), message, text, started_at))
+            self.emit("failed", id=spec.id, reason=failure_reason(error), message=message[:MESSAGE_CHARACTERS])
 
 
 def failure_reason(error: BaseException) -> str:

@@ -175,7 +175,6 @@ def test_killed_at_any_moment_the_next_call_completes_to_the_same_numbers(
     if metrics(grid) != expected:
         run(grid)
     assert metrics(grid) == expected
-    assert not list(folder.glob("*/.record*"))
     assert not list(folder.glob("*/students.safetensors"))  # kept only until the evaluations were done
 
 

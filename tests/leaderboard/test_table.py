@@ -55,7 +55,7 @@ def folder(tmp_path: Path) -> Path:
     results.publish(bench("dskd", 123.4))
     results.publish(bench("stfpm", 45.67))
     spec = TrainSpec(get_method("stfpm"), "resnet18", Weights("random"), Data("set", "b", "m"), 2, 64)
-    results.fail(Failure("train", spec.id, to_mapping(spec), "diverged", "lost", "", "2026-01-01T00:00:00+00:00", 0))
+    results.fail(Failure("train", spec.id, to_mapping(spec), "diverged", "lost", "", "2026-01-01T00:00:00+00:00", {}))
     (results.folder / "grid.yaml").write_text("name: grid\n")
     return results.folder
 

@@ -1,0 +1,35 @@
+"""Pictures of anomaly maps: which samples, and what is in them."""
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from harness.data.catalog import Sample
+from harness.run.pictures import OUTLINE, choose, save_maps
+
+SAMPLES = [Sample(f"{i}.png", "test", defect) for i, defect in enumerate(["good"] * 5 + ["hole"] * 3 + ["cut"])]
+
+
+def test_every_kind_has_its_turn() -> None:
+    assert choose(SAMPLES, 3) == [0, 5, 8]
+    assert choose(SAMPLES, 5) == [0, 1, 5, 6, 8]
+    assert choose(SAMPLES, 99) == list(range(9))
+
+
+def test_triptychs(tmp_path: Path) -> None:
+    images = np.full((9, 32, 32, 3), 90, np.uint8)
+    masks, maps = np.zeros((9, 32, 32), bool), np.zeros((9, 32, 32), np.float32)
+    masks[5:, 10:20, 10:20] = True
+    maps[masks] = 1.0
+    save_maps(tmp_path, SAMPLES, images, masks, maps, 3)
+    names = sorted(path.name for path in tmp_path.iterdir())
+    assert names == ["0000_good_0.png", "0005_hole_5.png", "0008_cut_8.png"]
+    picture = np.asarray(Image.open(tmp_path / names[1])).astype(int)
+    assert picture.shape == (32, 96, 3)
+    assert (picture[:, :32] == 90).all()
+    assert (picture[8, 32 + 15] == OUTLINE).all()  # around the defect, not on it
+    assert (picture[15, 32 + 15] == 90).all()
+    assert picture[15, 64 + 15].sum() > picture[2, 64 + 2].sum() + 200  # brighter where the score is high
+    save_maps(tmp_path / "none", SAMPLES, images, masks, maps, 0)
+    assert not (tmp_path / "none").exists()
