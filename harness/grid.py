@@ -284,18 +284,18 @@ def _training(grid: Grid, facts: Facts, values: Settings, data: Data) -> Trainin
     wanted = str(settings.get("weights", DEFAULT_WEIGHTS))
     weights, path = facts.weights[wanted, values["backbone"]]
     run = {RUN_KEYS[key]: settings[key] for key in RUN_KEYS if key in settings and key != "weights"}
-    spec = _spec(method, values["backbone"], weights, data, json.dumps(run))
+    spec = TrainSpec(method, values["backbone"], weights, data, **_run_values(json.dumps(run)))
     limits = {"aupro_limits": settings["aupro_limits"]} if "aupro_limits" in settings else {}
     evaluations = {}
     for variant in grid.evaluate:
-        evaluation = _evaluation(spec, json.dumps(limits | variant))
+        evaluation = EvaluateSpec(spec, **_variant(method, json.dumps(limits | variant)))
         evaluations.setdefault(evaluation.id, evaluation)
     return Training(spec, tuple(evaluations.values()), values["dataset"], path)
 
 
 @functools.lru_cache(maxsize=4096)
 def _configured(name: str, settings: str) -> Method:
-    return replace(get_method(name), json.loads(settings), "")
+    return replace(get_method(name), json.loads(settings))
 
 
 @functools.lru_cache(maxsize=4096)
@@ -306,10 +306,6 @@ def _run_values(run: str) -> Settings:
     return {key: getattr(checked, key) for key in json.loads(run)}
 
 
-def _spec(method: Method, backbone: str, weights: Weights, data: Data, run: str) -> TrainSpec:
-    return TrainSpec(method, backbone, weights, data, **_run_values(run))
-
-
 @functools.lru_cache(maxsize=4096)
 def _variant(method: Method, settings: str) -> Settings:
     """`map`, `score` and `aupro_limits` of one evaluation of a method."""
@@ -317,10 +313,6 @@ def _variant(method: Method, settings: str) -> Settings:
     limits = tuple(chosen.pop("aupro_limits", EvaluateSpec.aupro_limits))
     changed = replace(method, chosen)
     return {"map": changed.map, "score": changed.score, "aupro_limits": limits}
-
-
-def _evaluation(spec: TrainSpec, settings: str) -> EvaluateSpec:
-    return EvaluateSpec(spec, **_variant(spec.method, settings))
 
 
 def _bench(spec: TrainSpec, bench: Bench, facts: Facts) -> BenchSpec:

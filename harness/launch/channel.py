@@ -9,6 +9,7 @@ import queue
 import threading
 from collections.abc import Mapping
 from contextlib import suppress
+from multiprocessing import AuthenticationError
 from multiprocessing.connection import Client, Connection, Listener
 from typing import Any
 
@@ -23,6 +24,7 @@ class Door:
         self.listener = Listener(family="AF_UNIX", backlog=64, authkey=self.key)
         self.arrived: queue.SimpleQueue[tuple[Connection, dict[str, Any]]] = queue.SimpleQueue()
         self.read_end, self.write_end = os.pipe()
+        self.closed = False
         threading.Thread(target=self._accept, daemon=True).start()
 
     def environment(self) -> dict[str, str]:
@@ -37,6 +39,7 @@ class Door:
         return self.arrived.get()
 
     def close(self) -> None:
+        self.closed = True
         self.listener.close()
 
     def _accept(self) -> None:
@@ -44,8 +47,8 @@ class Door:
             try:
                 connection = self.listener.accept()
                 hello = receive(connection)
-            except (OSError, EOFError, ValueError) as error:
-                if isinstance(error, OSError) and self.listener._listener is None:  # closed
+            except (OSError, EOFError, ValueError, AuthenticationError):
+                if self.closed:
                     return
                 continue  # a stranger, or a worker that died on the doorstep: the supervisor sees that by its pidfd
             self.arrived.put((connection, hello))

@@ -64,7 +64,7 @@ def supervise(jobs: Iterable[Job], on_event: OnEvent) -> None:
     A worker that dies costs the job it was at and is replaced. Waits on connections and pidfds; nothing is polled.
 
     Args:
-        on_event: called as (job, event) with what the worker emits, and `crashed` if it died.
+        on_event: called as (job, event) with what the worker emits, and with `failed` if it died.
 
     Raises:
         WorkerError: workers die before they take a job.
@@ -116,7 +116,11 @@ def _next_event(worker: _Worker, door: channel.Door, on_event: OnEvent) -> bool:
     """Wait for the next thing to happen and handle it; False if it is the worker's death."""
     ready = wait([worker.pidfd, worker.connection or door])
     if worker.connection is None and door in ready:
-        worker.connection, _ = door.take()
+        connection, hello = door.take()
+        if hello["pid"] == worker.process.pid:
+            worker.connection = connection
+        else:  # of a worker that died since
+            connection.close()
         return True
     if worker.connection in ready:
         try:
@@ -136,6 +140,8 @@ def _next_event(worker: _Worker, door: channel.Door, on_event: OnEvent) -> bool:
 
 def _bury(worker: _Worker, on_event: OnEvent) -> None:
     """Reap a dead worker and put down in its job's attempts how it died."""
+    with suppress(subprocess.TimeoutExpired):
+        worker.process.wait(timeout=5)  # its own exit code, if it is on its way out, and not that of our kill
     worker.kill()
     if worker.job is None:
         return

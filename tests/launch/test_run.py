@@ -123,7 +123,6 @@ MOMENTS: dict[str, Callable[[Path], bool]] = {
     "at the first run": lambda folder: any(folder.glob("*/log.txt")),
     "after weights": lambda folder: any(folder.glob("*/students.safetensors")),
     "after a record": lambda folder: any(folder.glob("*/record.json")),
-    "late": lambda folder: len(list(folder.glob("*/record.json"))) >= 5,
 }
 
 
