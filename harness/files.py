@@ -1,7 +1,10 @@
 """Files that several rooms write: always whole, never half."""
 
 import os
+import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -16,6 +19,24 @@ def cache_folder(name: str) -> Path:
     folder = user_path(str(base)) / name
     folder.mkdir(parents=True, exist_ok=True)
     return folder
+
+
+@contextmanager
+def new_folder(folder: Path) -> Iterator[Path]:
+    """A temporary folder to fill, which becomes `folder` when the block ends well.
+
+    If another process made `folder` meanwhile, with the same content by its name, that one stays.
+    """
+    work = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    try:
+        work.chmod(0o755)  # a cache may be shared
+        yield work
+        os.rename(work, folder)
+    except OSError:
+        if not folder.exists():
+            raise
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
 
 
 def write_atomic(path: Path, content: str | bytes) -> None:

@@ -1,8 +1,5 @@
 """The built-in data set `surfaces` as a source: written once as a folder in MVTec AD's layout, then read as one."""
 
-import os
-import shutil
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -11,7 +8,7 @@ from dskd.config import require
 from harness.data import surfaces
 from harness.data.catalog import register
 from harness.data.layouts import MVTecAD
-from harness.files import cache_folder
+from harness.files import cache_folder, new_folder
 from harness.spec import digest
 
 
@@ -45,16 +42,9 @@ class Surfaces(MVTecAD):
         """The folder in the cache, written now if it is not there."""
         folder = cache_folder("surfaces") / self._content()
         if not folder.exists():
-            work = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-            try:
-                counts = {"train": self.train, "test_good": self.test_good, "test_per_defect": self.test_per_defect}
+            counts = {"train": self.train, "test_good": self.test_good, "test_per_defect": self.test_per_defect}
+            with new_folder(folder) as work:
                 surfaces.write_tree(work, list(surfaces.CATEGORIES), **counts, size=self.side)
-                os.rename(work, folder)
-            except OSError:
-                if not folder.exists():  # else another process was first, with the same content
-                    raise
-            finally:
-                shutil.rmtree(work, ignore_errors=True)
         return folder
 
     def available(self) -> list[str]:

@@ -1,8 +1,6 @@
 """Files to pixels: each image is decoded and resized once into a uint8 cache on disk, keyed by content."""
 
 import os
-import shutil
-import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +11,7 @@ from PIL import Image, ImageOps
 from scipy import ndimage
 
 from harness.data.catalog import DataError, Sample, Source
-from harness.files import cache_folder
+from harness.files import cache_folder, new_folder
 from harness.spec import Data, digest
 
 REVISION = 2  # of what is in the cache
@@ -84,8 +82,7 @@ def load(source: Source, data: Data, size: int) -> Category:
 def _decode(source: Source, samples: list[Sample], size: int, folder: Path) -> None:
     rows = as_dataset(source, samples)
     tests = [i for i, sample in enumerate(samples) if sample.split == "test"]
-    work = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    try:
+    with new_folder(folder) as work:
         images = np.lib.format.open_memmap(work / "images.npy", "w+", np.uint8, (len(samples), size, size, 3))
         masks = np.lib.format.open_memmap(work / "masks.npy", "w+", np.bool_, (len(tests), size, size))
         regions = np.zeros(len(tests), np.int64)
@@ -109,12 +106,6 @@ def _decode(source: Source, samples: list[Sample], size: int, folder: Path) -> N
         images.flush()
         masks.flush()
         np.save(work / "regions.npy", regions)
-        os.rename(work, folder)
-    except OSError:
-        if not folder.exists():  # else another process was first, with the same content
-            raise
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
 
 
 def _resized(image: Image.Image, size: int, resize: str, resampling: Image.Resampling) -> np.ndarray:

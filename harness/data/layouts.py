@@ -2,6 +2,7 @@
 
 import random
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal
@@ -29,20 +30,10 @@ class MVTecAD(Source):
         root = self.folder()
         base = root if (root / "train" / GOOD).is_dir() else root / category
         train = [Sample(_relative(path, root), "train") for path in _images(base / "train" / GOOD, self.name)]
-        test: list[Sample] = []
-        for folder in _folders(base / "test"):
-            images = _images(folder, self.name)
-            if folder.name == GOOD:
-                test += [Sample(_relative(path, root), "test") for path in images]
-                continue
-            masks = {}
-            truth = base / "ground_truth" / folder.name
-            for mask in _images(truth, self.name) if truth.is_dir() else []:
-                masks[mask.stem.removesuffix("_mask")] = mask
-            test += _paired(self, root, images, masks, "test", folder.name, truth / "<image>_mask.png")
-        if not test:
-            raise DataError(f"dataset {self.name}: {base / 'test'} holds no test images")
-        return train + test
+        truth = base / "ground_truth"
+        return train + _test_samples(
+            self, root, base / "test", lambda kind: base / "test" / kind, lambda kind: truth / kind, "<image>_mask.png"
+        )
 
 
 @register("folder")
@@ -75,19 +66,10 @@ class MVTec3DAD(Source):
         validation = base / "validation" / GOOD / "rgb"
         if validation.is_dir():
             samples += [Sample(_relative(path, root), "val") for path in _images(validation, self.name)]
-        test: list[Sample] = []
-        for folder in _folders(base / "test"):
-            images = _images(folder / "rgb", self.name)
-            if folder.name == GOOD:
-                test += [Sample(_relative(path, root), "test") for path in images]
-                continue
-            masks = {
-                mask.stem: mask for mask in (_images(folder / "gt", self.name) if (folder / "gt").is_dir() else [])
-            }
-            test += _paired(self, root, images, masks, "test", folder.name, folder / "gt" / "NNN.png")
-        if not test:
-            raise DataError(f"dataset {self.name}: {base / 'test'} holds no test images")
-        return samples + test
+        test = base / "test"
+        return samples + _test_samples(
+            self, root, test, lambda kind: test / kind / "rgb", lambda kind: test / kind / "gt", "NNN.png"
+        )
 
 
 @register("mtd")
@@ -170,6 +152,30 @@ class MagneticTile(Source):
                 break
             train.update(units[key])
         return train
+
+
+def _test_samples(
+    source: Source,
+    root: Path,
+    test: Path,
+    images_of: Callable[[str], Path],
+    masks_of: Callable[[str], Path],
+    mask_name: str,
+) -> list[Sample]:
+    """The samples of every type (`good` or a defect) under the folder `test`; the callables give a type's folders."""
+    samples: list[Sample] = []
+    for kind in (folder.name for folder in _folders(test)):
+        images = _images(images_of(kind), source.name)
+        if kind == GOOD:
+            samples += [Sample(_relative(path, root), "test") for path in images]
+            continue
+        truth = masks_of(kind)
+        files = _images(truth, source.name) if truth.is_dir() else []
+        masks = {path.stem.removesuffix("_mask"): path for path in files}
+        samples += _paired(source, root, images, masks, "test", kind, truth / mask_name)
+    if not samples:
+        raise DataError(f"dataset {source.name}: {test} holds no test images")
+    return samples
 
 
 def _paired(
