@@ -142,6 +142,19 @@ def to_mapping(config: Any) -> Any:
     return [to_mapping(item) for item in config] if isinstance(config, tuple) else config
 
 
+def difference(config: Any) -> dict[str, Any]:
+    """As `to_mapping`, without the fields that have their class's default: it stays the same when a field is added."""
+    changed = {}
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if dataclasses.is_dataclass(value):
+            nested = difference(value)
+            changed |= {field.name: nested} if nested else {}
+        elif value != field.default:
+            changed[field.name] = to_mapping(value)
+    return changed
+
+
 def require(condition: bool, message: str) -> None:
     """Raise ConfigError(message) unless the condition holds: the checks of `__post_init__` in one line each."""
     if not condition:

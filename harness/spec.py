@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Literal
 
 import dskd.methods
 from dskd.backbones import get_backbone
-from dskd.config import require, to_mapping
+from dskd.config import difference, require
 from dskd.methods import Map, Method
 
 METRIC_REVISION = 1  # raised by hand when a fix in `harness.run` changes metrics, maps or bench; part of the ids
@@ -29,19 +29,13 @@ def digest(content: Any) -> str:
 
 
 @functools.lru_cache(maxsize=4096)
-def _training_digest(method: Method) -> str:
-    """Of all that a training depends on: map and score are of the evaluation."""
-    content = to_mapping(method)
-    del content["map"], content["score"]
-    return digest(content)
+def _method_digest(method: Method, *without: str) -> str:
+    """Of the fields that differ from their default, so that a switch that is added later makes no run another one.
 
-
-@functools.lru_cache(maxsize=4096)
-def _model_digest(method: Method) -> str:
-    """Of all that the speed of inference depends on."""
-    content = to_mapping(method)
-    del content["train"], content["loss"]
-    return digest(content)
+    The price: a default that changes must raise `dskd.methods.REVISION`; a test with golden ids says so.
+    """
+    content = difference(method)
+    return digest({key: value for key, value in content.items() if key not in without})
 
 
 @dataclass(frozen=True)
@@ -96,7 +90,7 @@ class TrainSpec:
             [
                 self.kind,
                 dskd.methods.REVISION,
-                _training_digest(self.method),
+                _method_digest(self.method, "map", "score"),  # those are the evaluation's
                 self.backbone,
                 self.weights.sha256 or self.weights.name,
                 [self.data.name, self.data.category, self.data.manifest],
@@ -125,7 +119,7 @@ class EvaluateSpec:
     @functools.cached_property
     def id(self) -> str:
         limits = list(self.aupro_limits)
-        return digest([self.kind, METRIC_REVISION, self.train.id, to_mapping(self.map), self.score, limits])
+        return digest([self.kind, METRIC_REVISION, self.train.id, difference(self.map), self.score, limits])
 
 
 @dataclass(frozen=True)
@@ -152,7 +146,7 @@ class BenchSpec:
 
     @functools.cached_property
     def id(self) -> str:
-        model = [_model_digest(self.method), self.backbone, self.image_size, self.precision]
+        model = [_method_digest(self.method, "train", "loss"), self.backbone, self.image_size, self.precision]
         measure = [self.device, self.threads, list(self.batch_sizes), self.seconds]
         return digest([self.kind, METRIC_REVISION, dskd.methods.REVISION, model, measure])
 

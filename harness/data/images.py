@@ -14,8 +14,6 @@ from harness.data.catalog import DataError, Sample, Source
 from harness.files import cache_folder, new_folder
 from harness.spec import Data, digest
 
-REVISION = 2  # of what is in the cache
-
 
 @dataclass(frozen=True)
 class Category:
@@ -69,7 +67,7 @@ def load(source: Source, data: Data, size: int) -> Category:
         DataError: a file changed or vanished since the plan.
     """
     samples = source.samples(data.category)
-    folder = cache_folder("images") / digest([REVISION, data.manifest, size, source.resize, source.mask_threshold])
+    folder = cache_folder("images") / digest([data.manifest, size])
     if not (folder / "images.npy").exists():
         _decode(source, samples, size, folder)
     arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("images", "masks", "regions")}

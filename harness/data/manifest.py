@@ -11,7 +11,7 @@ from pathlib import Path
 from PIL import Image, UnidentifiedImageError
 
 from dskd.config import to_mapping
-from harness.data.catalog import DataError, Sample, Source
+from harness.data.catalog import PIXEL_REVISION, DataError, Sample, Source
 from harness.files import cache_folder, write_atomic
 from harness.spec import Data, digest
 
@@ -25,14 +25,12 @@ def describe(source: Source, category: str, progress: Progress | None = None) ->
         DataError: files that are missing, unpaired, empty or unreadable, or masks of another size than their image.
     """
     samples = source.samples(category)
-    manifest = source.fixed_manifest(category)
-    if manifest is None:
-        manifest = _manifest(source, samples, progress)
+    content = source.fixed_manifest(category) or _manifest(source, samples, progress)
     options = {key: value for key, value in to_mapping(source).items() if key not in ("root", "categories")}
     return Data(
         name=source.name,
         category=category,
-        manifest=manifest,
+        manifest=digest([content, PIXEL_REVISION, source.resize, source.mask_threshold]),
         options=tuple((key, str(value)) for key, value in options.items()),
         train_images=sum(sample.split == "train" for sample in samples),
         test_images=sum(sample.split == "test" for sample in samples),
@@ -52,7 +50,7 @@ def _manifest(source: Source, samples: Sequence[Sample], progress: Progress | No
         [sample.path, sample.defect, sample.split, sample.group, *(prints[name][0] for name in files_of(sample))]
         for sample in samples
     ]
-    return digest([rows, source.resize, source.mask_threshold])
+    return digest(rows)
 
 
 def files_of(sample: Sample) -> list[str]:

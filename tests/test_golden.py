@@ -1,0 +1,57 @@
+"""Golden numbers and ids.
+
+When a change moves a number, raise the REVISION that the message names. When an id moves though no number did, finished
+runs of users would run again: find another way.
+"""
+
+import pytest
+import torch
+
+from dskd import Distiller, get_method
+from dskd.methods import METHODS, REVISION
+from harness.run.train import make_optimizer
+from harness.spec import METRIC_REVISION, BenchSpec, Data, EvaluateSpec, TrainSpec, Weights
+
+# At REVISION 1: loss of the first and third step of the recipe's optimizer, then the mean and the maximum of the map.
+NUMBERS = {
+    "dskd": (3.0246, 2.034, 2.0563, 2.362),
+    "stfpm": (2.5931, 2.1662, 0.022735, 0.061118),
+    "reverse_distillation": (1.7283, 1.3344, 0.93566, 1.2244),
+}
+# At REVISION 1 and METRIC_REVISION 1: ids of a training, its evaluation and its bench.
+IDS = {
+    "dskd": ("5971c404b9d4edad", "eff10cdd7e317969", "eaadcf0867e887f6"),
+    "stfpm": ("c3cf13599ece6589", "91e4d0c7bface7be", "42718daa926f543b"),
+    "reverse_distillation": ("147e99220987a990", "821787617a70ac98", "c2a733b94a6c266d"),
+}
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_numbers(name: str) -> None:
+    assert REVISION == 1, "the revision was raised: write the new numbers here"
+    torch.manual_seed(0)
+    model = Distiller(get_method(name), "resnet18")
+    images = torch.randn(4, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+    optimizer = make_optimizer(model.students, model.method.train)
+    losses = []
+    for _ in range(3):
+        loss = model.loss(images)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    with torch.inference_mode():
+        maps = model.eval().anomaly_map(images)
+    found = losses[0], losses[2], maps.mean().item(), maps.max().item()
+    # Loose enough for another processor's rounding, tight enough for any change of a formula.
+    assert found == pytest.approx(NUMBERS[name], rel=0.02), "numbers moved: raise dskd.methods.REVISION"
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_ids(name: str) -> None:
+    method = get_method(name)
+    train = TrainSpec(method, "resnet18", Weights("a file", "f" * 64), Data("mtd", "magnetic_tile", "0" * 16), seed=1)
+    bench = BenchSpec(method, "resnet18", 256, "auto", "a device", 2)
+    found = train.id, EvaluateSpec(train, method.map).id, bench.id
+    assert METRIC_REVISION == 1, "the revision was raised: write the new ids here"
+    assert found == IDS[name]
