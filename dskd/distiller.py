@@ -7,7 +7,6 @@ import torch
 from torch import Tensor, nn
 
 from dskd.anomaly_map import anomaly_map
-from dskd.backbones import get_backbone
 from dskd.discrepancy import FACTORS, per_image, per_position
 from dskd.embedding import DeepFeatureEmbedding
 from dskd.methods import Map, Method
@@ -22,7 +21,6 @@ class Students(nn.Module):
 
     def __init__(self, method: Method, backbone: str) -> None:
         super().__init__()
-        get_backbone(backbone)
         self.method = method
         self.encoder = EncoderStudent(backbone) if method.has_encoder else None
         self.embedding = DeepFeatureEmbedding(backbone) if method.has_decoder else None

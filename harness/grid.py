@@ -330,8 +330,7 @@ def _bench(spec: TrainSpec, bench: Bench, facts: Facts) -> BenchSpec:
 
 def labels_of(spec: TrainSpec | BenchSpec) -> dict[str, Any]:
     """What `--only` and tables call a run by."""
-    labels = {"method": spec.method.name, "backbone": spec.backbone, "image_size": spec.image_size}
-    labels["precision"] = spec.precision
+    labels: dict[str, Any] = {"method": spec.method.name, "backbone": spec.backbone}
     if isinstance(spec, TrainSpec):
         labels |= {"dataset": spec.data.name, "category": spec.data.category, "seed": spec.seed}
     return labels

@@ -22,20 +22,22 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def shared(name: str) -> Path:
+    """A file or folder beside the checkout; skips the test where it is not there."""
+    path = SHARED / name
+    if not path.exists():
+        pytest.skip(f"../shared/{name} is not there")
+    return path
+
+
 @pytest.fixture(scope="session")
 def mtd_root() -> Path:
-    folder = SHARED / "data" / "mtd"
-    if not folder.is_dir():
-        pytest.skip("the Magnetic Tile Defects images are not at ../shared/data/mtd")
-    return folder
+    return shared("data/mtd")
 
 
 @pytest.fixture(scope="session")
 def imagenet_weights() -> Path:
-    path = SHARED / "weights" / "resnet18_imagenet.safetensors"
-    if not path.is_file():
-        pytest.skip("the ImageNet ResNet-18 trunk is not at ../shared/weights")
-    return path
+    return shared("weights/resnet18_imagenet.safetensors")
 
 
 def save(path: Path, pixels: np.ndarray) -> None:

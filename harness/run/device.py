@@ -100,11 +100,6 @@ def _normalisation(device: torch.device) -> tuple[Tensor, Tensor]:
     return scale, torch.tensor([mean / std for mean, std in zip(MEAN, STD, strict=True)], device=device)
 
 
-def to_device(array: np.ndarray, device: torch.device) -> Tensor:
-    """A copy of a (memory-mapped) array on the device."""
-    return torch.from_numpy(np.array(array)).to(device)
-
-
 def whole_batches(count: int, size: int) -> list[tuple[np.ndarray, int]]:
     """Positions 0..count-1 in batches of exactly `size`, the last filled up by repeating; each with its real length.
 

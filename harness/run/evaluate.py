@@ -12,7 +12,7 @@ import torch
 from dskd.anomaly_map import anomaly_map, image_scores
 from dskd.distiller import Distiller
 from harness.run import metrics
-from harness.run.device import Device, to_device, to_images, whole_batches
+from harness.run.device import Device, to_images, whole_batches
 from harness.spec import EvaluateSpec
 
 
@@ -42,7 +42,7 @@ def inspect(
     maps = [np.empty((count, side, side), np.float32) for _ in variants]
     scores = [np.empty(count, np.float64) for _ in variants]
     for positions, real in whole_batches(count, batch_size):
-        batch = to_images(to_device(images[positions], device.place))
+        batch = to_images(torch.from_numpy(images[positions]).to(device.place))
         with device.autocast():
             discrepancies = distiller.discrepancies(batch)
         rows = slice(int(positions[0]), int(positions[0]) + real)

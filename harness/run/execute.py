@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from safetensors.torch import save as serialize
 
 from dskd.config import to_mapping
 from dskd.distiller import Distiller
@@ -25,7 +26,7 @@ from harness.files import write_atomic
 from harness.launch.job import MESSAGE_CHARACTERS, BenchJob, Job, TrainJob, failed_attempt
 from harness.records import Record, Results
 from harness.run import metrics, pictures
-from harness.run.device import Device, PeakMemory, open_device, to_device
+from harness.run.device import Device, PeakMemory, open_device
 from harness.run.evaluate import Inspected, inspect, measure
 from harness.run.features import TeacherFeatures
 from harness.run.throughput import throughput
@@ -102,7 +103,8 @@ def _train(
     curve, kept = train(distiller, spec, features, *positions, device, report)
     seconds = time.perf_counter() - started
     folder = work.results.run_folder(spec.id)
-    _save_weights(distiller, folder / "students.safetensors")
+    state = {key: value.contiguous() for key, value in distiller.students.state_dict().items()}
+    write_atomic(folder / "students.safetensors", serialize(state))
     _save_rows(folder / "curve.csv", [to_mapping(epoch) for epoch in curve])
     # The first epoch warms up caches and allocator; a run of one epoch has no other.
     steady = curve[1:] or curve
@@ -168,17 +170,9 @@ def _features(
     key = (*key, normal.tobytes(), device.place)
     if key not in _last_features:
         _last_features.clear()  # before the next ones are made: two sets may not fit
-        pixels = to_device(category.images[normal], device.place)
+        pixels = torch.from_numpy(category.images[normal]).to(device.place)
         _last_features[key] = TeacherFeatures(teacher, pixels, batch, device)
     return _last_features[key]
-
-
-def _save_weights(distiller: Distiller, path: Path) -> None:
-    state = {key: value.contiguous() for key, value in distiller.students.state_dict().items()}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}")
-    save_file(state, temporary)
-    temporary.replace(path)
 
 
 def _save_rows(path: Path, rows: list[dict[str, Any]]) -> None:
