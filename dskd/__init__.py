@@ -1,7 +1,7 @@
 """Student-teacher anomaly detection: one `Distiller`, many methods (DSKD, STFPM, reverse distillation, ...).
 
-The names below import torch and timm when they are first used; `dskd.methods`, `dskd.backbones` and `dskd.config`
-never do.
+The names below import torch and timm when they are first used; `dskd.methods`, `dskd.switches`, `dskd.config` and the
+table of `dskd.backbones` never do.
 """
 
 import importlib
@@ -14,10 +14,13 @@ _HOMES = {
     "DeepFeatureEmbedding": "embedding",
     "Distiller": "distiller",
     "EncoderStudent": "students",
-    "Method": "methods",
+    "Method": "switches",
+    "Students": "distiller",
     "Teacher": "teacher",
     "get_backbone": "backbones",
     "get_method": "methods",
+    "register_backbone": "backbones",
+    "register_method": "methods",
     "replace": "config",
 }
 __all__ = sorted(_HOMES)

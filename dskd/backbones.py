@@ -1,53 +1,127 @@
-"""Facts about the backbones that a plan needs without importing torch."""
+"""Facts about backbones that a plan needs without importing torch: a table, and what inspection adds to it."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeVar
 
-from dskd.config import ConfigError, suggest
+from dskd.config import require
+
+T = TypeVar("T", bound=type)
+IMAGENET_MEAN = (0.485, 0.456, 0.406)  # of pixels in [0, 1]; images reach every network normalised by these
+IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 @dataclass(frozen=True)
 class Backbone:
-    """A ResNet trunk as timm builds it: conv1 to layer3, tapped after layer1, layer2 and layer3 (strides 4, 8, 16).
+    """A trunk: a timm model up to its third pyramid scale, tapped at three strides that double.
 
-    `depths`: blocks of layer1 to layer3; `embedding_depth`: blocks of the embedding's layer4-type stage; `base_width`:
-    128 for the wide ones; `imagenet`: timm's tag of the torchvision V1 weights that the baselines use; `gmac`:
-    multiply-adds in 1e9 of trunk, embedding and decoder for one 256x256 image (convolutions only), for cost estimates.
+    `block`: the ResNet block that the inverted student mirrors, `generic` for every other family; `channels`: of the
+    three maps, finest first; `depths`: blocks of the ResNet's layer1 to layer3, and so of the decoder;
+    `embedding_depth`: blocks of the embedding's layer4-type stage; `imagenet`: timm's tag of the ImageNet weights,
+    empty if there are none (the table's are torchvision's V1, which the baselines use); `gmac`: multiply-adds in 1e9 of
+    trunk, embedding and decoder for one 256x256 image (matrix products and convolutions only); `parameters`: of the
+    trunk; `base_width`: 128 for wide ResNets; `taps`: timm's indices of the maps; `deep_tap`, `deep_channels`: of the
+    next map, at twice the last stride, if there is one; `mean`, `std`: what the weights expect of normalised images.
     """
 
     name: str
-    block: Literal["basic", "bottleneck"]
+    block: Literal["basic", "bottleneck", "generic"]
+    channels: tuple[int, int, int]
     depths: tuple[int, int, int]
     embedding_depth: int
     imagenet: str
     gmac: tuple[float, float, float]
+    parameters: int
     base_width: int = 64
+    strides: tuple[int, int, int] = (4, 8, 16)
+    taps: tuple[int, int, int] = (1, 2, 3)
+    deep_tap: int | None = 4
+    deep_channels: int = 0
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    std: tuple[float, float, float] = IMAGENET_STD
 
     @property
     def expansion(self) -> int:
-        return 4 if self.block == "bottleneck" else 1
+        return 1 if self.block == "basic" else 4
 
     @property
-    def channels(self) -> tuple[int, int, int]:
-        """Channels of the three tapped maps, finest first."""
-        return (64 * self.expansion, 128 * self.expansion, 256 * self.expansion)
+    def embedding_channels(self) -> int:
+        """Channels of the decoder's input: twice the coarsest map's, as of a ResNet's layer4; a multiple of 4."""
+        return -(-2 * self.channels[2] // 4) * 4
+
+    @property
+    def multiple(self) -> int:
+        """What the side of an image must be a multiple of: the embedding halves the coarsest map."""
+        return 2 * self.strides[2]
+
+
+def _resnet(name: str, depths: tuple[int, int, int], gmac: tuple[float, float, float], parameters: int) -> Backbone:
+    basic = name in ("resnet18", "resnet34")
+    expansion = 1 if basic else 4
+    return Backbone(
+        name,
+        block="basic" if basic else "bottleneck",
+        channels=(64 * expansion, 128 * expansion, 256 * expansion),
+        depths=depths,
+        embedding_depth=2 if name == "resnet18" else 3,
+        imagenet=f"{name}.tv_in1k",
+        gmac=gmac,
+        parameters=parameters,
+        base_width=128 if name.startswith("wide") else 64,
+        deep_channels=512 * expansion,
+    )
 
 
 BACKBONES: dict[str, Backbone] = {
     backbone.name: backbone
     for backbone in (
-        Backbone("resnet18", "basic", (2, 2, 2), 2, "resnet18.tv_in1k", (1.832, 0.931, 1.560)),
-        Backbone("resnet34", "basic", (3, 4, 6), 3, "resnet34.tv_in1k", (3.946, 1.233, 3.674)),
-        Backbone("resnet50", "bottleneck", (3, 4, 6), 3, "resnet50.tv_in1k", (4.281, 5.218, 4.815)),
-        Backbone(
-            "wide_resnet50_2", "bottleneck", (3, 4, 6), 3, "wide_resnet50_2.tv_in1k", (11.999, 7.315, 11.140), 128
-        ),
+        _resnet("resnet18", (2, 2, 2), (1.832, 0.931, 1.560), 2_782_784),
+        _resnet("resnet34", (3, 4, 6), (3.946, 1.233, 3.674), 8_170_304),
+        _resnet("resnet50", (3, 4, 6), (4.281, 5.218, 4.815), 8_543_296),
+        _resnet("resnet101", (3, 4, 23), (9.130, 5.218, 9.664), 27_535_424),
+        _resnet("wide_resnet50_2", (3, 4, 6), (11.999, 7.315, 11.140), 24_862_528),
     )
 }
+# Of other families, tried here: `harness backbones` lists them, and any timm model with `features_only` can be named.
+TRIED = (
+    "resnext50_32x4d",
+    "efficientnet_b0",
+    "convnext_tiny",
+    "mobilenetv3_large_100",
+    "regnety_008",
+    "densenet121",
+)
+TRUNKS: dict[str, type] = {}  # of plug-ins, by name
 
 
-def get_backbone(name: str) -> Backbone:
-    """The named backbone's facts. Raises ConfigError with the near match for a name that does not exist."""
+def register_backbone(name: str) -> Callable[[T], T]:
+    """Class decorator of a plug-in: make a module known as a backbone.
+
+    The class is made without arguments. Its `forward` takes normalised images (B, 3, H, W) and returns three maps,
+    finest first, at strides that double. A weights file of it holds its `state_dict` as safetensors.
+
+    Raises:
+        ConfigError: a name that is taken.
+    """
+
+    def decorate(cls: T) -> T:
+        require(name not in BACKBONES and name not in TRUNKS, f"backbone {name!r} exists already; choose another name")
+        TRUNKS[name] = cls
+        return cls
+
+    return decorate
+
+
+def get_backbone(name: str | Backbone) -> Backbone:
+    """The named backbone's facts; one that is not in the table is inspected once, which imports torch and timm.
+
+    Raises:
+        ConfigError: a name that does not exist, with the near match, or a model without three usable scales.
+    """
+    if isinstance(name, Backbone):
+        return name
     if name not in BACKBONES:
-        raise ConfigError(f"unknown backbone {name!r}; {suggest(name, BACKBONES)}")
+        from dskd.inspection import inspect_backbone
+
+        BACKBONES[name] = inspect_backbone(name)
     return BACKBONES[name]

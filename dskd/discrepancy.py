@@ -2,13 +2,17 @@
 bf16 (4 distinct values over 128 positions), and 1 - cos loses its digits near 0, where normal data live.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.nn import functional
 
-FACTORS = {"pixel_cos": 1.0, "l2norm": 2.0, "flat_cos": 1.0}  # of the half squared distance, by kind
+from dskd.switches import Loss
+
+FACTORS = {"pixel_cos": 1.0, "l2norm": 2.0}  # of the half squared distance, by kind
 EPSILON = 1e-12  # the least norm that a vector is divided by
 
 
@@ -24,6 +28,38 @@ def per_position(teacher: Tensor, student: Tensor) -> Tensor:
 def per_image(teacher: Tensor, student: Tensor) -> Tensor:
     """1 - cos of the flattened maps (the loss of RD4AD's code): (B, C, h, w) to (B,) in float32."""
     return per_position(teacher.flatten(1), student.flatten(1))
+
+
+def loss(teacher: Tensor, student: Tensor, config: Loss) -> Tensor:
+    """Mean discrepancy of one scale of one student by `config.kind`, a float32 scalar; maps (B, C, h, w)."""
+    if config.kind == "flat_cos":
+        return per_image(teacher, student).mean()
+    if config.kind == "mse":
+        return _mse(teacher, student)
+    mean = per_position(teacher, student).mean()
+    if config.kind == "cos_mse":
+        return mean + config.mse_weight * _mse(teacher, student)
+    return FACTORS[config.kind] * mean
+
+
+def _mse(teacher: Tensor, student: Tensor) -> Tensor:
+    return functional.mse_loss(student.float(), teacher.detach().float())
+
+
+def of_students(teacher: Tensor, students: Sequence[Tensor]) -> dict[str, Tensor]:
+    """How far several students are, together, from the teacher (B, C, h, w) and from each other: each (B, h, w).
+
+    With m the mean of the students' unit vectors ŝ: `mean_feature` is 1 - cos(t, m), `error` ½‖t̂ - m‖² and
+    `disagreement` the variance ½(1 - ‖m‖²); error + disagreement is the mean of the students' discrepancies.
+    """
+    with torch.autocast(teacher.device.type, enabled=False):
+        mean = torch.stack([functional.normalize(student.float(), eps=EPSILON) for student in students]).mean(dim=0)
+        target = functional.normalize(teacher.float(), eps=EPSILON)
+        return {
+            "mean_feature": per_position(teacher, mean),
+            "error": (target - mean).square().sum(dim=1) / 2,
+            "disagreement": (1 - mean.square().sum(dim=1)) / 2,
+        }
 
 
 class _HalfSquaredDistance(torch.autograd.Function):

@@ -7,33 +7,46 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from dskd.backbones import get_backbone
-from dskd.config import ConfigError
-from dskd.timm_import import timm
+from dskd.backbones import IMAGENET_MEAN, IMAGENET_STD, TRUNKS, Backbone, get_backbone
+from dskd.config import ConfigError, require
+from dskd.timm_import import efficientnet, mobilenetv3, timm
 
+CUTTABLE = (efficientnet.EfficientNetFeatures, mobilenetv3.MobileNetV3Features)
 TEACHER_SEED = 0  # of the `random` teacher: its own, so that a run's seed changes the students alone
 
 
-def build_trunk(backbone: str) -> nn.Module:
-    """conv1 to layer3 of the backbone with random weights; `trunk(images)` returns the maps of layer1, layer2, layer3.
+def build_trunk(backbone: str | Backbone, deep: bool = False) -> nn.Module:
+    """The backbone up to its third scale with random weights; `trunk(images)` returns three maps, finest first.
 
     Shapes at 256x256 for resnet18: (B, 64, 64, 64), (B, 128, 32, 32), (B, 256, 16, 16).
+
+    Args:
+        deep: a fourth map, at twice the last stride, too.
+
+    Raises:
+        ConfigError: unknown backbone, or `deep` where there is no such map.
     """
-    get_backbone(backbone)
-    # timm zeroes the last BatchNorm of each block by default; the official STFPM student (torchvision) does not.
-    return timm.create_model(
-        backbone, pretrained=False, features_only=True, out_indices=(1, 2, 3), zero_init_last=False
-    )
+    facts = get_backbone(backbone)
+    require(not deep or facts.deep_tap is not None, f"backbone {facts.name} has no fourth map for a `layer4`")
+    if facts.name in TRUNKS:
+        return TRUNKS[facts.name]()
+    taps = (*facts.taps, facts.deep_tap) if deep else facts.taps
+    # timm zeroes the last BatchNorm of each block of a ResNet by default; the official STFPM student (torchvision) does
+    # not.
+    init = {"zero_init_last": False} if facts.block != "generic" else {}
+    trunk = timm.create_model(facts.name, pretrained=False, features_only=True, out_indices=taps, **init)
+    if isinstance(trunk, CUTTABLE):  # these run on after their last tap
+        trunk.blocks = trunk.blocks[: max(trunk._stage_out_idx)]
+    return trunk
 
 
 class Teacher(nn.Module):
     """A trunk that never learns: always in eval mode, no gradients, its parameters and BatchNorm buffers constant.
 
     Args:
-        backbone: a name of `dskd.backbones.BACKBONES`.
+        backbone: a name of `dskd.backbones.BACKBONES`, any timm model with three usable scales, or a plug-in's.
         weights: `random` (seeded by TEACHER_SEED) or the path of a safetensors file in timm's names, of the whole
-        model or
-            of the trunk alone.
+            model or of the trunk alone.
 
     Raises:
         ConfigError: unknown backbone, or a file whose keys or shapes are not the backbone's.
@@ -48,6 +61,17 @@ class Teacher(nn.Module):
             self.trunk.load_state_dict(read_trunk_weights(self.trunk, backbone, Path(weights)))
         self.requires_grad_(False)
         super().train(False)
+        self._renormalise(get_backbone(backbone))
+
+    def _renormalise(self, facts: Backbone) -> None:
+        """Images come normalised by ImageNet's mean and deviation; some weights were made for another normalisation."""
+        self.other = (facts.mean, facts.std) != (IMAGENET_MEAN, IMAGENET_STD)
+        if self.other:
+            mean, std, own_mean, own_std = (
+                torch.tensor(values).view(1, 3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD, facts.mean, facts.std)
+            )
+            self.register_buffer("scale", std / own_std, persistent=False)
+            self.register_buffer("shift", (mean - own_mean) / own_std, persistent=False)
 
     def train(self, mode: bool = True) -> "Teacher":
         """Stays in eval mode whatever is asked for: a student's `.train()` on the whole model must not reach it."""
@@ -56,7 +80,7 @@ class Teacher(nn.Module):
     @torch.no_grad()
     def forward(self, images: Tensor) -> list[Tensor]:
         """The pyramid F_T: maps (B, C_k, H/s_k, W/s_k) of normalised images (B, 3, H, W), strides s = 4, 8, 16."""
-        return self.trunk(images)
+        return self.trunk(images * self.scale + self.shift if self.other else images)
 
 
 def read_trunk_weights(trunk: nn.Module, backbone: str, path: Path) -> dict[str, Tensor]:
@@ -73,15 +97,25 @@ def read_trunk_weights(trunk: nn.Module, backbone: str, path: Path) -> dict[str,
     except Exception as error:  # safetensors raises its own and OS errors for damaged or foreign files
         raise ConfigError(f"weights: {path} is not a readable safetensors file ({error})") from None
     wanted = trunk.state_dict()
-    with torch.device("meta"):
-        whole = timm.create_model(backbone, pretrained=False).state_dict()
+    if backbone in TRUNKS:
+        whole = wanted
+    else:
+        with torch.device("meta"):
+            whole = timm.create_model(backbone, pretrained=False).state_dict()
+    # A tapped model of some families is flattened: `stages_0.x` where the whole model has `stages.0.x`.
+    state, names = {_flat(key): value for key, value in state.items()}, {_flat(key): key for key in (*state, *whole)}
+    needed = {_flat(key): key for key in wanted}
     # A counter that no evaluation reads: files saved from elsewhere lack it.
-    counters = {key for key in wanted if key.endswith("num_batches_tracked")}
-    _refuse(path, backbone, "lacks", wanted.keys() - counters - state.keys())
-    _refuse(path, backbone, "has unexpected", state.keys() - whole.keys())
-    wrong = {key for key in wanted.keys() & state.keys() if state[key].shape != wanted[key].shape}
+    counters = {key for key in needed if key.endswith("num_batches_tracked")}
+    _refuse(path, backbone, "lacks", (names.get(key, key) for key in needed.keys() - counters - state.keys()))
+    _refuse(path, backbone, "has unexpected", (names[key] for key in state.keys() - {_flat(key) for key in whole}))
+    wrong = (names[key] for key in needed.keys() & state.keys() if state[key].shape != wanted[needed[key]].shape)
     _refuse(path, backbone, "has other shapes for", wrong)
-    return {key: state.get(key, value) for key, value in wanted.items()}
+    return {key: state.get(flat, wanted[key]) for flat, key in needed.items()}
+
+
+def _flat(key: str) -> str:
+    return key.replace(".", "_")
 
 
 def _refuse(path: Path, backbone: str, what: str, keys: Iterable[str]) -> None:

@@ -14,6 +14,6 @@ if torch.version.cuda is None and not hasattr(torch.ops.torchvision, "nms"):
         torch.library.define(f"torchvision::{schema.partition('(')[0]}", schema[schema.index("(") :])
 
 import timm
-from timm.models import resnet
+from timm.models import efficientnet, mobilenetv3, resnet
 
-__all__ = ["resnet", "timm"]
+__all__ = ["efficientnet", "mobilenetv3", "resnet", "timm"]

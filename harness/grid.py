@@ -11,21 +11,22 @@ from typing import Any
 
 import yaml
 
-from dskd.backbones import get_backbone
-from dskd.config import ConfigError, dotted_keys, from_mapping, replace, require, suggest
-from dskd.methods import Method, get_method
+from dskd.config import ConfigError, coerce, dotted_keys, from_mapping, replace, require, suggest
+from dskd.methods import METHODS, get_method
+from dskd.switches import Method, Score
+from harness.backbones import remember
 from harness.data import builtin, layouts  # noqa: F401  (they register their data sets)
 from harness.data.catalog import Source, get_source
 from harness.data.manifest import describe
 from harness.environment import device_name, thread_count
 from harness.spec import Bench, BenchSpec, Data, EvaluateSpec, Save, TrainSpec, Weights
-from harness.weights import locate
+from harness.weights import is_folded, locate
 
 Settings = dict[str, Any]
 
 RUN_KEYS = {"image_size": "image_size", "weights": "weights", "precision": "precision", "seed": "seed"}
-RUN_KEYS |= {"eval.batch_size": "eval_batch_size"}
-METHOD_KEYS = [key for key in dotted_keys(Method) if key != "name"]
+RUN_KEYS |= {"crop": "crop", "eval.batch_size": "eval_batch_size", "evaluate.at": "evaluate_at"}
+METHOD_KEYS = [key for key in dotted_keys(Method) if key not in ("name", "revision")]
 EVALUATE_KEYS = [*(key for key in METHOD_KEYS if key.startswith("map.")), "score", "aupro_limits"]
 DEFAULT_WEIGHTS = "imagenet"
 SETTABLE = [*(key for key in RUN_KEYS if key != "seed"), *METHOD_KEYS, "aupro_limits"]
@@ -50,12 +51,15 @@ class Grid:
 
 @dataclass(frozen=True)
 class Facts:
-    """What `expand` needs to know of the world: per data set its categories, per (weights, backbone) the file."""
+    """What `expand` needs to know of the world: per data set its categories, per (weights, backbone) the file, and
+    which of these files no student can start from.
+    """
 
     categories: dict[Source, list[Data]]
     weights: dict[tuple[str, str], tuple[Weights, str | None]]
     device: str
     threads: int
+    folded: frozenset[tuple[str, str]] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -186,7 +190,7 @@ def _check_names(grid: Grid) -> None:
     values: dict[str, list[str]] = {axis: [] for block in blocks for axis in block}
     for block in blocks:
         values["method"] += [_method_entry(entry)[0] for entry in block["method"]]
-        values["backbone"] += [get_backbone(name).name for name in block["backbone"]]
+        values["backbone"] += [remember(name).name for name in block["backbone"]]
         values["dataset"] += [get_source(entry).name for entry in block["dataset"]]
         for axis in block.keys() - {"method", "backbone", "dataset"}:
             values[axis] += [str(value) for value in block[axis]]
@@ -218,6 +222,8 @@ def resolve(grid: Grid, device: str = "auto", progress: Progress | None = None) 
     for source in dict.fromkeys(get_source(entry) for block in blocks for entry in block["dataset"]):
         report = functools.partial(progress, f"reading {source.name}") if progress else None
         categories[source] = [describe(source, category, report) for category in source.chosen()]
+    for name in _trunks(grid):
+        remember(name)
     default = grid.defaults.get("weights", DEFAULT_WEIGHTS)
     wanted = {str(value) for block in blocks for value in block.get("weights", [default])}
     wanted |= {str(extra["weights"]) for _, extra in grid.overrides if "weights" in extra}
@@ -226,7 +232,22 @@ def resolve(grid: Grid, device: str = "auto", progress: Progress | None = None) 
         for name in sorted(wanted)
         for backbone in sorted({backbone for block in blocks for backbone in block["backbone"]})
     }
-    return Facts(categories, weights, device_name(device), thread_count())
+    folded = frozenset(key for key, (_, path) in weights.items() if path is None or is_folded(Path(path)))
+    return Facts(categories, weights, device_name(device), thread_count(), folded)
+
+
+def _trunks(grid: Grid) -> set[str]:
+    """Every other trunk that an encoder student of the grid may have."""
+    names = {METHODS[_method_entry(entry)[0]].encoder.backbone for entry in _methods(grid)}
+    places = [grid.defaults, *(_method_entry(entry)[1] for entry in _methods(grid))]
+    places += [extra for _, extra in grid.overrides]
+    names |= {place.get("encoder.backbone") for place in places}
+    names |= {name for block in [grid.axes, *grid.include] for name in block.get("encoder.backbone", [])}
+    return {str(name) for name in names if name is not None}
+
+
+def _methods(grid: Grid) -> list[Any]:
+    return [entry for block in [grid.axes, *grid.include] for entry in block["method"]]
 
 
 def expand(grid: Grid, facts: Facts) -> Plan:
@@ -286,6 +307,12 @@ def _training(grid: Grid, facts: Facts, values: Settings, data: Data) -> Trainin
     run = {RUN_KEYS[key]: settings[key] for key in RUN_KEYS if key in settings and key != "weights"}
     spec = TrainSpec(method, values["backbone"], weights, data, **_run_values(json.dumps(run)))
     limits = {"aupro_limits": settings["aupro_limits"]} if "aupro_limits" in settings else {}
+    if method.encoder.init == "imagenet":
+        require(
+            (wanted, values["backbone"]) not in facts.folded,
+            f"encoder.init: imagenet needs weights with their BatchNorm statistics, {wanted} for {values['backbone']} "
+            "has none (folded into the convolutions, or random); write encoder.init: random",
+        )
     evaluations = {}
     for variant in grid.evaluate:
         evaluation = EvaluateSpec(spec, **_variant(method, json.dumps(limits | variant)))
@@ -295,7 +322,8 @@ def _training(grid: Grid, facts: Facts, values: Settings, data: Data) -> Trainin
 
 @functools.lru_cache(maxsize=4096)
 def _configured(name: str, settings: str) -> Method:
-    return replace(get_method(name), json.loads(settings))
+    changes = json.loads(settings)
+    return replace(get_method(name, changes.pop("recipe", "own")), changes)
 
 
 @functools.lru_cache(maxsize=4096)
@@ -311,15 +339,16 @@ def _variant(method: Method, settings: str) -> Settings:
     """`map`, `score` and `aupro_limits` of one evaluation of a method."""
     chosen = json.loads(settings)
     limits = tuple(chosen.pop("aupro_limits", EvaluateSpec.aupro_limits))
-    changed = replace(method, chosen)
-    return {"map": changed.map, "score": changed.score, "aupro_limits": limits}
+    score = coerce(chosen.pop("score", method.score), Score, "score")
+    changes = {key.removeprefix("map."): value for key, value in chosen.items()}
+    return {"map": replace(method.map, changes, "map."), "score": score, "aupro_limits": limits}
 
 
 def _bench(spec: TrainSpec, bench: Bench, facts: Facts) -> BenchSpec:
     return BenchSpec(
         spec.method,
         spec.backbone,
-        spec.image_size,
+        spec.side,
         spec.precision,
         facts.device,
         facts.threads,

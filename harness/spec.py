@@ -13,8 +13,8 @@ from typing import Any, ClassVar, Literal
 
 import dskd.methods
 from dskd.backbones import get_backbone
-from dskd.config import difference, require
-from dskd.methods import Map, Method
+from dskd.config import difference, require, to_mapping
+from dskd.switches import Map, Method, Score
 
 METRIC_REVISION = 1  # raised by hand when a fix in `harness.run` changes metrics, maps or bench; part of the ids
 
@@ -62,7 +62,11 @@ class Data:
 
 @dataclass(frozen=True)
 class TrainSpec:
-    """One training: method and recipe × backbone × category × seed. Its id is the id of the trained students."""
+    """One training: method and recipe × backbone × category × seed. Its id is the id of the trained students.
+
+    `crop`: side of the square that is cut from the middle of the resized image, 0 for all of it. `evaluate_at`: epochs
+    after which the metrics are recorded too; they select nothing.
+    """
 
     method: Method
     backbone: str
@@ -72,20 +76,37 @@ class TrainSpec:
     image_size: int = 256
     precision: Precision = "auto"
     eval_batch_size: int = 32
+    crop: int = 0
+    evaluate_at: tuple[int, ...] = ()
 
     kind: ClassVar[Kind] = "train"
 
     def __post_init__(self) -> None:
-        get_backbone(self.backbone)
+        key, multiple = "crop" if self.crop else "image_size", get_backbone(self.backbone).multiple
         require(
-            self.image_size >= 32 and self.image_size % 32 == 0,
-            f"image_size: {self.image_size} is not possible, the decoder needs a multiple of 32; "
-            f"write {max(32, round(self.image_size / 32) * 32)}",
+            self.side >= multiple and self.side % multiple == 0,
+            f"{key}: {self.side} is not possible, {self.backbone} with a decoder needs a multiple of {multiple}; "
+            f"write {max(multiple, round(self.side / multiple) * multiple)}",
         )
+        require(self.crop <= self.image_size, f"crop: {self.crop} is more than image_size: {self.image_size}")
         require(self.eval_batch_size >= 1, f"eval.batch_size: {self.eval_batch_size} is not possible; write 1 or more")
+        require(
+            all(1 <= epoch <= self.method.train.epochs for epoch in self.evaluate_at)
+            and list(self.evaluate_at) == sorted(set(self.evaluate_at)),
+            f"evaluate.at: {list(self.evaluate_at)} is not possible; write rising epochs from 1 to "
+            f"{self.method.train.epochs}",
+        )
+        check_students(self.method, self.backbone)
+
+    @property
+    def side(self) -> int:
+        """Of the images that the networks see, and of the maps."""
+        return self.crop or self.image_size
 
     @functools.cached_property
     def id(self) -> str:
+        # Metrics along a training cannot be had afterwards, so a training that has them is another piece of work.
+        later = {key: to_mapping(getattr(self, key)) for key in ("crop", "evaluate_at") if getattr(self, key)}
         return digest(
             [
                 self.kind,
@@ -95,8 +116,29 @@ class TrainSpec:
                 self.weights.sha256 or self.weights.name,
                 [self.data.name, self.data.category, self.data.manifest],
                 [self.seed, self.image_size, self.precision, self.eval_batch_size],
+                *([later] if later else []),
             ]
         )
+
+
+def check_students(method: Method, backbone: str) -> None:
+    """Raises ConfigError for an encoder student or an embedding that this teacher's backbone cannot go with."""
+    teacher = get_backbone(backbone)
+    own = method.encoder.backbone
+    student = get_backbone(own or backbone)
+    require(
+        own != backbone,
+        f"encoder.backbone: {own} is the teacher's own trunk; name another one, or method: stfpm for it",
+    )
+    require(
+        student.strides == teacher.strides,
+        f"encoder.backbone: the maps of {own} have strides {list(student.strides)}, the teacher's ({backbone}) "
+        f"{list(teacher.strides)}; choose trunks of equal strides",
+    )
+    require(
+        method.embedding.kind != "layer4" or student.deep_tap is not None,
+        f"embedding.kind: {student.name} has no fourth map for layer4; write mff_oce, mff_1x1 or oce_only",
+    )
 
 
 @dataclass(frozen=True)
@@ -105,12 +147,13 @@ class EvaluateSpec:
 
     train: TrainSpec
     map: Map
-    score: Literal["max", "mean", "std"] = "max"
+    score: Score = "max"
     aupro_limits: tuple[float, ...] = (0.3, 0.05)
 
     kind: ClassVar[Kind] = "evaluate"
 
     def __post_init__(self) -> None:
+        self.train.method.check_map(self.map)
         require(
             bool(self.aupro_limits) and all(0 < limit <= 1 for limit in self.aupro_limits),
             f"aupro_limits: {list(self.aupro_limits)} is not possible; write false positive rates in (0, 1]",

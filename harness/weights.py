@@ -40,11 +40,22 @@ def locate(name: str, backbone: str) -> tuple[Weights, str | None]:
     return Weights(label, sha256), str(path.resolve())
 
 
+def is_folded(path: Path) -> bool:
+    """Whether the file has BatchNorm layers whose running means are all 0: then no student can be trained from it."""
+    from safetensors import safe_open
+
+    with safe_open(path, framework="numpy") as file:
+        means = [file.get_tensor(key) for key in file.keys() if key.endswith("running_mean")]  # noqa: SIM118
+    return bool(means) and not any(mean.any() for mean in means)
+
+
 def _imagenet(backbone: str) -> Path:
     """The hub's file of the torchvision V1 weights, from the local cache or downloaded into it."""
     import huggingface_hub
 
     tag = get_backbone(backbone).imagenet
+    if not tag:
+        raise ConfigError(f"weights: there are no imagenet weights for {backbone}; write the path of a file, or random")
     repository, file = f"timm/{tag}", "model.safetensors"
     cached = huggingface_hub.try_to_load_from_cache(repository, file)
     if isinstance(cached, str):

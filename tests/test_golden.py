@@ -9,7 +9,7 @@ import torch
 
 from dskd import Distiller, get_method
 from dskd.methods import METHODS, REVISION
-from harness.run.train import make_optimizer
+from harness.run.train import make_optimizers
 from harness.spec import METRIC_REVISION, BenchSpec, Data, EvaluateSpec, TrainSpec, Weights
 
 # At REVISION 1: loss of the first and third step of the recipe's optimizer, then the mean and the maximum of the map.
@@ -17,12 +17,20 @@ NUMBERS = {
     "dskd": (3.0246, 2.034, 2.0563, 2.362),
     "stfpm": (2.5931, 2.1662, 0.022735, 0.061118),
     "reverse_distillation": (1.7283, 1.3344, 0.93566, 1.2244),
+    "smaller_student": (6.0274, 0.99489, 0.023566, 0.16146),
+    "different_family_student": (6.025, 5.6128, 3.5238, 5.3487),
+    "two_students": (3.0285, 1.923, 2.0147, 2.286),
+    "student_ensemble": (9.0563, 8.3483, 1.255, 1.4284),
 }
 # At REVISION 1 and METRIC_REVISION 1: ids of a training, its evaluation and its bench.
 IDS = {
     "dskd": ("5971c404b9d4edad", "eff10cdd7e317969", "eaadcf0867e887f6"),
     "stfpm": ("c3cf13599ece6589", "91e4d0c7bface7be", "42718daa926f543b"),
     "reverse_distillation": ("147e99220987a990", "821787617a70ac98", "c2a733b94a6c266d"),
+    "smaller_student": ("c459e94e34911487", "2151dd95d2183984", "e927cfb7b85ba829"),
+    "different_family_student": ("33a918a8a21c68f3", "78da0ce9d976834f", "dd762068f058f4a9"),
+    "two_students": ("a4d4def7bf0a8b80", "24c5883106ae56b8", "57149f0c34c898b9"),
+    "student_ensemble": ("767122f2744438c9", "839398274468d676", "d385ae44138f70fa"),
 }
 
 
@@ -32,7 +40,7 @@ def test_numbers(name: str) -> None:
     torch.manual_seed(0)
     model = Distiller(get_method(name), "resnet18")
     images = torch.randn(4, 3, 64, 64, generator=torch.Generator().manual_seed(1))
-    optimizer = make_optimizer(model.students, model.method.train)
+    (optimizer,) = make_optimizers(model.students, model.method.train)
     losses = []
     for _ in range(3):
         loss = model.loss(images)

@@ -54,6 +54,26 @@ def test_axes_categories_rules_and_order() -> None:
     assert len({t.spec.id for t in made.trainings}) == len(made.trainings)
 
 
+def test_recipes_of_one_architecture_are_runs_of_their_own_unless_they_are_the_same() -> None:
+    axes = DOCUMENT["axes"] | {"method": ["dskd", "stfpm"], "recipe": ["own", "common"], "seed": [0]}
+    made = plan(axes=axes, overrides=[{"when": {"recipe": "common"}, "set": {"evaluate.at": [190, 200]}}])
+    found = [(t.spec.method.name, t.spec.method.recipe, t.spec.method.train.optimizer) for t in made.trainings]
+    assert sorted(set(found)) == [("dskd", "own", "adam"), ("stfpm", "common", "adam"), ("stfpm", "own", "sgd")]
+    common = next(t for t in made.trainings if t.spec.method.recipe == "common")
+    assert (common.spec.evaluate_at, common.evaluations[0].map.sigma) == ((190, 200), 4.0)
+
+
+def test_any_timm_backbone_and_what_decides_an_id() -> None:
+    axes = DOCUMENT["axes"] | {"method": ["dskd"], "backbone": ["mobilenetv3_small_100"], "seed": [0]}
+    made = plan(axes=axes, defaults={"weights": "random", "image_size": 256})
+    ids = {made.trainings[0].spec.id}
+    for changed in ({"crop": 224}, {"evaluate.at": [10]}, {"decoder.up": "bilinear"}, {"train.ema": 0.9}):
+        ids.add(plan(axes=axes, defaults={"weights": "random"} | changed).trainings[0].spec.id)
+    assert len(ids) == 5
+    unchanged = {"crop": 0, "evaluate.at": [], "decoder.up": "deconv", "train.ema": 0, "recipe": "common"}
+    assert plan(axes=axes, defaults={"weights": "random"} | unchanged).trainings[0].spec.id in ids
+
+
 def test_settings_from_least_to_most_specific() -> None:
     made = plan(
         axes=DOCUMENT["axes"]
@@ -165,7 +185,28 @@ def test_weights_decide_by_content() -> None:
         ({"bench": {"batch_size": 1}}, "unknown key 'bench.batch_size'; did you mean 'batch_sizes'"),
         ({"bench": {"batch_sizes": [0]}}, "bench.batch_sizes: .0. is not possible"),
         ({"save": {"map": 1}}, "unknown key 'save.map'"),
-        ({"defaults": {"weights": "random", "embedding.source": "teacher"}}, "there is no decoder student to feed"),
+        ({"defaults": {"weights": "random", "embedding.source": "teacher"}}, "there is no decoder student"),
+        ({"defaults": {"recipe": "comon", "weights": "random"}}, "did you mean 'common'"),
+        ({"defaults": {"evaluate.at": [1, 500], "weights": "random"}}, "write rising epochs from 1 to 200"),
+        ({"defaults": {"crop": 288, "weights": "random"}}, "crop: 288 is more than image_size: 256"),
+        ({"defaults": {"crop": 100, "weights": "random"}}, "crop: 100 is not possible, .* multiple of 32; write 96"),
+        ({"axes": DOCUMENT["axes"] | {"backbone": ["vit_tiny_patch16_224"]}}, "strides 16, 16, 16; three that double"),
+        (
+            {"axes": DOCUMENT["axes"] | {"method": [{"name": "stfpm", "encoder.backbone": "resnet18"}]}},
+            "encoder.backbone: resnet18 is the teacher's own trunk",
+        ),
+        (
+            {"axes": DOCUMENT["axes"] | {"method": [{"name": "stfpm", "encoder.backbone": "efficientnet_b9"}]}},
+            "unknown backbone 'efficientnet_b9'; did you mean 'efficientnet_b",
+        ),
+        (
+            {"axes": DOCUMENT["axes"] | {"method": [{"name": "stfpm", "encoder.init": "imagenet"}]}},
+            "encoder.init: imagenet needs weights with their BatchNorm statistics, random for resnet18 has none",
+        ),
+        (
+            {"evaluate": [{"map.student_fuse": "error_disagreement", "map.scale_fuse": "sum"}]},
+            "one student of stfpm has nobody to disagree with",
+        ),
     ],
 )
 def test_what_cannot_be_meant_is_refused_in_one_line(sections: dict, message: str) -> None:

@@ -26,7 +26,7 @@ from dskd import Distiller, Teacher, get_method, replace
 from harness.environment import device_name
 from harness.run.device import open_device, to_images
 from harness.run.features import TeacherFeatures
-from harness.run.train import make_optimizer, train
+from harness.run.train import make_optimizers, train
 from harness.spec import Data, TrainSpec, Weights
 
 
@@ -55,7 +55,7 @@ def main() -> None:
     def plain() -> float:
         distiller = model()
         step = torch.compile(distiller.loss) if options.compile else distiller.loss
-        optimizer = make_optimizer(distiller.students, method.train)
+        (optimizer,) = make_optimizers(distiller.students, method.train)
         batch = method.train.batch_size
         seconds = 0.0
         for epoch in range(options.epochs + 1):  # the first compiles and warms up

@@ -60,8 +60,8 @@ def as_dataset(source: Source, samples: list[Sample]) -> datasets.Dataset:
     return datasets.Dataset.from_dict(columns, features=features)
 
 
-def load(source: Source, data: Data, size: int) -> Category:
-    """The category's pixels at `size`, from the cache or decoded into it.
+def load(source: Source, data: Data, size: int, crop: int = 0) -> Category:
+    """The category's pixels at `size`, from the cache or decoded into it; of these the middle of side `crop`, if given.
 
     Raises:
         DataError: a file changed or vanished since the plan.
@@ -71,6 +71,9 @@ def load(source: Source, data: Data, size: int) -> Category:
     if not (folder / "images.npy").exists():
         _decode(source, samples, size, folder)
     arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("images", "masks", "regions")}
+    if crop:
+        middle = slice((size - crop) // 2, (size - crop) // 2 + crop)
+        arrays |= {name: arrays[name][:, middle, middle] for name in ("images", "masks")}
     category = Category(samples, **arrays)
     if len(category.images) != len(samples):
         raise DataError(f"dataset {source.name}: {data.category} changed since it was planned; run the grid again")

@@ -4,9 +4,9 @@ import itertools
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
-from dskd.backbones import get_backbone
+from dskd.backbones import BACKBONES, get_backbone
 from dskd.config import from_mapping
-from dskd.methods import Method
+from dskd.switches import Method
 from harness.data.catalog import entry_of
 from harness.environment import gpu_names
 from harness.grid import Plan, Training
@@ -78,19 +78,25 @@ def estimate_s(job: Job | Training | BenchSpec, rate: float, done: Collection[st
 
 def training_gmac(spec: TrainSpec) -> float:
     """Multiply-adds (1e9) of a training: forward and backward of the students every epoch, the teacher once."""
-    teacher, students = _gmac(spec.method, spec.backbone, spec.image_size)
+    teacher, students = _gmac(spec.method, spec.backbone, spec.side)
     return spec.data.train_images * (teacher + 3 * students * spec.method.train.epochs)
 
 
 def evaluation_gmac(spec: TrainSpec, evaluations: Collection[EvaluateSpec]) -> float:
     """Multiply-adds (1e9) of one pass over the test images; map and metrics of a variant count as half a pass."""
-    return spec.data.test_images * sum(_gmac(spec.method, spec.backbone, spec.image_size)) * (1 + len(evaluations) / 2)
+    return spec.data.test_images * sum(_gmac(spec.method, spec.backbone, spec.side)) * (1 + len(evaluations) / 2)
 
 
-def _gmac(method: Method, backbone: str, image_size: int) -> tuple[float, float]:
+def _gmac(method: Method, backbone: str, side: int) -> tuple[float, float]:
+    """Of the teacher and of the students, about: switches that make the embedding lighter are not counted."""
     trunk, embedding, decoder = get_backbone(backbone).gmac
-    area = (image_size / 256) ** 2
-    return trunk * area, (trunk * method.has_encoder + (embedding + decoder) * method.has_decoder) * area
+    encoder = get_backbone(method.encoder.backbone or backbone).gmac[0] * method.encoder.count
+    area = (side / 256) ** 2
+    return trunk * area, (encoder * method.has_encoder + (embedding + decoder) * method.has_decoder) * area
+
+
+def _student_trunk(record: Record) -> str:
+    return record.spec["method"].get("encoder", {}).get("backbone") or record.spec["backbone"]
 
 
 SAMPLE = 60  # records read to learn a rate
@@ -102,6 +108,9 @@ def rate_of(results: Results, devices: str) -> float:
     rates = sorted(
         training_gmac(from_mapping(TrainSpec, item.spec)) / item.result["train_s"]
         for item in itertools.islice(results, SAMPLE)
-        if isinstance(item, Record) and item.kind == "train" and item.result["device_type"] == device_type
+        if isinstance(item, Record)
+        and item.kind == "train"
+        and item.result["device_type"] == device_type
+        and {item.spec["backbone"], _student_trunk(item)} <= BACKBONES.keys()  # other facts would cost an inspection
     )
     return rates[len(rates) // 2] if rates else RATE[device_type]

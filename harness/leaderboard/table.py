@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 
 from dskd.config import ConfigError, require, suggest, to_mapping
-from dskd.methods import METHODS
+from dskd.methods import METHODS, get_method
 from harness.records import Damaged, Failure, Record, Results
 
 METRICS = {
@@ -112,6 +112,7 @@ def _settings(record: Record) -> dict[str, str]:
     weights = train["weights"]
     settings = {
         "image_size": train["image_size"],
+        "crop": train.get("crop", 0),
         # The file's hash tells weights apart; its name is for people.
         "weights": weights["name"] + (f" ({weights['sha256'][:8]})" if weights["sha256"] else ""),
         "precision": record.result["precision"],  # what `auto` became
@@ -216,22 +217,27 @@ def _variants(lines: pd.DataFrame) -> list[str]:
     differing = {key: [name for name, seen in found.items() if len(seen) > 1] for key, found in values.items()}
     texts = []
     for key, settings in zip(keys, lines["settings"], strict=True):
-        default = _defaults(key[0])
+        default = _defaults(key[0], settings.get("recipe", "own"))
         named = [name for name in differing[key] if settings.get(name) != default.get(name)]
         texts.append(" ".join(f"{name}={settings.get(name)}" for name in named))
     return texts
 
 
 @functools.cache
-def _defaults(method: str) -> dict[str, str]:
-    """The named method's own values, as `_settings` writes them."""
-    return {key: _text(value) for key, value in _flat(to_mapping(METHODS[method])).items()} if method in METHODS else {}
+def _defaults(method: str, recipe: str) -> dict[str, str]:
+    """The named method's values under the recipe, as `_settings` writes them; `recipe` itself is own by default."""
+    if method not in METHODS:
+        return {}
+    values = _flat(to_mapping(get_method(method, recipe)))
+    return {key: _text(value) for key, value in (values | {"recipe": "own"}).items()}
 
 
 def _model_key(spec: Mapping[str, Any]) -> str:
     """What decides the speed of a model and is known to its training and its bench alike."""
-    parts = {key: value for key, value in spec["method"].items() if key not in ("train", "loss", "map", "score")}
-    return json.dumps([parts, spec["backbone"], spec["image_size"], spec["precision"]], sort_keys=True)
+    parts = {key: value for key, value in spec["method"].items() if key not in ("train", "loss")}
+    return json.dumps(
+        [parts, spec["backbone"], spec.get("crop") or spec["image_size"], spec["precision"]], sort_keys=True
+    )
 
 
 def _flat(mapping: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -13,10 +13,8 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from torch import Tensor
 
+from dskd.backbones import IMAGENET_MEAN, IMAGENET_STD
 from harness.environment import cpu_flags, device_name, thread_count
-
-MEAN = (0.485, 0.456, 0.406)  # ImageNet's, of pixels in [0, 1]
-STD = (0.229, 0.224, 0.225)
 
 
 @dataclass(frozen=True)
@@ -96,8 +94,10 @@ def to_images(pixels: Tensor) -> Tensor:
 @functools.lru_cache(maxsize=4)
 def _normalisation(device: torch.device) -> tuple[Tensor, Tensor]:
     """Put on the device once: copied in every step, it would make the host wait for the device."""
-    scale = torch.tensor([1 / (255 * std) for std in STD], device=device)
-    return scale, torch.tensor([mean / std for mean, std in zip(MEAN, STD, strict=True)], device=device)
+    scale = torch.tensor([1 / (255 * std) for std in IMAGENET_STD], device=device)
+    return scale, torch.tensor(
+        [mean / std for mean, std in zip(IMAGENET_MEAN, IMAGENET_STD, strict=True)], device=device
+    )
 
 
 def whole_batches(count: int, size: int) -> list[tuple[np.ndarray, int]]:

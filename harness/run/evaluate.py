@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from dskd.anomaly_map import anomaly_map, image_scores
-from dskd.distiller import Distiller
+from dskd.anomaly_map import Discrepancies, anomaly_map, calibrate, image_scores
+from dskd.distiller import Distiller, needs_features
 from harness.run import metrics
 from harness.run.device import Device, to_images, whole_batches
 from harness.spec import EvaluateSpec
@@ -32,22 +32,36 @@ def inspect(
     batch_size: int,
     device: Device,
     report: Callable[[int, int], None],
+    normal: np.ndarray,
 ) -> list[Inspected]:
     """Run the test images (uint8 (N, S, S, 3)) once through the networks and make each variant's maps and scores.
 
     Batches are of exactly `batch_size`, the last filled up, so that maps do not depend on how the set divides.
+
+    Args:
+        normal: training images, for the variants whose maps are standardised by them.
     """
     distiller.students.eval()
+    together = any(needs_features(variant.map) for variant in variants)
+
+    def discrepancies(images: np.ndarray, positions: np.ndarray) -> Discrepancies:
+        batch = to_images(torch.from_numpy(images[positions]).to(device.place))
+        with device.autocast():
+            return distiller.discrepancies(batch, together=together)
+
+    calibration = None
+    if any(variant.map.student_fuse == "error_disagreement" for variant in variants):
+        # The last batch is filled up with its last image: of hundreds of images that weighs nothing.
+        batches = whole_batches(len(normal), batch_size)
+        calibration = calibrate(discrepancies(normal, positions) for positions, _ in batches)
     count, side = images.shape[:2]
     maps = [np.empty((count, side, side), np.float32) for _ in variants]
     scores = [np.empty(count, np.float64) for _ in variants]
     for positions, real in whole_batches(count, batch_size):
-        batch = to_images(torch.from_numpy(images[positions]).to(device.place))
-        with device.autocast():
-            discrepancies = distiller.discrepancies(batch)
+        found = discrepancies(images, positions)
         rows = slice(int(positions[0]), int(positions[0]) + real)
         for variant, kept, score in zip(variants, maps, scores, strict=True):
-            made = anomaly_map(discrepancies, variant.map, (side, side))[:real]
+            made = anomaly_map(found, variant.map, (side, side), calibration)[:real]
             kept[rows] = made.cpu().numpy()
             score[rows] = image_scores(made, variant.score).double().cpu().numpy()
         report(rows.stop, count)

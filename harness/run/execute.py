@@ -5,7 +5,7 @@ import functools
 import io
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,7 +31,7 @@ from harness.run.evaluate import Inspected, inspect, measure
 from harness.run.features import TeacherFeatures
 from harness.run.throughput import throughput
 from harness.run.train import DivergedError, Epoch, train
-from harness.spec import Spec, TrainSpec
+from harness.spec import EvaluateSpec, Spec, TrainSpec
 
 Emit = Callable[..., None]
 
@@ -57,7 +57,7 @@ def _train_and_evaluate(job: TrainJob, work: "_Work", device: Device) -> None:
     spec = job.spec
     work.emit("phase", phase="data")
     source = get_source(job.source)
-    category = images.load(source, spec.data, spec.image_size)
+    category = images.load(source, spec.data, spec.image_size, spec.crop)
     torch.manual_seed(spec.seed)
     teacher = _teacher(spec.backbone, job.weights_path or "random", device.place)
     distiller = Distiller(spec.method, spec.backbone, teacher)
@@ -100,9 +100,12 @@ def _train(
             work.emit("epoch", epoch=epoch.epoch, epochs=recipe.epochs, loss=loss, images_per_s=rate)
 
     positions = np.searchsorted(normal, chosen), np.searchsorted(normal, held_out)
-    curve, kept = train(distiller, spec, features, *positions, device, report)
-    seconds = time.perf_counter() - started
+    along = _Along(spec, device, category)
+    curve, kept = train(distiller, spec, features, *positions, device, report, along)
+    seconds = time.perf_counter() - started - along.seconds
     folder = work.results.run_folder(spec.id)
+    if along.rows:
+        _save_rows(folder / "metrics.csv", along.rows)
     state = {key: value.contiguous() for key, value in distiller.students.state_dict().items()}
     write_atomic(folder / "students.safetensors", serialize(state))
     _save_rows(folder / "curve.csv", [to_mapping(epoch) for epoch in curve])
@@ -119,30 +122,78 @@ def _train(
         "train_s": round(seconds, 3),
         "teacher_features": "kept" if features.cached else "recomputed",
         "parameters_students": sum(p.numel() for p in distiller.students.parameters()),
+        **_scale(distiller),
         **memory.read(),
         **device.facts(),
     }
 
 
+def _scale(distiller: Distiller) -> dict[str, float]:
+    """Whether the students are of the same scale: the decoder's parameters for each one of the encoder's (or, without
+    one, the teacher's).
+    """
+    encoder, decoder = distiller.students.encoder, distiller.students.decoder
+    if decoder is None:
+        return {}
+    counts = [sum(p.numel() for p in module.parameters()) for module in (decoder, encoder or distiller.teacher)]
+    return {"decoder_to_encoder_parameters": round(counts[0] / counts[1], 3)}
+
+
+class _TestSet:
+    """The test images of a category with their truth."""
+
+    def __init__(self, category: images.Category) -> None:
+        self.samples = category.test_samples()
+        self.pixels = category.images[category.indices("test")]
+        self.masks = np.array(category.masks)
+        self.labels = np.array([sample.anomalous for sample in self.samples])
+        self.regions = metrics.regions(self.masks)
+        self.regions_before = int(category.regions.sum())
+        self.normal = category.images[category.indices("train")]
+
+    def inspect(
+        self, distiller: Distiller, variants: Sequence[EvaluateSpec], device: Device, report: Callable[[int, int], None]
+    ) -> list[Inspected]:
+        batch_size = variants[0].train.eval_batch_size
+        return inspect(distiller, self.pixels, variants, batch_size, device, report, self.normal)
+
+    def measure(self, seen: Inspected, variant: EvaluateSpec) -> dict[str, Any]:
+        return measure(seen, self.labels, self.masks, variant, self.regions, self.regions_before)
+
+
+class _Along:
+    """Metrics along a training, by the method's own map and score: a line for each epoch that it is called after."""
+
+    def __init__(self, spec: TrainSpec, device: Device, category: images.Category) -> None:
+        self.spec, self.device, self.category = spec, device, category
+        self.rows: list[dict[str, Any]] = []
+        self.seconds = 0.0
+
+    @functools.cached_property
+    def test(self) -> _TestSet:
+        return _TestSet(self.category)
+
+    def __call__(self, epoch: int, distiller: Distiller) -> None:
+        started = time.perf_counter()
+        variant = EvaluateSpec(self.spec, self.spec.method.map, self.spec.method.score)
+        (seen,) = self.test.inspect(distiller, [variant], self.device, lambda *_: None)
+        self.rows.append({"epoch": epoch, **self.test.measure(seen, variant)})
+        self.seconds += time.perf_counter() - started
+
+
 def _evaluate(job: TrainJob, work: "_Work", device: Device, distiller: Distiller, category: images.Category) -> None:
     work.emit("phase", phase="evaluate")
-    test = category.indices("test")
-    samples = category.test_samples()
-    pixels = category.images[test]
-    masks = np.array(category.masks)
-    labels = np.array([sample.anomalous for sample in samples])
+    test = _TestSet(category)
     started = time.perf_counter()
-    inspected = inspect(distiller, pixels, job.evaluations, job.spec.eval_batch_size, device, work.step)
+    inspected = test.inspect(distiller, job.evaluations, device, work.step)
     shared_s = (time.perf_counter() - started) / len(job.evaluations)
-    regions = metrics.regions(masks)
     for evaluation, seen in zip(job.evaluations, inspected, strict=True):
         with work.attempting(evaluation), work.recording(evaluation, device) as result:
-            values = measure(seen, labels, masks, evaluation, regions, int(category.regions.sum()))
-            result |= values | {"inspect_s": round(shared_s, 3)} | device.facts()
+            result |= test.measure(seen, evaluation) | {"inspect_s": round(shared_s, 3)} | device.facts()
             folder = work.results.run_folder(evaluation.id)
             if job.save.scores:
-                _save_scores(folder / "scores.csv", samples, seen)
-            pictures.save_maps(folder / "maps", samples, pixels, masks, seen.maps, job.save.maps)
+                _save_scores(folder / "scores.csv", test.samples, seen)
+            pictures.save_maps(folder / "maps", test.samples, test.pixels, test.masks, seen.maps, job.save.maps)
 
 
 @functools.lru_cache(maxsize=1)
@@ -166,7 +217,16 @@ def _features(
     seed).
     """
     batch = spec.method.train.batch_size
-    key = (spec.backbone, spec.weights, weights, spec.data.manifest, spec.image_size, device.precision, batch)
+    key = (
+        spec.backbone,
+        spec.weights,
+        weights,
+        spec.data.manifest,
+        spec.image_size,
+        spec.crop,
+        device.precision,
+        batch,
+    )
     key = (*key, normal.tobytes(), device.place)
     if key not in _last_features:
         _last_features.clear()  # before the next ones are made: two sets may not fit

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 from dskd.anomaly_map import image_scores
+from dskd.config import replace
 from dskd.distiller import Distiller
 from harness.run.device import Device, PeakMemory, to_images
 from harness.spec import BenchSpec
@@ -24,7 +25,8 @@ def throughput(spec: BenchSpec, device: Device) -> dict[str, Any]:
     already and the scores left there. Not timed: decoding, copies to and from the device. Weights are random: speed
     does not depend on them.
     """
-    distiller = Distiller(spec.method, spec.backbone).to(device.place, memory_format=torch.channels_last).eval()
+    method = replace(spec.method, {"encoder.init": "random"})  # as all weights here
+    distiller = Distiller(method, spec.backbone).to(device.place, memory_format=torch.channels_last).eval()
     memory = PeakMemory(device)
     draw = torch.Generator().manual_seed(0)
     batches = []

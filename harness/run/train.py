@@ -5,13 +5,16 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
+from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, OneCycleLR
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from dskd.anomaly_map import anomaly_map
 from dskd.distiller import Distiller
-from dskd.methods import Train
+from dskd.switches import Train
 from harness.run.device import Device, to_images, whole_batches
 from harness.run.features import TeacherFeatures
 from harness.spec import TrainSpec
@@ -33,6 +36,7 @@ class Epoch:
 
 
 Report = Callable[[int, int, Epoch | None], None]
+Along = Callable[[int, Distiller], None]
 
 
 def train(
@@ -43,6 +47,7 @@ def train(
     held_out: np.ndarray,
     device: Device,
     report: Report,
+    along: Along = lambda _epoch, _distiller: None,
 ) -> tuple[list[Epoch], int]:
     """Train the students in place; they end at the epoch that the recipe selects, in eval mode.
 
@@ -50,6 +55,7 @@ def train(
         features: the teacher's features of all normal images, and the images' pixels.
         chosen, held_out: positions in `features` to train on, and to select the epoch by (`select: val_normal`).
         report: called as (steps done, steps in all, the epoch if one just ended).
+        along: called as (epoch, the model as it then is) after each epoch of `spec.evaluate_at`.
 
     Returns:
         The learning curve, and the epoch that was kept, from 1.
@@ -60,10 +66,14 @@ def train(
     recipe = spec.method.train
     accelerator = device.accelerator
     students = distiller.students
-    students, optimizer = accelerator.prepare(students, make_optimizer(students, recipe))
-    trained = _with_students(distiller, students)
-    order = torch.Generator().manual_seed(spec.seed)
+    optimizers = make_optimizers(students, recipe)
     steps_per_epoch = math.ceil(len(chosen) / recipe.batch_size)
+    schedulers = [scheduler(optimizer, recipe, recipe.epochs * steps_per_epoch) for optimizer in optimizers]
+    students, *optimizers = accelerator.prepare(students, *optimizers)
+    trained = _with_students(distiller, students)
+    average = AveragedModel(distiller.students, **_average(recipe.ema)) if recipe.ema else None
+    measured = _with_students(distiller, average.module) if average else trained
+    order = torch.Generator().manual_seed(spec.seed)
     curve: list[Epoch] = []
     best_epoch, best_state, best_map = recipe.epochs, None, math.inf
     for epoch in range(1, recipe.epochs + 1):
@@ -78,8 +88,15 @@ def train(
             with device.autocast():
                 loss = trained.loss(images, features[positions])
             accelerator.backward(loss)
-            optimizer.step()
-            optimizer.zero_grad()
+            if recipe.clip:
+                accelerator.clip_grad_norm_(students.parameters(), recipe.clip)
+            for optimizer, schedule in zip(optimizers, schedulers, strict=True):
+                optimizer.step()
+                optimizer.zero_grad()
+                if schedule is not None:
+                    schedule.step()
+            if average:
+                average.update_parameters(distiller.students)
             total += loss.detach() * len(positions)
             report((epoch - 1) * steps_per_epoch + step + 1, recipe.epochs * steps_per_epoch, None)
         loss_value = (total / len(chosen)).item()
@@ -88,12 +105,16 @@ def train(
         seconds = time.perf_counter() - started
         held_out_map = None
         if recipe.select == "val_normal":
-            held_out_map = mean_map(trained, spec, features, held_out, device)
+            held_out_map = mean_map(measured, spec, features, held_out, device)
             if held_out_map < best_map:
                 best_epoch, best_map = epoch, held_out_map
-                best_state = copy.deepcopy(distiller.students.state_dict())
+                best_state = copy.deepcopy(measured.students.state_dict())
         curve.append(Epoch(epoch, loss_value, held_out_map, seconds, len(chosen)))
         report(epoch * steps_per_epoch, recipe.epochs * steps_per_epoch, curve[-1])
+        if epoch in spec.evaluate_at:
+            along(epoch, measured)
+    if best_state is None and average:
+        best_state = average.module.state_dict()
     if best_state is not None:
         distiller.students.load_state_dict(best_state)
     distiller.students.eval()
@@ -107,13 +128,38 @@ def _with_students(distiller: Distiller, prepared: torch.nn.Module) -> Distiller
     return view
 
 
-def make_optimizer(students: torch.nn.Module, recipe: Train) -> torch.optim.Optimizer:
-    """The recipe's optimizer over all students, fused (one kernel instead of one per tensor)."""
+def make_optimizers(students: torch.nn.Module, recipe: Train) -> list[torch.optim.Optimizer]:
+    """The recipe's optimizer over all students, or one for the encoder and one for the rest (`split`); fused (one
+    kernel instead of one per tensor).
+    """
+    sgd = {"momentum": recipe.momentum, "weight_decay": recipe.weight_decay, "fused": True}
+    adam = {"lr": recipe.lr, "betas": recipe.betas, "fused": True}
     if recipe.optimizer == "sgd":
-        settings = {"momentum": recipe.momentum, "weight_decay": recipe.weight_decay}
-        return torch.optim.SGD(students.parameters(), lr=recipe.lr, fused=True, **settings)
-    settings = {"betas": recipe.betas, "weight_decay": recipe.weight_decay}
-    return torch.optim.Adam(students.parameters(), lr=recipe.lr, fused=True, **settings)
+        return [torch.optim.SGD(students.parameters(), lr=recipe.lr, **sgd)]
+    if recipe.optimizer == "adam":
+        return [torch.optim.Adam(students.parameters(), weight_decay=recipe.weight_decay, **adam)]
+    named = dict(students.named_parameters())
+    encoder = {name for name in named if name.startswith("encoder.")}
+    return [
+        torch.optim.SGD([named[name] for name in named if name in encoder], lr=recipe.encoder_lr, **sgd),
+        torch.optim.Adam([named[name] for name in named if name not in encoder], **adam),
+    ]
+
+
+def scheduler(optimizer: torch.optim.Optimizer, recipe: Train, steps: int) -> LRScheduler | None:
+    """The recipe's schedule of the learning rate over `steps`; None for a constant one."""
+    if recipe.schedule == "cosine":
+        return CosineAnnealingLR(optimizer, T_max=steps)
+    if recipe.schedule == "one_cycle":
+        peak = optimizer.param_groups[0]["lr"]
+        # Momentum stays the recipe's: torch would by default cycle it, and with Adam beta1, between 0.85 and 0.95.
+        return OneCycleLR(optimizer, max_lr=peak, total_steps=steps, cycle_momentum=False)
+    return None
+
+
+def _average(decay: float) -> dict[str, Any]:
+    """Of BatchNorm's buffers too: the averaged students see other activations than those that were trained."""
+    return {"multi_avg_fn": get_ema_multi_avg_fn(decay), "use_buffers": True}
 
 
 @torch.inference_mode()

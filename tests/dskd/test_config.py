@@ -3,7 +3,8 @@
 import pytest
 
 from dskd.config import ConfigError, from_mapping, replace, to_mapping
-from dskd.methods import METHODS, Method, get_method
+from dskd.methods import METHODS, get_method
+from dskd.switches import Method
 
 
 def test_replace_sets_nested_fields_and_coerces_what_yaml_leaves() -> None:
@@ -36,7 +37,7 @@ def test_plain_data_and_back(name: str) -> None:
         ({"students": "encoder"}, "write a list"),
         ({"students": []}, r"write \[encoder\], \[decoder\] or \[encoder, decoder\]"),
         ({"layers": [4]}, r"write some of \[1, 2, 3\]"),
-        ({"students": ["encoder"], "embedding.source": "teacher"}, "there is no decoder student to feed"),
+        ({"students": ["encoder"], "embedding.source": "teacher"}, "there is no decoder student; add `decoder`"),
         ({"map.sigma": -1}, "map.sigma: -1.0 is not possible"),
     ],
 )

@@ -1,5 +1,6 @@
 """Training inside a worker: the same numbers whatever is cached, selection by held-out normals, divergence."""
 
+import dataclasses
 from collections.abc import Iterator
 
 import numpy as np
@@ -10,7 +11,7 @@ from dskd import Distiller, Teacher, get_method, replace
 from harness.run.device import Device, open_device, to_images, whole_batches
 from harness.run.evaluate import inspect
 from harness.run.features import TeacherFeatures
-from harness.run.train import DivergedError, Epoch, train
+from harness.run.train import DivergedError, Epoch, make_optimizers, scheduler, train
 from harness.spec import Data, EvaluateSpec, TrainSpec, Weights
 
 PIXELS = torch.randint(256, (11, 64, 64, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
@@ -30,7 +31,7 @@ def spec(method: str = "stfpm", seed: int = 0, **values: object) -> TrainSpec:
 
 
 def trained(
-    run: TrainSpec, device: Device, budget_bytes: int | None = None, held_out: int = 0
+    run: TrainSpec, device: Device, budget_bytes: int | None = None, held_out: int = 0, **options: object
 ) -> tuple[Distiller, list[Epoch], int]:
     torch.manual_seed(run.seed)
     model = Distiller(run.method, "resnet18", Teacher("resnet18"))
@@ -39,7 +40,7 @@ def trained(
     assert features.cached == (budget_bytes != 0)
     positions = np.arange(len(PIXELS))
     chosen, held = positions[: len(PIXELS) - held_out], positions[len(PIXELS) - held_out :]
-    curve, kept = train(model, run, features, chosen, held, device, lambda *_: None)
+    curve, kept = train(model, run, features, chosen, held, device, lambda *_: None, **options)
     return model, curve, kept
 
 
@@ -75,6 +76,67 @@ def test_the_epoch_with_the_lowest_map_on_held_out_normals_is_kept() -> None:
     assert last == 2
 
 
+def test_metrics_along_a_training_change_nothing_and_see_the_epochs_model() -> None:
+    device = open_device("cpu", "fp32")
+    plain, *_ = trained(spec(train__select="last", train__epochs=3), device)
+    seen = {}
+    along = dataclasses.replace(spec(train__select="last", train__epochs=3), evaluate_at=(2, 3))
+    watched, *_ = trained(along, device, along=lambda epoch, model: seen.update({epoch: mean_of_maps(model)}))
+    assert same(plain, watched)
+    assert list(seen) == [2, 3]
+    assert seen[3] == mean_of_maps(watched) != seen[2]
+
+
+def mean_of_maps(model: Distiller) -> float:
+    model.students.eval()
+    with torch.inference_mode():
+        return model.anomaly_map(to_images(PIXELS)).mean().item()
+
+
+def test_the_average_of_the_students_is_what_is_kept() -> None:
+    device = open_device("cpu", "fp32")
+    states = []
+    for epochs in (1, 2):  # one step an epoch
+        recipe = {"train__select": "last", "train__batch_size": 11, "train__epochs": epochs}
+        states.append(trained(spec(**recipe), device)[0].students.state_dict())
+    averaged = trained(spec(**recipe, train__ema=0.75), device)[0].students.state_dict()
+    for key in ("encoder.trunk.conv1.weight", "encoder.trunk.bn1.running_mean"):
+        torch.testing.assert_close(averaged[key], 0.75 * states[0][key] + 0.25 * states[1][key])
+
+
+@pytest.mark.parametrize(
+    ("schedule", "expected"), [("cosine", [1, 0.798, 0.508, 0]), ("one_cycle", [0.04, 1, 0.812, 0])]
+)
+def test_schedules_of_the_learning_rate(schedule: str, expected: list[float]) -> None:
+    recipe = replace(get_method("dskd").train, {"schedule": schedule, "lr": 1})
+    (optimizer,) = make_optimizers(torch.nn.Linear(1, 1), recipe)
+    steps = scheduler(optimizer, recipe, 101)
+    rates = []
+    for _ in range(101):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        steps.step() if len(rates) < 101 else None
+    assert [rates[0], rates[30], rates[50], rates[-1]] == pytest.approx(expected, abs=0.01)
+    assert optimizer.param_groups[0]["betas"] == (0.5, 0.999)
+
+
+def test_clip_bounds_each_step_and_split_has_two_optimizers() -> None:
+    device = open_device("cpu", "fp32")
+    one_step = {"train__select": "last", "train__batch_size": 11, "train__epochs": 1}
+    torch.manual_seed(0)
+    before = Distiller(get_method("stfpm"), "resnet18").students.state_dict()
+    after = trained(spec(**one_step, train__clip=1e-3, train__weight_decay=0.0), device)[0].students
+    moved = sum((p - before[name]).square().sum() for name, p in after.named_parameters()) ** 0.5
+    assert moved.item() == pytest.approx(0.4 * 1e-3, rel=0.01)  # SGD's first step: lr times the clipped gradient
+    students = Distiller(get_method("dskd"), "resnet18").students
+    sgd, adam = make_optimizers(students, replace(get_method("dskd").train, {"optimizer": "split"}))
+    assert (type(sgd), sgd.param_groups[0]["lr"]) == (torch.optim.SGD, 0.4)
+    assert (type(adam), adam.param_groups[0]["lr"]) == (torch.optim.Adam, 0.005)
+    assert len(sgd.param_groups[0]["params"]) == len(list(students.encoder.parameters()))
+    assert sum(len(o.param_groups[0]["params"]) for o in (sgd, adam)) == len(list(students.parameters()))
+    trained(spec("dskd", **one_step, train__optimizer="split"), device)
+
+
 def test_divergence_stops_the_run() -> None:
     with pytest.raises(DivergedError, match=r"the loss of epoch \d is"):
         trained(spec("dskd", train__optimizer="sgd", train__lr=1e30, train__epochs=5), open_device("cpu", "fp32"))
@@ -85,8 +147,8 @@ def test_maps_do_not_depend_on_how_the_test_set_divides() -> None:
     run = spec("dskd")
     model = Distiller(run.method, "resnet18")
     variants = [EvaluateSpec(run, run.method.map), EvaluateSpec(run, replace(run.method.map, {"sigma": 0}), "mean")]
-    whole = inspect(model, PIXELS.numpy(), variants, 4, device, lambda *_: None)
-    part = inspect(model, PIXELS.numpy()[:5], variants, 4, device, lambda *_: None)
+    whole = inspect(model, PIXELS.numpy(), variants, 4, device, lambda *_: None, PIXELS.numpy())
+    part = inspect(model, PIXELS.numpy()[:5], variants, 4, device, lambda *_: None, PIXELS.numpy())
     for all_, few in zip(whole, part, strict=True):
         assert np.array_equal(all_.maps[:5], few.maps)
         assert np.array_equal(all_.scores[:5], few.scores)
