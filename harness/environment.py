@@ -10,6 +10,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from harness import plugins
+
 PACKAGES = ("torch", "accelerate", "timm", "datasets", "numpy", "pillow", "dskd-harness")
 
 
@@ -66,9 +68,14 @@ def thread_count() -> int:
     return int(wanted) if wanted.isdigit() and int(wanted) > 0 else len(os.sched_getaffinity(0))
 
 
-@functools.cache
 def describe_environment() -> dict[str, Any]:
-    """Python, packages, operating system and the commit of the harness's source, as plain data."""
+    """Python, packages, plug-ins, operating system and the commit of the harness's source, as plain data."""
+    loaded = plugins.loaded()
+    return {**_machine(), **({"plugins": loaded} if loaded else {})}
+
+
+@functools.cache
+def _machine() -> dict[str, Any]:
     versions = {}
     for package in PACKAGES:
         try:

@@ -1,6 +1,6 @@
 """What several commands share: options, consoles, and the way from a grid file to a plan."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from dskd.config import ConfigError, require, suggest
+from harness import plugins
 from harness.grid import LABELS, Grid, Plan, expand, labels_of, matches, read_grid, resolve
 
 DEVICES = ("auto", "cpu", "cuda")
@@ -21,6 +22,14 @@ DevicesOption = Annotated[str, typer.Option(help="auto (a GPU if there is one), 
 OnlyOption = Annotated[
     list[str] | None,
     typer.Option("--only", help="Only runs whose label has this value: method=dskd, seed=0; may be given again."),
+]
+PluginOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--plugin",
+        metavar="MODULE",
+        help="A module with methods, backbones or data sets of your own: its name or .py file; may be given again.",
+    ),
 ]
 
 
@@ -42,10 +51,15 @@ def parse_only(only: list[str] | None) -> dict[str, list[str]]:
     return rule
 
 
-def make_plan(path: Path, devices: str, only: list[str] | None) -> tuple[Grid, Plan]:
-    """Read, look and expand, with a progress bar while data are read for the first time. Raises ConfigError."""
+def make_plan(
+    path: Path, devices: str, only: list[str] | None, modules: Iterable[str] | None = None
+) -> tuple[Grid, Plan]:
+    """Load the plug-ins (`modules` and the installed ones), then read, look and expand, with a progress bar while data
+    are read for the first time. Raises ConfigError.
+    """
     require(devices in DEVICES, f"--devices: {devices!r} is not possible; one of: {', '.join(DEVICES)}")
     rule = parse_only(only)
+    plugins.load(modules or ())
     grid = read_grid(path)
     with _reading() as progress:
         facts = resolve(grid, devices, progress)

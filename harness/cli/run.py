@@ -7,7 +7,7 @@ import typer
 from rich.console import Console
 
 from dskd.config import ConfigError
-from harness.cli.common import DevicesOption, GridOption, OnlyOption, OutOption, console, make_plan
+from harness.cli.common import DevicesOption, GridOption, OnlyOption, OutOption, PluginOption, console, make_plan
 from harness.cli.screen import Screen
 from harness.files import write_atomic
 from harness.grid import Plan
@@ -19,6 +19,7 @@ def run(
     out: OutOption = "runs",
     devices: DevicesOption = "auto",
     only: OnlyOption = None,
+    plugin: PluginOption = None,
     force: Annotated[
         bool, typer.Option("--force", help="Do runs again that are done; their records are replaced.")
     ] = False,
@@ -32,7 +33,7 @@ def run(
     from harness.launch import schedule
     from harness.launch.supervisor import WorkerError, supervise
 
-    parsed, plan = make_plan(grid, devices, only)
+    parsed, plan = make_plan(grid, devices, only, plugin)
     results = Results((out / parsed.name).resolve())
     try:
         results.folder.mkdir(parents=True, exist_ok=True)

@@ -6,13 +6,13 @@ from typing import Literal
 
 from dskd.config import require
 from harness.data import surfaces
-from harness.data.catalog import register
+from harness.data.catalog import register_dataset
 from harness.data.layouts import MVTecAD
 from harness.files import cache_folder, new_folder
 from harness.spec import digest
 
 
-@register("surfaces")
+@register_dataset("surfaces")
 @dataclass(frozen=True)
 class Surfaces(MVTecAD):
     """Procedural textures with defects: nothing to download, the same pixels everywhere.

@@ -1,10 +1,10 @@
 """What a data set must hold, and the registry of those that a grid can name. No torch is imported here."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, TypeVar
 
 from dskd.config import ConfigError, from_mapping, require, suggest, to_mapping
 from harness.files import user_path
@@ -84,12 +84,18 @@ class Source(ABC):
 
 
 SOURCES: dict[str, type[Source]] = {}
+S = TypeVar("S", bound=type[Source])
 
 
-def register(name: str):
-    """Class decorator: make a Source known to grids under `name`."""
+def register_dataset(name: str) -> Callable[[S], S]:
+    """Class decorator: make a Source, a frozen dataclass, known to grids under `name`.
 
-    def add(cls: type[Source]) -> type[Source]:
+    Raises:
+        ConfigError: a name that is taken.
+    """
+
+    def add(cls: S) -> S:
+        require(name not in SOURCES, f"dataset {name!r} exists already; choose another name")
         cls.name = name
         SOURCES[name] = cls
         return cls

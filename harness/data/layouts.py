@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from harness.data.catalog import GOOD, IMAGE_SUFFIXES, DataError, Sample, Source, register
+from harness.data.catalog import GOOD, IMAGE_SUFFIXES, DataError, Sample, Source, register_dataset
 
 
-@register("mvtec_ad")
+@register_dataset("mvtec_ad")
 @dataclass(frozen=True)
 class MVTecAD(Source):
     """`<category>/train/good`, `<category>/test/<type>`, `<category>/ground_truth/<type>/<image>_mask.png`."""
@@ -36,13 +36,13 @@ class MVTecAD(Source):
         )
 
 
-@register("folder")
+@register_dataset("folder")
 @dataclass(frozen=True)
 class OwnFolder(MVTecAD):
     """A folder of your own in MVTec AD's layout."""
 
 
-@register("mvtec_3d_ad")
+@register_dataset("mvtec_3d_ad")
 @dataclass(frozen=True)
 class MVTec3DAD(Source):
     """`<category>/{train,validation,test}/<type>/{rgb,gt}/NNN.png`; RGB only, `xyz` is not read.
@@ -72,7 +72,7 @@ class MVTec3DAD(Source):
         )
 
 
-@register("mtd")
+@register_dataset("mtd")
 @dataclass(frozen=True)
 class MagneticTile(Source):
     """Magnetic Tile Defects: `MT_<type>/Imgs/*.jpg` with masks `*.png` of equal name; one category.

@@ -13,6 +13,7 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
+from harness import plugins
 from harness.environment import utc_now
 from harness.launch import channel
 from harness.launch.job import Job, encode, failed_attempt
@@ -107,7 +108,7 @@ def _start(door: channel.Door, log: Path, group: tuple[str, str]) -> _Worker:
             stdout=output,
             stderr=output,
             start_new_session=True,  # Ctrl-C in the terminal reaches the supervisor alone, which decides
-            env=MALLOC | dict(os.environ) | door.environment(),
+            env=MALLOC | dict(os.environ) | door.environment() | plugins.environment(),
         )
     return _Worker(process, os.pidfd_open(process.pid), log, group)
 

@@ -40,9 +40,11 @@ def main() -> None:
         channel.send(connection, {"event": event, **fields})
 
     # Imported after the hello: torch and friends take seconds, in which the supervisor already knows this worker.
+    from harness import plugins
     from harness.launch.job import decode
     from harness.run.execute import execute
 
+    plugins.load(plugins.handed_down())  # a job may name what they bring
     emit("ready")
     while True:
         job = decode(jobs.get())
