@@ -44,7 +44,7 @@ def inspect_backbone(name: str) -> Backbone:
     facts = Backbone(
         name=name,
         channels=tuple(channels[tap] for tap in taps),
-        imagenet=f"{name}.{config.tag}" if config and config.has_weights and config.tag else "",
+        imagenet=f"{config.architecture}.{config.tag}" if config and config.has_weights and config.tag else "",
         gmac=(0.0, 0.0, 0.0),
         parameters=0,
         strides=tuple(strides[tap] for tap in taps),
@@ -95,8 +95,11 @@ def _resnet_facts(model: nn.Module) -> dict[str, Any]:
 def _of_trunk(name: str) -> Backbone:
     """Facts of a plug-in's trunk, from the shapes that it returns."""
     side = 256
-    with torch.device("meta"):
-        maps = TRUNKS[name]().eval()(torch.empty(1, 3, side, side))
+    try:
+        with torch.device("meta"):
+            maps = TRUNKS[name]().eval()(torch.empty(1, 3, side, side))
+    except Exception as error:  # a plug-in's own
+        raise ConfigError(f"backbone {name}: {type(error).__name__}: {' '.join(str(error).split())[:200]}") from error
     shapes = [tuple(scale.shape) for scale in maps]
     strides = tuple(side // shape[-1] for shape in shapes)
     wanted = [(1, shape[1], side // stride, side // stride) for shape, stride in zip(shapes, strides, strict=True)]

@@ -30,7 +30,7 @@ METHOD_KEYS = [key for key in dotted_keys(Method) if key not in ("name", "revisi
 EVALUATE_KEYS = [*(key for key in METHOD_KEYS if key.startswith("map.")), "score", "aupro_limits"]
 DEFAULT_WEIGHTS = "imagenet"
 SETTABLE = [*(key for key in RUN_KEYS if key != "seed"), *METHOD_KEYS, "aupro_limits"]
-LABELS = ["method", "backbone", "dataset", "category", "seed"]
+LABELS = ["method", "recipe", "backbone", "dataset", "category", "seed"]
 AXES = ["method", "backbone", "dataset", "seed", *SETTABLE]
 
 
@@ -292,6 +292,7 @@ def _training(grid: Grid, facts: Facts, values: Settings, data: Data) -> Trainin
     settings = grid.defaults | own | axes
     labels = settings | {
         "method": name,
+        "recipe": settings.get("recipe", "own"),
         "backbone": values["backbone"],
         "dataset": data.name,
         "category": data.category,
@@ -359,7 +360,7 @@ def _bench(spec: TrainSpec, bench: Bench, facts: Facts) -> BenchSpec:
 
 def labels_of(spec: TrainSpec | BenchSpec) -> dict[str, Any]:
     """What `--only` and tables call a run by."""
-    labels: dict[str, Any] = {"method": spec.method.name, "backbone": spec.backbone}
+    labels: dict[str, Any] = {"method": spec.method.name, "recipe": spec.method.recipe, "backbone": spec.backbone}
     if isinstance(spec, TrainSpec):
         labels |= {"dataset": spec.data.name, "category": spec.data.category, "seed": spec.seed}
     return labels

@@ -28,6 +28,11 @@ def digest(content: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
+def title_of(method: str, recipe: str = "own") -> str:
+    """`stfpm`, or `stfpm (common)` under the common recipe."""
+    return method if recipe == "own" else f"{method} ({recipe})"
+
+
 @functools.lru_cache(maxsize=4096)
 def _method_digest(method: Method, *without: str) -> str:
     """Of the fields that differ from their default, so that a switch that is added later makes no run another one.

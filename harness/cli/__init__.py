@@ -5,7 +5,9 @@ import sys
 import typer
 
 from dskd.config import ConfigError
+from harness.cli.backbones import backbones
 from harness.cli.leaderboard import leaderboard
+from harness.cli.methods import methods
 from harness.cli.plan import plan
 from harness.cli.run import run
 from harness.cli.show import show
@@ -19,7 +21,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (run, plan, show, leaderboard):
+for command in (run, plan, show, leaderboard, methods, backbones):
     app.command()(command)
 
 

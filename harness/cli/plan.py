@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from harness.cli.common import DevicesOption, GridOption, OnlyOption, OutOption, console, make_plan
+from harness.cli.common import DevicesOption, GridOption, OnlyOption, OutOption, PluginOption, console, make_plan
 from harness.cli.screen import duration
 
 
@@ -15,14 +15,16 @@ def plan(
     out: OutOption = "runs",
     devices: DevicesOption = "auto",
     only: OnlyOption = None,
+    plugin: PluginOption = None,
     list_runs: Annotated[bool, typer.Option("--list", help="One line for each training, with its id.")] = False,
 ) -> None:
     """Show what `harness run` would do: runs done, failed and to do, and about how long it takes. Nothing is run."""
     from harness.grid import labels_of
     from harness.launch import schedule
     from harness.records import Results
+    from harness.spec import title_of
 
-    parsed, made = make_plan(grid, devices, only)
+    parsed, made = make_plan(grid, devices, only, plugin)
     results = Results(out / parsed.name)
     done, failed = results.done(), results.failed()
     rate = schedule.rate_of(results, devices)
@@ -31,7 +33,7 @@ def plan(
     terminal = console()
     for training in made.trainings:
         spec = training.spec
-        key = (spec.method.name, spec.backbone, spec.data.name)
+        key = (title_of(spec.method.name, spec.method.recipe), spec.backbone, spec.data.name)
         cost = schedule.estimate_s(training, rate, done)
         ids = [spec.id, *(evaluation.id for evaluation in training.evaluations)]
         state = "done" if done.issuperset(ids) else "failed" if failed.intersection(ids) else "to do"
@@ -42,7 +44,7 @@ def plan(
             text = f"{labels['category']} seed {labels['seed']}"
             terminal.print(f"{spec.id}  {state:6}  {' '.join(key)} {text}", soft_wrap=True)
     for bench in made.benches:
-        key = (bench.method.name, bench.backbone, "(throughput)")
+        key = (title_of(bench.method.name, bench.method.recipe), bench.backbone, "(throughput)")
         rows.setdefault(key, Counter())["done" if bench.id in done else "to do"] += 1
         seconds[key] += 0.0 if bench.id in done else schedule.estimate_s(bench, rate)
     table = Table("method", "backbone", "data set", title=f"plan of {parsed.name}", title_justify="left")

@@ -9,6 +9,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from harness.grid import labels_of
 from harness.launch.job import Job
+from harness.spec import title_of
 
 # How a run's time divides over its phases, roughly: enough for a bar that never runs backwards.
 _SHARES = {
@@ -120,7 +121,7 @@ def title(job: Job) -> str:
     """`dskd resnet18 mtd/magnetic_tile seed 0`"""
     labels = labels_of(job.spec)
     where = f" {labels['dataset']}/{labels['category']} seed {labels['seed']}" if "seed" in labels else ""
-    return f"{labels['method']} {labels['backbone']}{where}"
+    return f"{title_of(labels['method'], labels['recipe'])} {labels['backbone']}{where}"
 
 
 def duration(seconds: float) -> str:

@@ -1,10 +1,13 @@
 """`harness show`"""
 
+import csv
 from pathlib import Path
 from typing import Annotated
 
 import typer
 import yaml
+from rich import box
+from rich.table import Table
 
 from dskd.config import ConfigError
 from harness.cli.common import OutOption, console
@@ -36,6 +39,10 @@ def show(
         terminal.print(
             yaml.safe_dump(content, sort_keys=False, default_flow_style=None, width=100), markup=False, end=""
         )
+    along = folder / "metrics.csv"
+    if along.exists():
+        terminal.rule(f"metrics along the training ({along})", align="left")
+        terminal.print(_metrics(along))
     if not isinstance(found, Record):
         terminal.rule("reason", align="left")
         terminal.print(f"{found.message}\n{found.traceback}", markup=False)
@@ -43,6 +50,18 @@ def show(
     if log.exists() and log.stat().st_size:
         terminal.rule(f"log (last {LOG_LINES} lines of {log})", align="left")
         terminal.print("\n".join(log.read_text(errors="replace").splitlines()[-LOG_LINES:]), markup=False)
+
+
+def _metrics(path: Path) -> Table:
+    """Epoch and the leaderboard's metrics, in %."""
+    from harness.leaderboard.table import METRICS
+
+    table = Table("epoch", *METRICS.values(), box=box.SIMPLE_HEAD, pad_edge=False)
+    with path.open(newline="") as stream:
+        for row in csv.DictReader(stream):
+            cells = [f"{100 * float(row[key]):.1f}" if row.get(key) else "undefined" for key in METRICS]
+            table.add_row(row["epoch"], *cells)
+    return table
 
 
 def _find(run: str, out: Path) -> Path:

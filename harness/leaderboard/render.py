@@ -12,6 +12,7 @@ from rich.table import Table as RichTable
 
 from harness.leaderboard.table import METRICS, SPEED, Cell, Found, Table
 from harness.records import Failure
+from harness.spec import title_of
 
 SPEED_TITLE = "images/s"
 # The settings that decide what a number means, shown under the table where all rows share them.
@@ -48,7 +49,8 @@ def print_failures(console: Console, failures: Sequence[Failure]) -> None:
 def failure_title(failure: Failure) -> str:
     spec = failure.spec.get("train", failure.spec)
     where = f" {spec['data']['name']}/{spec['data']['category']} seed {spec['seed']}" if "data" in spec else ""
-    return f"{spec['method']['name']} {spec['backbone']}{where}"
+    method = title_of(spec["method"]["name"], spec["method"].get("recipe", "own"))
+    return f"{method} {spec['backbone']}{where}"
 
 
 def footer(table: Table) -> list[str]:

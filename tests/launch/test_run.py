@@ -1,5 +1,6 @@
 """`harness run` as users run it: real processes, a real worker, and what is left when something dies."""
 
+import csv
 import json
 import os
 import signal
@@ -35,6 +36,21 @@ def records(grid: Path, kind: str = "evaluate") -> dict[str, Record]:
 def metrics(grid: Path) -> dict[str, object]:
     """The numbers of every evaluation, less what a clock decides."""
     return {key: {k: v for k, v in record.result.items() if k != "inspect_s"} for key, record in records(grid).items()}
+
+
+def test_metrics_along_a_training_of_cropped_images(tree: Path, write_grid: WriteGrid) -> None:
+    defaults = {"image_size": 64, "crop": 32, "train.epochs": 3, "evaluate.at": [2, 3]}
+    grid = write_grid(tree, axes={"method": ["stfpm"], "recipe": ["common"]}, defaults=defaults)
+    output = run(grid)
+    assert "stfpm (common) resnet18" in output
+    (training,), (evaluation,) = records(grid, "train").values(), records(grid).values()
+    folder = grid.parent / "runs" / "tiny" / training.id
+    lines = list(csv.DictReader((folder / "metrics.csv").open(newline="")))
+    assert [line["epoch"] for line in lines] == ["2", "3"]
+    for key in ("image_auroc", "pixel_auroc", "aupro_0.30"):  # the last epoch is the one that is kept
+        assert float(lines[-1][key]) == evaluation.result[key]
+    show = [sys.executable, "-m", "harness", "show", str(folder)]
+    assert "metrics along the training" in subprocess.run(show, capture_output=True, text=True).stdout
 
 
 def test_a_grid_becomes_records_and_a_second_call_has_nothing_to_do(tree: Path, write_grid: WriteGrid) -> None:

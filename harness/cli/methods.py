@@ -1,0 +1,121 @@
+"""`harness methods`"""
+
+from typing import Annotated, Any
+
+import typer
+import yaml
+from rich.table import Table
+from rich.text import Text
+
+from dskd.config import ConfigError, to_mapping
+from dskd.methods import ABOUT, METHODS, get_method
+from dskd.switches import Method, Train
+from harness import plugins
+from harness.backbones import remember
+from harness.cli.common import PluginOption, console
+from harness.grid import METHOD_KEYS
+from harness.spec import check_students
+
+OPTIMIZERS = {"adam": "Adam", "sgd": "SGD"}
+
+
+def methods(
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="NAME", help="Only these methods; one alone is shown with all its switches."),
+    ] = None,
+    backbone: Annotated[str, typer.Option(help="The teacher's trunk that the costs are counted for.")] = "resnet18",
+    image_size: Annotated[int, typer.Option(help="Side of the square image that the costs are counted for.")] = 256,
+    plugin: PluginOption = None,
+) -> None:
+    """List the methods: their students, what they cost, and the recipe that each was published with.
+
+    Trainable parameters are in millions. GMAC are the multiply-adds, in 1e9, of teacher and students together for one
+    image: what an inspection costs. They are counted, not estimated, and nothing is downloaded.
+
+    With one name all switches of that method follow, as the dotted keys that a grid takes, with their values; beside
+    them what `recipe: common` makes of those that it changes.
+    """
+    plugins.load(plugin or ())
+    chosen = [get_method(name) for name in dict.fromkeys(names or METHODS)]
+    table = Table(title=f"methods on {backbone}, images of {image_size}x{image_size}", title_justify="left")
+    table.add_column("method")
+    table.add_column("students", max_width=24)
+    table.add_column("decoder reads")
+    for column in ("trainable M", "GMAC"):
+        table.add_column(column, justify="right")
+    table.add_column("own recipe", max_width=24)
+    table.add_column("what it is")
+    remarks = []
+    with console(stderr=True).status("counting"):
+        from dskd.costs import check_side, of_method
+
+        remember(backbone)
+        check_side(backbone, image_size)
+        for method in chosen:
+            numbers = ("–", "–")
+            try:
+                if method.encoder.backbone:
+                    remember(method.encoder.backbone)
+                check_students(method, backbone)
+                costs = of_method(method, backbone, image_size)
+                numbers = (f"{costs.parameters / 1e6:.3f}", f"{costs.gmac:.3f}")
+            except ConfigError as error:
+                remarks.append(f"{method.name}: {error}")
+            cells = (method.name, _students(method), _source(method), *numbers, _recipe(method.train))
+            table.add_row(*map(Text, (*cells, ABOUT[method.name])))
+    terminal = console()
+    terminal.print(table)
+    for remark in remarks:
+        terminal.print(remark, markup=False, soft_wrap=True)
+    if len(names or []) == 1:
+        table, differs = _switches(chosen[0])
+        terminal.print(table)
+        if not differs:
+            terminal.print(f"{chosen[0].name}: `recipe: common` is its own recipe", markup=False)
+
+
+def _students(method: Method) -> str:
+    """`encoder, decoder`, `3 x encoder` or `encoder (resnet10t)`"""
+    encoder = f"{method.encoder.count} x encoder" if method.encoder.count > 1 else "encoder"
+    encoder += f" ({method.encoder.backbone})" if method.encoder.backbone else ""
+    return ", ".join(encoder if student == "encoder" else student for student in method.students)
+
+
+def _source(method: Method) -> str:
+    if not method.has_decoder:
+        return ""
+    if method.embedding.kind == "layer4":
+        return "encoder's layer4"
+    return method.embedding.source
+
+
+def _recipe(train: Train) -> str:
+    """`SGD 0.4, 100 epochs, batch 32`"""
+    if train.optimizer == "split":
+        optimizer = f"Adam {train.lr:g} and SGD {train.encoder_lr:g}"
+    else:
+        optimizer = f"{OPTIMIZERS.get(train.optimizer, train.optimizer)} {train.lr:g}"
+    schedule = [] if train.schedule == "constant" else [train.schedule]
+    return ", ".join([optimizer, *schedule, f"{train.epochs} epochs", f"batch {train.batch_size}"])
+
+
+def _switches(method: Method) -> tuple[Table, bool]:
+    """What a grid can set, with the values of the method's own recipe, and of the common one where they differ; and
+    whether they do anywhere.
+    """
+    own, common = (to_mapping(get_method(method.name, recipe)) for recipe in ("own", "common"))
+    table = Table("switch", "value", "recipe: common", title=f"switches of {method.name}", title_justify="left")
+    for key in METHOD_KEYS:
+        value, other = _written(own, key), _written(common, key)
+        if key != "recipe":
+            table.add_row(*map(Text, (key, value, "" if other == value else other)))
+    return table, own != common
+
+
+def _written(mapping: dict[str, Any], key: str) -> str:
+    """The value of a dotted key as a grid file has it."""
+    value: Any = mapping
+    for part in key.split("."):
+        value = value[part]
+    return yaml.safe_dump([value], default_flow_style=True, width=1000).strip()[1:-1]
