@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from dskd.methods import METHODS
+from harness.grid import METHOD_KEYS, RUN_KEYS
 from tests.conftest import ROOT, write_mvtec
 
 README = (ROOT / "README.md").read_text()
@@ -29,7 +31,7 @@ def test_readme_commands(tmp_path: Path) -> None:
     environment["PATH"] = f"{Path(sys.executable).parent}:{environment['PATH']}"
     lines = [line.removeprefix("$ ") for block in blocks("console") for line in block.splitlines()]
     commands = [line.split("#")[0].strip() for line in lines if line.startswith("harness")]
-    assert len(commands) == 4
+    assert len(commands) == 6
     for command in commands:
         if command.endswith("RUN"):
             run_id = next((tmp_path / "runs" / "tiles").glob("*/record.json")).parent.name
@@ -60,4 +62,6 @@ def test_every_setting_is_documented_in_one_place() -> None:
     from harness.data.catalog import SOURCES
 
     assert all(f"`{name}`" in README for name in SOURCES)
+    page = (ROOT / "docs" / "methods.md").read_text()
+    assert not [name for name in (*METHODS, *METHOD_KEYS, *RUN_KEYS) if f"`{name}`" not in page]
     assert all(f"](docs/{path.name})" in README for path in (ROOT / "docs").glob("*.md"))
