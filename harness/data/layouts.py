@@ -50,6 +50,8 @@ class MVTec3DAD(Source):
     The validation normals are the held-out ones of a recipe that selects its epoch on normals.
     """
 
+    modality: Literal["rgb"] = "rgb"
+
     expected: ClassVar[str] = "<category>/{train,validation,test}/<type>/rgb, .../gt"
 
     def available(self) -> list[str]:
