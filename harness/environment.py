@@ -6,6 +6,7 @@ import os
 import platform
 import re
 import subprocess
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,15 @@ from harness import plugins
 PACKAGES = ("torch", "accelerate", "timm", "datasets", "numpy", "pillow", "dskd-harness")
 
 
+@dataclass(frozen=True)
+class Gpu:
+    uuid: str
+    name: str
+
+
 @functools.cache
-def gpu_names() -> list[str]:
-    """Model names of the NVIDIA GPUs that CUDA_VISIBLE_DEVICES leaves, as the driver tells them; empty without one."""
+def gpus() -> list[Gpu]:
+    """The NVIDIA GPUs that CUDA_VISIBLE_DEVICES leaves, in its order, as the driver tells them; empty without one."""
     if not Path("/proc/driver/nvidia").exists() and not Path("/dev/nvidiactl").exists():
         return []
     try:
@@ -28,9 +35,9 @@ def gpu_names() -> list[str]:
     found = [[cell.strip() for cell in row.split(",", 2)] for row in rows if row.count(",") >= 2]
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is None:
-        return [name for _, _, name in found]
+        return [Gpu(uuid, name) for _, uuid, name in found]
     wanted = [entry.strip() for entry in visible.split(",") if entry.strip()]
-    return [name for entry in wanted for index, uuid, name in found if entry == index or uuid.startswith(entry)]
+    return [Gpu(row[1], row[2]) for entry in wanted for row in found if entry == row[0] or row[1].startswith(entry)]
 
 
 @functools.cache
@@ -53,8 +60,8 @@ def cpu_flags() -> frozenset[str]:
 
 def device_name(device: str = "auto") -> str:
     """Of the first device that runs use: the GPU's model, else the processor's. `device`: auto, cpu or cuda."""
-    gpus = gpu_names() if device != "cpu" else []
-    return gpus[0] if gpus else cpu_name()
+    found = gpus() if device != "cpu" else []
+    return found[0].name if found else cpu_name()
 
 
 def utc_now() -> str:

@@ -1,11 +1,14 @@
 """Files that several rooms write: always whole, never half."""
 
+import errno
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+UNWRITABLE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS})  # a disk that is full or lost
 
 
 def user_path(text: str) -> Path:

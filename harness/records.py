@@ -7,7 +7,7 @@ of several attempts wins; a failed attempt is `attempts/<n>.json` with its reaso
 import dataclasses
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -115,7 +115,11 @@ class Results:
 
     def __iter__(self) -> Iterator[Record | Failure | Damaged]:
         """Every run's record, else its last failure; a record that cannot be read is given as Damaged."""
-        for run_id in sorted(os.listdir(self.folder)) if self.folder.is_dir() else []:
+        return self.items(sorted(os.listdir(self.folder)) if self.folder.is_dir() else [])
+
+    def items(self, run_ids: Iterable[str]) -> Iterator[Record | Failure | Damaged]:
+        """Those of these runs that have left anything, as by `__iter__`."""
+        for run_id in run_ids:
             try:
                 found = self.record(run_id) or self.last_failure(run_id)
             except NotADirectoryError:
@@ -127,10 +131,10 @@ class Results:
 
 
 def parse_record(content: str) -> Record:
-    """Raises ValueError for content that is no record or of a newer schema."""
+    """Raises ValueError or TypeError for content that is no record or of a newer schema."""
     document = json.loads(content)
     if not isinstance(document, Mapping) or "schema" not in document:
         raise ValueError("not a record")
     if document["schema"] > SCHEMA:
         raise ValueError(f"schema {document['schema']} is newer than this harness reads ({SCHEMA}); update it")
-    return from_mapping(Record, document)
+    return Record(**document)  # a TypeError for keys that are missing or unknown

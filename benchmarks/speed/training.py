@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 
-from harness.launch.supervisor import MALLOC
+from harness.launch.group import MALLOC
 
 if __name__ == "__main__" and "GLIBC_TUNABLES" not in os.environ:  # as a worker is started
     sys.exit(subprocess.run([sys.executable, *sys.argv], env=MALLOC | dict(os.environ)).returncode)

@@ -12,13 +12,17 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from dskd.config import ConfigError, require, suggest
 from harness import plugins
 from harness.grid import LABELS, Grid, Plan, expand, labels_of, matches, read_grid, resolve
+from harness.launch.devices import kind_of
 
-DEVICES = ("auto", "cpu", "cuda")
 GridOption = Annotated[Path, typer.Option("--grid", "-g", help="The grid file (YAML).", show_default=False)]
 OutOption = Annotated[
     Path, typer.Option("--out", "-o", help="Results go to the folder OUT/NAME, NAME being the name of the grid.")
 ]
-DevicesOption = Annotated[str, typer.Option(help="auto (a GPU if there is one), cpu or cuda.")]
+DevicesOption = Annotated[
+    str,
+    typer.Option(help="auto (every GPU, else the CPU), cpu, cpu:4 (four workers), cuda, or cuda:0,2 (these GPUs)."),
+]
+RunsPerDeviceOption = Annotated[int, typer.Option(help="Runs at a time on each device: small ones leave a GPU idle.")]
 OnlyOption = Annotated[
     list[str] | None,
     typer.Option("--only", help="Only runs whose label has this value: method=dskd, seed=0; may be given again."),
@@ -57,12 +61,12 @@ def make_plan(
     """Load the plug-ins (`modules` and the installed ones), then read, look and expand, with a progress bar while data
     are read for the first time. Raises ConfigError.
     """
-    require(devices in DEVICES, f"--devices: {devices!r} is not possible; one of: {', '.join(DEVICES)}")
+    kind = kind_of(devices)
     rule = parse_only(only)
     plugins.load(modules or ())
     grid = read_grid(path)
     with _reading() as progress:
-        facts = resolve(grid, devices, progress)
+        facts = resolve(grid, kind, progress)
     plan = expand(grid, facts)
     require(bool(plan.trainings), f"{path}: `exclude` leaves no run")
     if rule:

@@ -21,13 +21,14 @@ def plan(
     """Show what `harness run` would do: runs done, failed and to do, and about how long it takes. Nothing is run."""
     from harness.grid import labels_of
     from harness.launch import schedule
+    from harness.launch.devices import kind_of
     from harness.records import Results
     from harness.spec import title_of
 
     parsed, made = make_plan(grid, devices, only, plugin)
     results = Results(out / parsed.name)
     done, failed = results.done(), results.failed()
-    rate = schedule.rate_of(results, devices)
+    rate = schedule.rate_of(results, kind_of(devices))
     rows: dict[tuple[str, ...], Counter[str]] = {}
     seconds: Counter[tuple[str, ...]] = Counter()
     terminal = console()

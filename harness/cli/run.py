@@ -1,13 +1,21 @@
 """`harness run`"""
 
-import signal
 from typing import Annotated
 
 import typer
 from rich.console import Console
 
-from dskd.config import ConfigError
-from harness.cli.common import DevicesOption, GridOption, OnlyOption, OutOption, PluginOption, console, make_plan
+from dskd.config import ConfigError, require
+from harness.cli.common import (
+    DevicesOption,
+    GridOption,
+    OnlyOption,
+    OutOption,
+    PluginOption,
+    RunsPerDeviceOption,
+    console,
+    make_plan,
+)
 from harness.cli.screen import Screen
 from harness.files import write_atomic
 from harness.grid import Plan
@@ -20,19 +28,31 @@ def run(
     devices: DevicesOption = "auto",
     only: OnlyOption = None,
     plugin: PluginOption = None,
+    runs_per_device: RunsPerDeviceOption = 1,
+    retries: Annotated[
+        int, typer.Option(help="Further attempts of a run that crashed, took too long or ran out of memory.")
+    ] = 1,
+    timeout: Annotated[
+        float | None, typer.Option(help="Minutes that a run may take before it is killed; none by default.")
+    ] = None,
     force: Annotated[
         bool, typer.Option("--force", help="Do runs again that are done; their records are replaced.")
     ] = False,
 ) -> None:
-    """Run what is missing of a grid, and print the leaderboard.
+    """Run what is missing of a grid on all devices, and print the leaderboard.
 
     Every run leaves a record the moment it ends; finished runs are skipped by the next call and failed ones tried
-    again. Ctrl-C keeps what is finished. Exit codes: 0 all done, 1 some runs failed, 2 wrong usage or input, 130
-    interrupted.
+    again. Several calls may share one results folder: they share the work. Ctrl-C once lets running trainings write a
+    checkpoint, and the same command goes on from there; twice stops at once. Exit codes: 0 all done, 1 some runs
+    failed, 2 wrong usage or input, 130 interrupted.
     """
     from harness.launch import schedule
-    from harness.launch.supervisor import WorkerError, supervise
+    from harness.launch.devices import find_slots, whole_machine
+    from harness.launch.supervisor import Limits, ResultsError, WorkerError, supervise
 
+    slots = find_slots(devices, runs_per_device)
+    require(0 <= retries <= 100, f"--retries: {retries} is not possible; write 0 to 100")
+    require(timeout is None or timeout > 0, f"--timeout: {timeout} is not possible; write minutes above 0")
     parsed, plan = make_plan(grid, devices, only, plugin)
     results = Results((out / parsed.name).resolve())
     try:
@@ -44,25 +64,27 @@ def run(
         ) from None
     done = results.done()
     todo = schedule.remaining(
-        plan, done, results=str(results.folder), save=parsed.save, device=devices, force=force, grid=parsed.name
+        plan, done, results=str(results.folder), save=parsed.save, device=slots[0].kind, force=force, grid=parsed.name
     )
+    rate = schedule.rate_of(results, slots[0].kind)
+    costs = [(job, schedule.estimate_s(job, rate, () if force else done)) for job in todo.jobs]
+    phases = schedule.phases(costs, slots, whole_machine(slots))
     terminal = console()
     terminal.print(
         f"{parsed.name}: {todo.left} of {len(plan)} works to do, {todo.done} done; results in {out / parsed.name}"
     )
-    rate = schedule.rate_of(results, devices)
-    screen = Screen(terminal, [(job, schedule.estimate_s(job, rate, () if force else done)) for job in todo.jobs])
-    interrupted = False
-    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    screen = Screen(terminal, costs)
+    limits = Limits(retries, None if timeout is None else 60 * timeout)
     try:
         with screen:
-            supervise(todo.jobs, screen.on_event)
+            interrupted = supervise(phases, screen.on_event, results, limits)
     except KeyboardInterrupt:
         interrupted = True
-        terminal.print("[yellow]interrupted:[/] what is finished is kept; the same command goes on from here")
-    except WorkerError as error:
+    except (WorkerError, ResultsError) as error:
         terminal.print(f"error: {error}", style="red", markup=False)
         raise typer.Exit(1) from None
+    if interrupted:
+        terminal.print("[yellow]interrupted:[/] what is finished is kept; the same command goes on from here")
     _print_outcome(terminal, plan, results)
     if interrupted:
         raise typer.Exit(130)
@@ -75,7 +97,9 @@ def _print_outcome(terminal: Console, plan: Plan, results: Results) -> None:
     from harness.leaderboard.render import print_failures, print_table
     from harness.leaderboard.table import build, load
 
-    wanted = {spec.id for spec in works(plan)}
+    done = results.done()
+    # A training that is done is not in the table.
+    wanted = {spec.id for spec in works(plan) if spec.kind != "train" or spec.id not in done}
     found = load([results.folder], wanted)
     if found.evaluations:
         print_table(terminal, build(found))

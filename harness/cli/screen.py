@@ -2,10 +2,11 @@
 
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Self
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from harness.grid import labels_of
 from harness.launch.job import Job
@@ -23,24 +24,22 @@ LINE_EVERY_S = 60  # in a log file: at least that long between two lines of a ru
 
 
 class Screen:
-    """Hears the supervisor's events. On a terminal two bars; elsewhere one line for each piece of work that ended."""
+    """Hears the supervisor's events. On a terminal a bar for the grid and one for each run that is on; elsewhere one
+    line for each piece of work that ended.
+    """
 
     def __init__(self, console: Console, jobs: Sequence[tuple[Job, float]]) -> None:
         self.console = console
         self.costs = {job.spec.id: seconds for job, seconds in jobs}
-        self.count = len(jobs)
-        self.failures = 0
-        self.finished = 0
+        self.total_s = max(sum(self.costs.values()), 1e-9)
+        self.failures = self.finished = 0
         self.finished_s = 0.0
-        self.shares = (0.0, 1.0)
-        self.phase = ""
+        self.running: dict[str, _Running] = {}
         self.started = self.last_line = time.monotonic()
-        self.within_s = 0.0
         columns = [TextColumn("{task.description}"), BarColumn(bar_width=24), TextColumn("{task.percentage:>3.0f}%")]
         columns += [TimeElapsedColumn(), TextColumn("{task.fields[note]}")]
         self.progress = Progress(*columns, console=console, disable=not console.is_terminal)
-        self.grid_task = self.progress.add_task("grid", total=1.0, note="")
-        self.run_task = self.progress.add_task("starting a worker", total=1.0, note="")
+        self.grid_task = self.progress.add_task("grid", total=1.0, note="starting workers")
 
     def __enter__(self) -> Self:
         self.progress.start()
@@ -56,11 +55,14 @@ class Screen:
             handle(job, event)
 
     def _on_phase(self, job: Job, event: dict[str, Any]) -> None:
-        self.phase = event["phase"]
-        self.shares = _SHARES[self.phase]
-        if self.phase in ("data", "bench"):
-            self.progress.reset(self.run_task)
-        self._show(job, 0.0, self.phase)
+        run = self.running.get(job.spec.id)
+        if run is None or event["phase"] in ("data", "bench"):  # a retry starts anew
+            if run is not None:
+                self.progress.remove_task(run.task)
+            task = self.progress.add_task(title(job), total=1.0, note="")
+            run = self.running[job.spec.id] = _Running(task, self.costs[job.spec.id])
+        run.shares = _SHARES[event["phase"]]
+        self._show(job, 0.0, event["phase"])
 
     def _on_step(self, job: Job, event: dict[str, Any]) -> None:
         self._show(job, event["done"] / event["total"])
@@ -70,7 +72,7 @@ class Screen:
         self._show(job, event["epoch"] / event["epochs"], note)
         if not self.console.is_terminal and time.monotonic() - self.last_line >= LINE_EVERY_S:
             self.last_line = time.monotonic()
-            self.console.print(f"  {title(job)}  {note}  {self._eta(self._done_share(self.within_s))}")
+            self.console.print(f"  {title(job)}  {note}  {self._eta()}")
 
     def _on_record(self, job: Job, event: dict[str, Any]) -> None:
         shown = "  ".join(f"{_NAMES[key]} {_number(key, value)}" for key, value in event["result"].items())
@@ -80,32 +82,54 @@ class Screen:
         self.failures += 1
         self.console.print(f"[red]✗ {event['reason']}[/] {title(job)}  {event['message']}  [dim]{event['id']}[/]")
 
+    def _on_retrying(self, job: Job, event: dict[str, Any]) -> None:
+        text = f"[yellow]↻ {event['reason']}[/] {title(job)}  {event['message']}  will be tried again"
+        self.console.print(f"{text}  [dim]{event['id']}[/]")
+
+    def _on_stopping(self, job: Job, event: dict[str, Any]) -> None:
+        self._show(job, 1.0, "stopping (Ctrl-C again stops at once)")
+
     def _on_finished(self, job: Job, event: dict[str, Any]) -> None:
         self.finished += 1
         self.finished_s += self.costs[job.spec.id]
-        self.shares = (0.0, 0.0)
-        self._show(job, 0.0, "")
+        run = self.running.pop(job.spec.id, None)
+        if run is not None:
+            self.progress.remove_task(run.task)
+        self._show_grid()
         if not self.console.is_terminal:
-            self.console.print(f"  {self.finished}/{self.count} runs, {self._eta(self._done_share())}")
+            self.console.print(f"  {self.finished}/{len(self.costs)} runs  {self._eta()}")
 
     def _show(self, job: Job, share: float, note: str | None = None) -> None:
-        low, high = self.shares
-        within = low + (high - low) * share
-        self.within_s = within * self.costs[job.spec.id] if high else 0.0
-        done = self._done_share(self.within_s)
-        text = f"{self.finished}/{self.count} runs  {self._eta(done)}"
-        self.progress.update(self.grid_task, completed=done, note=text)
-        changes = {} if note is None else {"note": note}
-        self.progress.update(self.run_task, description=title(job), completed=within, **changes)
+        run = self.running.get(job.spec.id)
+        if run is None:
+            return
+        low, high = run.shares
+        run.share = low + (high - low) * share
+        self.progress.update(run.task, completed=run.share, **({} if note is None else {"note": note}))
+        self._show_grid()
 
-    def _done_share(self, current_s: float = 0.0) -> float:
-        return min(1.0, (self.finished_s + current_s) / max(sum(self.costs.values()), 1e-9))
+    def _show_grid(self) -> None:
+        text = f"{self.finished}/{len(self.costs)} runs  {self._eta()}"
+        self.progress.update(self.grid_task, completed=self._done_share(), note=text)
 
-    def _eta(self, done: float) -> str:
+    def _done_share(self) -> float:
+        current_s = sum(run.share * run.cost_s for run in self.running.values())
+        return min(1.0, (self.finished_s + current_s) / self.total_s)
+
+    def _eta(self) -> str:
+        done = self._done_share()
         if done >= 1 or done < 0.01:
             return ""
         left = (time.monotonic() - self.started) * (1 - done) / done
         return f"about {duration(left)} left"
+
+
+@dataclass
+class _Running:
+    task: TaskID
+    cost_s: float
+    shares: tuple[float, float] = (0.0, 1.0)
+    share: float = 0.0
 
 
 _NAMES = {"image_auroc": "image AUROC", "pixel_auroc": "pixel AUROC", "loss_last": "loss", "images_per_s": "img/s"}

@@ -14,6 +14,7 @@ from multiprocessing.connection import Client, Connection, Listener
 from typing import Any
 
 ADDRESS, KEY = "HARNESS_CHANNEL_ADDRESS", "HARNESS_CHANNEL_KEY"  # in a worker's environment
+GROUP, CPUS = "HARNESS_GROUP", "HARNESS_CPUS"  # so is its group's token, and the cores of each local rank as JSON
 
 
 class Door:
@@ -34,7 +35,7 @@ class Door:
         return self.read_end
 
     def take(self) -> tuple[Connection, dict[str, Any]]:
-        """The next connection and its hello: {"rank": ..., "pid": ...}."""
+        """The next connection and its hello: {"rank": ..., "pid": ..., "group": ...}."""
         os.read(self.read_end, 1)
         return self.arrived.get()
 
@@ -56,10 +57,14 @@ class Door:
                 os.write(self.write_end, b"1")
 
 
+def rank() -> int:
+    return int(os.environ.get("RANK", "0"))
+
+
 def connect() -> Connection:
     """A worker's connection to its supervisor, after its hello."""
     connection = Client(os.environ[ADDRESS], authkey=bytes.fromhex(os.environ[KEY]))
-    send(connection, {"rank": int(os.environ.get("RANK", "0")), "pid": os.getpid()})
+    send(connection, {"rank": rank(), "pid": os.getpid(), "group": os.environ.get(GROUP)})
     return connection
 
 

@@ -54,6 +54,26 @@ class BenchJob:
 
 
 Job = TrainJob | BenchJob
+
+
+@dataclass(frozen=True)
+class GroupKind:
+    """What a group of workers is for all its life: Accelerate keeps a process's device, precision and distribution."""
+
+    device: str
+    precision: str
+    processes: int = 1
+    strategy: str = "ddp"
+
+
+def group_of(job: Job) -> GroupKind:
+    if isinstance(job, BenchJob):
+        return GroupKind(job.device, job.spec.precision)
+    return GroupKind(
+        job.device, job.spec.precision, getattr(job.spec, "processes", 1), getattr(job.spec, "strategy", "ddp")
+    )
+
+
 MESSAGE_CHARACTERS, TRACEBACK_CHARACTERS = 500, 2000  # attempts stay small; a run's log has the rest
 _KINDS: dict[str, type[Job]] = {"train": TrainJob, "bench": BenchJob}
 

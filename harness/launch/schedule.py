@@ -1,16 +1,16 @@
 """What is to be done, in which order, and about how long it takes. Pure, but for `rate_of`, which reads records."""
 
 import itertools
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from dskd.backbones import BACKBONES, get_backbone
-from dskd.config import from_mapping
+from dskd.config import from_mapping, require
 from dskd.switches import Method
 from harness.data.catalog import entry_of
-from harness.environment import gpu_names
 from harness.grid import Plan, Training
-from harness.launch.job import BenchJob, Job, TrainJob
+from harness.launch.devices import Slot
+from harness.launch.job import BenchJob, Job, TrainJob, group_of
 from harness.records import Record, Results
 from harness.spec import BenchSpec, EvaluateSpec, Save, Spec, TrainSpec
 
@@ -18,6 +18,43 @@ from harness.spec import BenchSpec, EvaluateSpec, Save, Spec, TrainSpec
 # with avx512_bf16; the GPU's is a guess that the first record replaces).
 RATE = {"cpu": 110.0, "cuda": 20_000.0}
 FIXED_S = 0.5  # of a run: data, metrics, files
+
+
+@dataclass(frozen=True)
+class Item:
+    """A pending job as the scheduler sees it."""
+
+    seconds: float
+    affinity: object
+
+
+@dataclass(frozen=True)
+class Phase:
+    """Jobs with their estimated seconds, and the places that can be at them at the same time, each of some slots."""
+
+    jobs: list[tuple[Job, float]]
+    places: list[tuple[Slot, ...]]
+
+
+def phases(jobs: Sequence[tuple[Job, float]], slots: Sequence[Slot], whole: Slot) -> list[Phase]:
+    """Runs of many processes first, each on as many slots; then the others; then bench, one by one, on `whole`. Pure.
+
+    Raises:
+        ConfigError: a run of more processes than there are slots.
+    """
+    found = []
+    for processes in sorted({group_of(job).processes for job, _ in jobs}, reverse=True):
+        chosen = [pair for pair in jobs if isinstance(pair[0], TrainJob) and group_of(pair[0]).processes == processes]
+        count = len(slots) // processes
+        require(
+            count > 0 or not chosen,
+            f"processes: {processes} is more than the {len(slots)} that --devices gives; write --devices "
+            f"{slots[0].kind}:{processes if slots[0].kind == 'cpu' else '0,1,...'} or fewer processes",
+        )
+        places = [tuple(slots[i * processes : (i + 1) * processes]) for i in range(count)]
+        found.append(Phase(chosen, places))
+    found.append(Phase([pair for pair in jobs if isinstance(pair[0], BenchJob)], [(whole,)]))
+    return [phase for phase in found if phase.jobs]
 
 
 @dataclass(frozen=True)
@@ -99,12 +136,32 @@ def _student_trunk(record: Record) -> str:
     return record.spec["method"].get("encoder", {}).get("backbone") or record.spec["backbone"]
 
 
+def affinity(job: Job) -> tuple[object, ...]:
+    """Jobs of equal affinity share what a worker keeps from run to run: images, teacher and its features."""
+    if isinstance(job, BenchJob):
+        return (job.spec.backbone, job.spec.image_size, job.spec.precision)
+    spec = job.spec
+    return (spec.backbone, spec.weights, spec.data, spec.side, spec.precision, spec.method.train.batch_size)
+
+
+def take(pending: Mapping[int, Item], last: object) -> int:
+    """Which of the pending jobs a free worker does next, by its key in `pending`. Pure; never none of several.
+
+    The longest of the affinity that it did `last`; else the longest of the affinity with the most work left. A worker
+    is never left idle while jobs are pending, so the whole takes at most their sum over the workers plus the longest.
+    """
+    work: dict[object, float] = {}
+    for item in pending.values():
+        work[item.affinity] = work.get(item.affinity, 0.0) + item.seconds
+    chosen = last if last in work else max(work, key=work.__getitem__)
+    return max((key for key, item in pending.items() if item.affinity == chosen), key=lambda key: pending[key].seconds)
+
+
 SAMPLE = 60  # records read to learn a rate
 
 
-def rate_of(results: Results, devices: str) -> float:
-    """1e9 multiply-adds per second of a training on this device: the median of some records, RATE if there is none."""
-    device_type = "cuda" if devices != "cpu" and gpu_names() else "cpu"
+def rate_of(results: Results, device_type: str) -> float:
+    """1e9 multiply-adds per second of a training on `cpu` or `cuda`: the median of some records, RATE without any."""
     rates = sorted(
         training_gmac(from_mapping(TrainSpec, item.spec)) / item.result["train_s"]
         for item in itertools.islice(results, SAMPLE)

@@ -1,162 +1,320 @@
-"""The supervisor: starts workers, hands each its next job, hears what becomes of it, and outlives whatever they do."""
+"""The supervisor: fills the devices with workers, hands each its next job, and outlives whatever becomes of them."""
 
+import dataclasses
+import errno
 import os
 import signal
-import subprocess
-import sys
 import tempfile
-from collections import deque
-from collections.abc import Callable, Iterable
-from contextlib import suppress
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
-from harness import plugins
 from harness.environment import utc_now
+from harness.files import UNWRITABLE
 from harness.launch import channel
-from harness.launch.job import Job, encode, failed_attempt
+from harness.launch.claims import Claims
+from harness.launch.devices import Slot
+from harness.launch.group import Group, start
+from harness.launch.job import Job, TrainJob, encode, failed_attempt, group_of
+from harness.launch.schedule import Item, Phase, affinity, take
 from harness.records import Results
 
 OnEvent = Callable[[Job, dict[str, Any]], None]
-STILLBORN = 2  # workers in a row that die before they take a job: then it is not the jobs' fault
-
-# A training step allocates and frees the same large tensors again and again. By default glibc maps and unmaps each of
-# them, and the kernel clears every page every time: kept on the heap, in huge pages, a step on a CPU is a tenth faster.
-TUNABLES = {"hugetlb": 1, "mmap_max": 0, "trim_threshold": 2**34, "top_pad": 2**26}
-MALLOC = {"GLIBC_TUNABLES": ":".join(f"glibc.malloc.{name}={value}" for name, value in TUNABLES.items())}
+STILLBORN = 3  # groups in a row that die before they take a job: then it is not the jobs' fault
+HUNG_S = 60.0  # a worker shows that it lives every few seconds, whatever it computes
+TOUCH_S = 10.0  # between two signs of life of this supervisor, and looks for what others left behind
+# Reasons that another attempt may not meet again: neither the data nor the recipe will have changed.
+RETRIED = frozenset({"crashed", "timeout", "out_of_memory"})
 
 
 class WorkerError(RuntimeError):
     """Workers cannot start at all; the message has the end of their output."""
 
 
-def group_of(job: Job) -> tuple[str, str]:
-    """Jobs of one group can follow each other in one worker: Accelerate keeps device and precision for a process's
-    life.
-    """
-    return job.device, job.spec.precision
+class ResultsError(RuntimeError):
+    """The results folder cannot be written any more; what is finished is intact."""
 
 
-@dataclass
-class _Worker:
-    process: subprocess.Popen[bytes]
-    pidfd: int
-    log: Path
-    group: tuple[str, str]
-    connection: Connection | None = None
-    ready: bool = False
-    job: Job | None = None
+@dataclasses.dataclass(frozen=True)
+class Limits:
+    """`retries`: further attempts of a run after a reason of RETRIED; `timeout_s`: of one job, None for none."""
 
-    def kill(self) -> None:
-        """The whole process group at once; a worker has nothing to clean up that a record would miss."""
-        with suppress(ProcessLookupError):
-            os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.wait()
-        os.close(self.pidfd)
-        if self.connection is not None:
-            self.connection.close()
+    retries: int = 1
+    timeout_s: float | None = None
 
 
-def supervise(jobs: Iterable[Job], on_event: OnEvent) -> None:
-    """Do the jobs in their order in one worker process at a time.
+def supervise(phases: Sequence[Phase], on_event: OnEvent, results: Results, limits: Limits = Limits()) -> bool:
+    """Do the jobs of the phases, one phase after the other, on all their places at once.
 
-    A worker that dies costs the job it was at and is replaced. Waits on connections and pidfds; nothing is polled.
+    A worker that dies, hangs or takes too long costs the job it was at and is replaced. A first SIGINT or SIGTERM lets
+    running trainings write a checkpoint and end, a second one stops at once. Waits on connections and pidfds.
 
     Args:
-        on_event: called as (job, event) with what the worker emits, and with `failed` if it died.
+        on_event: called as (job, event) with what workers emit, with `failed` or `retrying` where a run did not end
+            well, and with `finished` when nothing more will be heard of the job.
+
+    Returns:
+        Whether it was interrupted.
 
     Raises:
         WorkerError: workers die before they take a job.
+        ResultsError: the results folder cannot be written (full, read-only, gone).
+        KeyboardInterrupt: the second signal.
     """
-    pending = deque(jobs)
-    stillborn = 0
-    worker: _Worker | None = None
-    with tempfile.TemporaryDirectory(prefix="harness-") as scratch:
+    with tempfile.TemporaryDirectory(prefix="harness-") as scratch, _interrupts() as interrupts:
         door = channel.Door()
         try:
-            while pending or (worker is not None and worker.job is not None):
-                if worker is not None and worker.job is None and worker.group != group_of(pending[0]):
-                    worker.kill()
-                    worker = None
-                if worker is None:
-                    worker = _start(door, Path(scratch) / "worker.log", group_of(pending[0]))
-                if worker.ready and worker.job is None:
-                    worker.job = pending.popleft()
-                    with suppress(OSError):  # it died since: the next event says so, and the job is what it was at
-                        worker.connection.send_bytes(encode(worker.job))
-                if _next_event(worker, door, on_event):
-                    continue
-                dead, worker = worker, None
-                stillborn = 0 if dead.ready else stillborn + 1
-                _bury(dead, on_event)
-                if stillborn >= STILLBORN:
-                    tail = dead.log.read_text(errors="replace")[-2000:].strip()
-                    raise WorkerError(f"workers cannot start; the end of their output:\n{tail}")
+            for phase in phases:
+                supervisor = _Supervisor(phase, on_event, results, limits, door, Path(scratch), interrupts)
+                try:
+                    supervisor.run()
+                except OSError as error:
+                    if error.errno not in UNWRITABLE | {errno.EACCES, errno.EPERM, errno.EIO}:
+                        raise
+                    raise _unwritable(results, error.strerror) from error
+                finally:
+                    supervisor.end()
+                if supervisor.stopping:
+                    return True
         finally:
-            if worker is not None:
-                worker.kill()
             door.close()
+    return False
 
 
-def _start(door: channel.Door, log: Path, group: tuple[str, str]) -> _Worker:
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "harness.launch.worker"],
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=output,
-            start_new_session=True,  # Ctrl-C in the terminal reaches the supervisor alone, which decides
-            env=MALLOC | dict(os.environ) | door.environment() | plugins.environment(),
-        )
-    return _Worker(process, os.pidfd_open(process.pid), log, group)
+def _unwritable(results: Results, why: str) -> ResultsError:
+    return ResultsError(f"results folder {results.folder} cannot be written ({why}); what is finished is kept")
 
 
-def _next_event(worker: _Worker, door: channel.Door, on_event: OnEvent) -> bool:
-    """Wait for the next thing to happen and handle it; False if it is the worker's death."""
-    ready = wait([worker.pidfd, worker.connection or door])
-    if worker.connection is None and door in ready:
-        connection, hello = door.take()
-        if hello["pid"] == worker.process.pid:
-            worker.connection = connection
-        else:  # of a worker that died since
-            connection.close()
-        return True
-    if worker.connection in ready:
+@contextmanager
+def _interrupts() -> Iterator[int]:
+    """A descriptor that is readable after the first SIGINT or SIGTERM; the second raises KeyboardInterrupt."""
+    read_end, write_end = os.pipe()
+    count = 0
+
+    def note(*_: object) -> None:
+        nonlocal count
+        count += 1
+        if count > 1:
+            raise KeyboardInterrupt
+        os.write(write_end, b"1")
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield read_end
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        os.close(read_end)
+        os.close(write_end)
+
+
+class _Supervisor:
+    """One phase: its pending jobs, and what runs on each place."""
+
+    def __init__(
+        self,
+        phase: Phase,
+        on_event: OnEvent,
+        results: Results,
+        limits: Limits,
+        door: channel.Door,
+        scratch: Path,
+        interrupts: int,
+    ) -> None:
+        self.places: list[tuple[Slot, ...]] = list(phase.places)
+        self.jobs: dict[int, Job] = dict(enumerate(job for job, _ in phase.jobs))
+        self.pending = {i: Item(seconds, affinity(job)) for i, (job, seconds) in enumerate(phase.jobs)}
+        self.elsewhere: dict[int, Item] = {}  # claimed by another supervisor
+        self.groups: list[Group | None] = [None] * len(self.places)
+        self.last: list[object] = [None] * len(self.places)
+        self.attempts: dict[int, int] = {}
+        self.on_event, self.results, self.limits = on_event, results, limits
+        self.door, self.scratch, self.interrupts = door, scratch, interrupts
+        self.claims = Claims(results.folder)
+        self.stopping = False
+        self.stillborn = 0
+        self.looked = time.monotonic()
+
+    def run(self) -> None:
+        while True:
+            if not self.stopping:
+                self._hand_out()
+            busy = any(group is not None and group.job is not None for group in self.groups)
+            if not busy and (self.stopping or not (self.pending or self.elsewhere)):
+                return
+            self._next_events()
+
+    def end(self) -> None:
+        """Kill what is left of the workers: idle ones, or all of them after an error."""
+        for group in filter(None, self.groups):
+            group.kill()
+            if group.job is not None:
+                self.claims.release(group.job.spec.id)
+
+    def _hand_out(self) -> None:
+        """Give each idle group a job, and start groups where there are more jobs than groups that could take one."""
+        waiting = sum(group is not None and group.job is None and not group.is_ready for group in self.groups)
+        for place, group in enumerate(self.groups):
+            if not self.pending:
+                return
+            if group is None:
+                if waiting < len(self.pending):
+                    first = self.jobs[take(self.pending, self.last[place])]
+                    self.groups[place] = start(self.places[place], group_of(first), self.door, self.scratch)
+                    waiting += 1
+            elif group.job is None and group.is_ready:
+                self._give(place, group)
+
+    def _give(self, place: int, group: Group) -> None:
+        while self.pending:
+            # What the group can do without being replaced, if there is any of it.
+            same = {i: item for i, item in self.pending.items() if group_of(self.jobs[i]) == group.kind}
+            number = take(same or self.pending, self.last[place])
+            job, item = self.jobs[number], self.pending[number]
+            if not same:
+                group.kill()
+                self.groups[place] = start(self.places[place], group_of(job), self.door, self.scratch)
+                return
+            del self.pending[number]
+            if not self.claims.take(job.spec.id):
+                self.elsewhere[number] = item
+                continue
+            if not job.force and self._is_done(job):  # by another supervisor, since this one looked
+                self._finish(number, job)
+                continue
+            self.last[place] = item.affinity
+            group.give(number, job, encode(job))
+            return
+
+    def _is_done(self, job: Job) -> bool:
+        return all((self.results.run_folder(spec.id) / "record.json").exists() for spec in job.works)
+
+    def _next_events(self) -> None:
+        sources: dict[Any, Group | None] = {self.door: None, self.interrupts: None}
+        for group in filter(None, self.groups):
+            sources |= dict.fromkeys((group.pidfd, *group.connections.values()), group)
+        ready = wait(list(sources), timeout=self._patience())
+        if self.interrupts in ready:
+            os.read(self.interrupts, 1)
+            self._stop()
+        if self.door in ready:
+            self._let_in(*self.door.take())
+        for source in ready:
+            group = sources[source]
+            if group is None or group not in self.groups:  # it died of an earlier event of this round
+                continue
+            if source == group.pidfd or not self._hear(group, source):
+                self._bury(group, "crashed", None)
+        self._look_around()
+
+    def _patience(self) -> float:
+        """Seconds until something is to be looked at even if nothing happens."""
+        ends = [group.started for group in self.groups if group is not None and group.job is not None]
+        if self.limits.timeout_s is None or not ends:
+            return TOUCH_S
+        return min(TOUCH_S, max(0.05, min(ends) + self.limits.timeout_s - time.monotonic()))
+
+    def _stop(self) -> None:
+        self.stopping = True
+        for place, group in enumerate(self.groups):
+            if group is None:
+                continue
+            if group.job is None:
+                group.kill()
+                self.groups[place] = None
+            else:
+                group.stop()
+                self.on_event(group.job, {"event": "stopping"})
+
+    def _let_in(self, connection: Connection, hello: dict[str, Any]) -> None:
+        for group in filter(None, self.groups):
+            if hello.get("group") == group.token:
+                group.admit(connection, hello)
+                return
+        connection.close()  # of a worker that died since
+
+    def _hear(self, group: Group, connection: Connection) -> bool:
+        """Handle the next event of one rank; False if it is gone."""
         try:
-            event = channel.receive(worker.connection)
+            event = channel.receive(connection)
         except (EOFError, OSError):
             return False
-        if event["event"] == "ready":
-            worker.ready = True
-            return True
-        job = worker.job
-        if event["event"] == "finished":
-            worker.job = None
-        on_event(job, event)
+        group.heard = time.monotonic()
+        kind, job, number = event["event"], group.job, group.number
+        if kind == "ready":
+            group.ranks_ready += 1
+            self.stillborn = 0
+        elif kind == "unwritable":
+            raise _unwritable(self.results, event["message"])
+        elif kind == "finished":
+            if group.rank_finished():
+                retry = group.failed & RETRIED if not self.stopping else set()
+                group.job = None
+                self._finish(number, job, again=bool(retry) and self._may_retry(number))
+        elif kind == "failed":
+            group.failed.add(event["reason"])
+            self._tell_failure(number, job, event)
+        elif kind != "alive" and job is not None:
+            self.on_event(job, event)
         return True
-    return worker.pidfd not in ready
 
+    def _may_retry(self, number: int) -> bool:
+        return self.attempts.get(number, 0) < self.limits.retries
 
-def _bury(worker: _Worker, on_event: OnEvent) -> None:
-    """Reap a dead worker and put down in its job's attempts how it died."""
-    with suppress(subprocess.TimeoutExpired):
-        worker.process.wait(timeout=5)  # its own exit code, if it is on its way out, and not that of our kill
-    worker.kill()
-    if worker.job is None:
-        return
-    code = worker.process.returncode
-    how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"exited with {code}"
-    hint = " (the kernel does that when memory runs out)" if code == -signal.SIGKILL else ""
-    results = Results(Path(worker.job.results))
-    done = results.done()
-    for spec in worker.job.works:
-        if spec.id in done and not worker.job.force:
-            continue
-        log = results.run_folder(worker.job.spec.id) / "log.txt"
-        text = log.read_text(errors="replace") if log.exists() else ""
-        failure = results.fail(failed_attempt(spec, "crashed", f"the worker {how}{hint}", text, utc_now()))
-        on_event(worker.job, {"event": "failed", "id": spec.id, "reason": "crashed", "message": failure.message})
-        break  # the one it was at; those after it were not tried
-    on_event(worker.job, {"event": "finished"})
+    def _tell_failure(self, number: int, job: Job, event: dict[str, Any]) -> None:
+        retry = event["reason"] in RETRIED and self._may_retry(number) and not self.stopping
+        self.on_event(job, event | {"event": "retrying" if retry else "failed"})
+
+    def _finish(self, number: int, job: Job, again: bool = False) -> None:
+        self.claims.release(job.spec.id)
+        if again:
+            self.attempts[number] = self.attempts.get(number, 0) + 1
+            if isinstance(job, TrainJob) and not job.force:
+                done = self.results.done()
+                left = tuple(spec for spec in job.evaluations if spec.id not in done)
+                self.jobs[number] = dataclasses.replace(job, evaluations=left)
+            self.pending[number] = Item(0.0, affinity(job))  # after what was not tried yet
+        else:
+            self.on_event(job, {"event": "finished"})
+
+    def _bury(self, group: Group, reason: str, why: str | None) -> None:
+        """Reap a dead group and put down in its job's attempts how it died."""
+        self.groups[self.groups.index(group)] = None
+        how = group.reap() if why is None else why
+        group.kill()
+        if not group.is_ready:
+            self.stillborn += 1
+            if self.stillborn >= STILLBORN:
+                raise WorkerError(f"workers cannot start; the end of their output:\n{group.output()}")
+        if group.job is None:
+            return
+        job, number = group.job, group.number
+        if self.stopping and reason == "crashed" and why is None:
+            how = f"{how} while it was stopping"
+        done = self.results.done()
+        spec = next((spec for spec in job.works if job.force or spec.id not in done), None)
+        if spec is not None:  # the one it was at; those after it were not tried
+            log = self.results.run_folder(job.spec.id) / "log.txt"
+            text = log.read_text(errors="replace") if log.exists() else ""
+            failure = self.results.fail(failed_attempt(spec, reason, how, text, utc_now()))
+            event = {"event": "failed", "id": spec.id, "reason": reason, "message": failure.message}
+            self._tell_failure(number, job, event)
+        self._finish(number, job, again=spec is not None and not self.stopping and self._may_retry(number))
+
+    def _look_around(self) -> None:
+        """Now and then: groups that hang or take too long, and runs that other supervisors have left or finished."""
+        now = time.monotonic()
+        most = self.limits.timeout_s
+        for group in list(filter(None, self.groups)):
+            if most is not None and group.job is not None and now - group.started > most:
+                self._bury(group, "timeout", f"took more than the {most:g} s that --timeout gives")
+            elif now - group.heard > HUNG_S:
+                self._bury(group, "timeout", f"gave no sign of life for {HUNG_S:g} s")
+        if now - self.looked >= TOUCH_S:
+            self.looked = now
+            self.claims.touch()
+            if not self.pending:
+                self.pending, self.elsewhere = self.elsewhere, {}

@@ -1,17 +1,21 @@
 """The worker process: `python -m harness.launch.worker`, started by a supervisor; takes jobs until told to stop."""
 
 import ctypes
+import json
 import os
 import queue
 import signal
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
 from harness.launch import channel
 
 PR_SET_PDEATHSIG = 1
+ALIVE_EVERY_S = 10.0
+FROM_EVERY_RANK = frozenset({"ready", "finished", "alive", "unwritable"})  # of a run's events rank 0 tells
 
 
 def die_with_parent() -> None:
@@ -22,8 +26,16 @@ def die_with_parent() -> None:
         os._exit(1)
 
 
+def pin() -> None:
+    """Stay on the cores that the supervisor dealt to this rank. Before torch counts them."""
+    shares = json.loads(os.environ.get(channel.CPUS, "[]"))
+    if shares:
+        os.sched_setaffinity(0, shares[int(os.environ.get("LOCAL_RANK", "0"))])
+
+
 def main() -> None:
     die_with_parent()
+    pin()
     connection = channel.connect()
     jobs: queue.SimpleQueue[bytes] = queue.SimpleQueue()
 
@@ -36,8 +48,19 @@ def main() -> None:
 
     threading.Thread(target=read, daemon=True).start()
 
+    sending = threading.Lock()
+
     def emit(event: str, **fields: Any) -> None:
-        channel.send(connection, {"event": event, **fields})
+        if channel.rank() == 0 or event in FROM_EVERY_RANK:
+            with sending:
+                channel.send(connection, {"event": event, **fields})
+
+    def live() -> None:
+        while True:
+            time.sleep(ALIVE_EVERY_S)
+            emit("alive")
+
+    threading.Thread(target=live, daemon=True).start()
 
     # Imported after the hello: torch and friends take seconds, in which the supervisor already knows this worker.
     from harness import plugins

@@ -1,6 +1,7 @@
 """From records to one comparison table: rows of models, columns of metrics per data set, mean and spread over seeds."""
 
 import functools
+import itertools
 import json
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -75,12 +76,14 @@ def load(folders: Sequence[Path], wanted: Collection[str] | None = None) -> Foun
     seen: set[str] = set()
     for folder in folders:
         require(folder.is_dir(), f"{folder} is not a folder; write a results folder such as runs/NAME")
-        inner = [path.parent for path in sorted(folder.glob("*/grid.yaml"))] or [folder]
-        for item in (item for each in inner for item in Results(each)):
+        own = (folder / "grid.yaml").exists()
+        inner = [folder] if own else [path.parent for path in sorted(folder.glob("*/grid.yaml"))] or [folder]
+        each = (Results(path) if wanted is None else Results(path).items(sorted(wanted)) for path in inner)
+        for item in itertools.chain.from_iterable(each):
             if isinstance(item, Damaged):
                 found.damaged.append(item)
                 continue
-            if item.id in seen or (wanted is not None and item.id not in wanted):
+            if item.id in seen:
                 continue
             seen.add(item.id)
             if isinstance(item, Failure):

@@ -22,7 +22,7 @@ from dskd.teacher import Teacher
 from harness.data import builtin, images, layouts  # noqa: F401  (they register their data sets)
 from harness.data.catalog import DataError, get_source
 from harness.environment import describe_environment, utc_now
-from harness.files import write_atomic
+from harness.files import UNWRITABLE, write_atomic
 from harness.launch.job import MESSAGE_CHARACTERS, BenchJob, Job, TrainJob, failed_attempt
 from harness.records import Record, Results
 from harness.run import metrics, pictures
@@ -308,6 +308,8 @@ class _Work:
                 spec = next((spec for spec in self.job.works if spec.id not in done), self.job.spec)
             message = " ".join(f"{type(error).__name__}: {error}".split())
             text = "".join(traceback.format_exception(error))
+            if isinstance(error, OSError) and error.errno in UNWRITABLE:  # no run after this one could be kept
+                self.emit("unwritable", message=error.strerror)
             self.results.fail(failed_attempt(spec, failure_reason(error), message, text, started_at))
             self.emit("failed", id=spec.id, reason=failure_reason(error), message=message[:MESSAGE_CHARACTERS])
 

@@ -1,0 +1,120 @@
+"""How the supervisor fills a machine: rates of 1, 2 and 4 workers on one grid, and what 10,000 finished runs cost.
+
+    python benchmarks/speed/devices.py [--runs 40] [--finished 10000] [--repeats 3]
+
+Prints Markdown. Workers compute with one thread each (OMP_NUM_THREADS=1) on the CPU. Rates are counted from the first
+record to the last, so that the start of the workers (imports) is not in them; medians of `--repeats` grids in turn.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from datetime import datetime
+from pathlib import Path
+
+import yaml
+
+from harness.environment import describe_environment
+from harness.records import Record, Results
+
+EPOCHS = 30
+TRAIN = 16
+
+
+def write_grid(folder: Path, runs: int, epochs: int = EPOCHS) -> Path:
+    """A grid of equal small runs: STFPM on 64x64 textures."""
+    data = {"name": "surfaces", "categories": ["granite"], "train": TRAIN, "test_good": 4, "test_per_defect": 1}
+    axes = {"seed": list(range(runs)), "method": ["stfpm"], "backbone": ["resnet18"], "dataset": [data]}
+    defaults = {"image_size": 64, "weights": "random", "train.epochs": epochs, "train.select": "last"}
+    document = {"name": "equal", "axes": axes, "defaults": defaults | {"precision": "fp32"}}
+    path = folder / "grid.yaml"
+    path.write_text(yaml.safe_dump(document | {"save": {"weights": False, "scores": False}}))
+    return path
+
+
+def command(grid: Path, out: Path, *options: str) -> list[str]:
+    return [sys.executable, "-m", "harness", "run", "--grid", str(grid), "--out", str(out), *options]
+
+
+def run(grid: Path, out: Path, *options: str) -> float:
+    """Wall seconds of `harness run`."""
+    started = time.perf_counter()
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    subprocess.run(command(grid, out, *options), check=True, capture_output=True, env=environment)
+    return time.perf_counter() - started
+
+
+def rate(folder: Path, workers: int) -> float:
+    """Runs per second between the ends of the first and the last training, with `workers` at work all that time."""
+    ends = sorted(
+        path.stat().st_mtime for path in folder.glob("*/record.json") if '"kind": "train"' in path.read_text()
+    )
+    kept = ends[workers - 1 : len(ends) - workers + 1]  # all have started, none has run out of work
+    return (len(kept) - 1) / (kept[-1] - kept[0])
+
+
+def rates(runs: int, repeats: int) -> dict[int, float]:
+    found: dict[int, list[float]] = {1: [], 2: [], 4: []}
+    for _ in range(repeats):
+        for workers, values in found.items():
+            with tempfile.TemporaryDirectory() as scratch:
+                folder = Path(scratch)
+                run(write_grid(folder, runs), folder, "--devices", f"cpu:{workers}")
+                values.append(rate(folder / "equal", workers))
+    return {workers: statistics.median(values) for workers, values in found.items()}
+
+
+def finished(count: int, keep: str = "") -> tuple[float, float]:
+    """Seconds and peak MiB of a call that has nothing left to do."""
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        run(write_grid(folder, 1, epochs=1), folder)
+        first = {item.kind: item for item in Results(folder / "equal") if isinstance(item, Record)}
+        from harness.cli.common import make_plan
+
+        grid = write_grid(folder, count, epochs=1)
+        _, plan = make_plan(grid, "cpu", None)
+        for training in plan.trainings:
+            for spec in (training.spec, *training.evaluations):
+                content = json.loads((folder / "equal" / first[spec.kind].id / "record.json").read_text())
+                content["id"] = spec.id
+                trained = content["spec"] if spec.kind == "train" else content["spec"]["train"]
+                trained["seed"] = training.spec.seed
+                path = folder / "equal" / spec.id / "record.json"
+                path.parent.mkdir(exist_ok=True)
+                path.write_text(json.dumps(content))
+        if keep:
+            subprocess.run(["cp", "-r", str(folder), keep], check=True)
+        seconds = statistics.median(run(grid, folder) for _ in range(3))
+        process = subprocess.Popen(command(grid, folder), stdout=subprocess.DEVNULL)
+        _, _, usage = os.wait4(process.pid, 0)
+        return seconds, usage.ru_maxrss / 1024
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", type=int, default=40)
+    parser.add_argument("--finished", type=int, default=10_000)
+    parser.add_argument("--repeats", type=int, default=3)
+    options = parser.parse_args()
+    about = describe_environment()
+    print(f"{datetime.now():%Y-%m-%d}, {about['cpu']}, {about['cores']} cores, torch {about['packages']['torch']}\n")
+    print("| workers (one thread each) | runs/s | ratio |\n| ---: | ---: | ---: |")
+    found = rates(options.runs, options.repeats)
+    for workers, value in found.items():
+        against = {1: "", 2: f"{value / found[1]:.2f} of one worker's", 4: f"{value / found[2]:.2f} of two workers'"}
+        print(f"| {workers} | {value:.2f} | {against[workers]} |")
+    seconds, peak = finished(options.finished)
+    print(
+        f"\n`harness run` on {options.finished} finished trainings and as many evaluations: {seconds:.1f} s, ", end=""
+    )
+    print(f"peak {peak:.0f} MiB")
+
+
+if __name__ == "__main__":
+    main()

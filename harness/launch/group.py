@@ -1,0 +1,125 @@
+"""A group of worker processes: one, or the ranks of one run under torch's launcher."""
+
+import json
+import os
+import secrets
+import signal
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+from harness import plugins
+from harness.launch import channel
+from harness.launch.devices import Slot
+from harness.launch.job import GroupKind, Job
+
+# A training step allocates and frees the same large tensors again and again. By default glibc maps and unmaps each of
+# them, and the kernel clears every page every time: kept on the heap, in huge pages, a step on a CPU is a tenth faster.
+TUNABLES = {"hugetlb": 1, "mmap_max": 0, "trim_threshold": 2**34, "top_pad": 2**26}
+MALLOC = {"GLIBC_TUNABLES": ":".join(f"glibc.malloc.{name}={value}" for name, value in TUNABLES.items())}
+WORKER = ["-m", "harness.launch.worker"]
+
+
+class Group:
+    """Processes that take the same jobs, one after the other. `kind`: what a job must want to be given to it."""
+
+    def __init__(self, process: "subprocess.Popen[bytes]", token: str, kind: GroupKind, log: Path) -> None:
+        self.process, self.token, self.kind, self.log = process, token, kind, log
+        self.pidfd = os.pidfd_open(process.pid)
+        self.connections: dict[int, Connection] = {}
+        self.pids: set[int] = set()
+        self.ranks_ready = 0
+        self.number = -1
+        self.job: Job | None = None
+        self.failed: set[str] = set()
+        self.unfinished = 0
+        self.killed = False
+        self.started = self.heard = time.monotonic()
+
+    @property
+    def is_ready(self) -> bool:
+        return self.ranks_ready == self.kind.processes
+
+    def admit(self, connection: Connection, hello: dict[str, Any]) -> None:
+        self.connections[hello["rank"]] = connection
+        self.pids.add(hello["pid"])
+        self.heard = time.monotonic()
+
+    def give(self, number: int, job: Job, message: bytes) -> None:
+        self.number, self.job, self.failed, self.unfinished = number, job, set(), self.kind.processes
+        self.started = self.heard = time.monotonic()
+        self._send(message)
+
+    def rank_finished(self) -> bool:
+        """Whether it was the last one."""
+        self.unfinished -= 1
+        return self.unfinished == 0
+
+    def stop(self) -> None:
+        """Ask the ranks to end what they are at."""
+        self._send(json.dumps({"kind": "stop"}).encode())
+
+    def reap(self) -> str:
+        """How it died, with its own exit code if it is on its way out and not that of our kill."""
+        with suppress(subprocess.TimeoutExpired):
+            self.process.wait(timeout=5)
+        code = self.process.returncode
+        if code is None:
+            return "the worker closed its connection"
+        how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"exited with {code}"
+        hint = " (the kernel does that when memory runs out)" if code == -signal.SIGKILL else ""
+        return f"the worker {how}{hint}"
+
+    def kill(self) -> None:
+        """All processes at once; they have nothing to clean up that a record would miss. A second call does nothing."""
+        if self.killed:
+            return
+        self.killed = True
+        with suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        if self.kind.processes > 1:  # ranks under a launcher have sessions of their own
+            for pid in self.pids:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+        self.process.wait()
+        os.close(self.pidfd)
+        for connection in self.connections.values():
+            connection.close()
+
+    def output(self) -> str:
+        return self.log.read_text(errors="replace")[-2000:].strip()
+
+    def _send(self, message: bytes) -> None:
+        for connection in self.connections.values():
+            with suppress(OSError):  # it died since: the next event says so
+                connection.send_bytes(message)
+
+
+def start(slots: tuple[Slot, ...], kind: GroupKind, door: channel.Door, scratch: Path) -> Group:
+    """Start a group on the slots, a rank on each. It connects to the door with the group's token in its hello."""
+    token = secrets.token_hex(8)
+    log = scratch / f"{token}.log"
+    environment = MALLOC | dict(os.environ) | door.environment() | plugins.environment()
+    environment[channel.GROUP] = token
+    environment[channel.CPUS] = json.dumps([slot.cpus for slot in slots])
+    environment["OMP_NUM_THREADS"] = str(min(slot.threads for slot in slots))
+    if slots[0].visible is not None:
+        environment["CUDA_VISIBLE_DEVICES"] = ",".join(str(slot.visible) for slot in slots)
+    command = [sys.executable, *WORKER]
+    if kind.processes > 1:
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+        command += ["--nproc-per-node", str(kind.processes), *WORKER]
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,  # Ctrl-C in the terminal reaches the supervisor alone, which decides
+            env=environment,
+        )
+    return Group(process, token, kind, log)
