@@ -1,12 +1,13 @@
 """`harness run`"""
 
+import math
 import signal
 from typing import Annotated
 
 import typer
 from rich.console import Console
 
-from dskd.config import ConfigError
+from dskd.config import ConfigError, require
 from harness.cli.common import DevicesOption, GridOption, OnlyOption, OutOption, PluginOption, console, make_plan
 from harness.cli.screen import Screen
 from harness.files import write_atomic
@@ -23,16 +24,23 @@ def run(
     force: Annotated[
         bool, typer.Option("--force", help="Do runs again that are done; their records are replaced.")
     ] = False,
+    checkpoint_every: Annotated[
+        float, typer.Option(metavar="MINUTES", help="How often the state of an unfinished training is saved.")
+    ] = 10.0,
 ) -> None:
     """Run what is missing of a grid, and print the leaderboard.
 
     Every run leaves a record the moment it ends; finished runs are skipped by the next call and failed ones tried
-    again. Ctrl-C keeps what is finished. Exit codes: 0 all done, 1 some runs failed, 2 wrong usage or input, 130
-    interrupted.
+    again; a training that was stopped goes on from its last checkpoint, to the same numbers. Ctrl-C keeps what is
+    finished. Exit codes: 0 all done, 1 some runs failed, 2 wrong usage or input, 130 interrupted.
     """
     from harness.launch import schedule
     from harness.launch.supervisor import WorkerError, supervise
 
+    require(
+        0 <= checkpoint_every < math.inf,
+        f"--checkpoint-every: {checkpoint_every:g} is not possible; write minutes, 0 for after every step",
+    )
     parsed, plan = make_plan(grid, devices, only, plugin)
     results = Results((out / parsed.name).resolve())
     try:
@@ -44,7 +52,14 @@ def run(
         ) from None
     done = results.done()
     todo = schedule.remaining(
-        plan, done, results=str(results.folder), save=parsed.save, device=devices, force=force, grid=parsed.name
+        plan,
+        done,
+        results=str(results.folder),
+        save=parsed.save,
+        device=devices,
+        force=force,
+        grid=parsed.name,
+        checkpoint_every_s=60 * checkpoint_every,
     )
     terminal = console()
     terminal.print(
