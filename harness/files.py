@@ -4,9 +4,12 @@ import errno
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
+
+Content = str | bytes | Callable[[BinaryIO], object]
 
 UNWRITABLE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS})  # a disk that is full or lost
 
@@ -42,12 +45,15 @@ def new_folder(folder: Path) -> Iterator[Path]:
         shutil.rmtree(work, ignore_errors=True)
 
 
-def write_atomic(path: Path, content: str | bytes) -> None:
-    """Write to a temporary name in the same folder, then rename: a reader sees the old content or the new."""
+def write_atomic(path: Path, content: Content) -> None:
+    """Write to a temporary name in the same folder, then rename: a reader sees the old content or the new.
+
+    `content`: or a function that writes it to the stream that it is given, for what is too large to be held twice.
+    """
     os.replace(_temporary(path, content), path)
 
 
-def publish(path: Path, content: str | bytes) -> bool:
+def publish(path: Path, content: Content) -> bool:
     """Write `path` whole if it does not exist; False if another process was first, whose content stays."""
     temporary = _temporary(path, content)
     try:
@@ -59,12 +65,15 @@ def publish(path: Path, content: str | bytes) -> bool:
     return True
 
 
-def _temporary(path: Path, content: str | bytes) -> Path:
+def _temporary(path: Path, content: Content) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     try:
         with os.fdopen(handle, "wb") as stream:
-            stream.write(content.encode() if isinstance(content, str) else content)
+            if callable(content):
+                content(stream)
+            else:
+                stream.write(content.encode() if isinstance(content, str) else content)
             os.fchmod(stream.fileno(), 0o644)
             stream.flush()
             os.fsync(stream.fileno())

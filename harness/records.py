@@ -39,7 +39,9 @@ class Record:
 
 @dataclass(frozen=True)
 class Failure:
-    """An attempt that did not end in a record. `reason`: error, data, diverged, out_of_memory, crashed, interrupted."""
+    """An attempt that did not end in a record. `reason`: error, data, diverged, out_of_memory, crashed, or interrupted
+    (told to stop; what was trained is in a checkpoint, from which the next attempt goes on).
+    """
 
     kind: Kind
     id: str

@@ -32,6 +32,8 @@ def main() -> None:
     except ConfigError as error:
         typer.echo(f"error: {error}", err=True)
         sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)
     except BrokenPipeError:  # `harness plan | head`
         sys.stderr.close()
         sys.exit(0)

@@ -1,5 +1,6 @@
 """`harness run`"""
 
+import math
 from typing import Annotated
 
 import typer
@@ -38,13 +39,16 @@ def run(
     force: Annotated[
         bool, typer.Option("--force", help="Do runs again that are done; their records are replaced.")
     ] = False,
+    checkpoint_every: Annotated[
+        float, typer.Option(metavar="MINUTES", help="How often the state of an unfinished training is saved.")
+    ] = 10.0,
 ) -> None:
     """Run what is missing of a grid on all devices, and print the leaderboard.
 
     Every run leaves a record the moment it ends; finished runs are skipped by the next call and failed ones tried
-    again. Several calls may share one results folder: they share the work. Ctrl-C once lets running trainings write a
-    checkpoint, and the same command goes on from there; twice stops at once. Exit codes: 0 all done, 1 some runs
-    failed, 2 wrong usage or input, 130 interrupted.
+    again; a training that was stopped goes on from its last checkpoint, to the same numbers. Several calls may share
+    one results folder: they share the work. Ctrl-C once lets running trainings write a checkpoint and keeps what is
+    finished; twice stops at once. Exit codes: 0 all done, 1 some runs failed, 2 wrong usage or input, 130 interrupted.
     """
     from harness.launch import schedule
     from harness.launch.devices import find_slots, whole_machine
@@ -53,6 +57,10 @@ def run(
     slots = find_slots(devices, runs_per_device)
     require(0 <= retries <= 100, f"--retries: {retries} is not possible; write 0 to 100")
     require(timeout is None or timeout > 0, f"--timeout: {timeout} is not possible; write minutes above 0")
+    require(
+        0 <= checkpoint_every < math.inf,
+        f"--checkpoint-every: {checkpoint_every:g} is not possible; write minutes, 0 for after every step",
+    )
     parsed, plan = make_plan(grid, devices, only, plugin)
     results = Results((out / parsed.name).resolve())
     try:
@@ -64,7 +72,14 @@ def run(
         ) from None
     done = results.done()
     todo = schedule.remaining(
-        plan, done, results=str(results.folder), save=parsed.save, device=slots[0].kind, force=force, grid=parsed.name
+        plan,
+        done,
+        results=str(results.folder),
+        save=parsed.save,
+        device=slots[0].kind,
+        force=force,
+        grid=parsed.name,
+        checkpoint_every_s=60 * checkpoint_every,
     )
     rate = schedule.rate_of(results, slots[0].kind)
     costs = [(job, schedule.estimate_s(job, rate, () if force else done)) for job in todo.jobs]

@@ -79,6 +79,9 @@ class Screen:
         self.console.print(f"[green]✓[/] {event['kind']:8} {title(job)}  {shown}  [dim]{event['wall_s']:.1f} s[/]")
 
     def _on_failed(self, job: Job, event: dict[str, Any]) -> None:
+        if event["reason"] == "interrupted":
+            self.console.print(f"[yellow]◼ interrupted[/] {title(job)}  {event['message']}  [dim]{event['id']}[/]")
+            return
         self.failures += 1
         self.console.print(f"[red]✗ {event['reason']}[/] {title(job)}  {event['message']}  [dim]{event['id']}[/]")
 

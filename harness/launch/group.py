@@ -38,6 +38,7 @@ class Group:
         self.failed: set[str] = set()
         self.unfinished = 0
         self.killed = False
+        self.begun = False  # with the job that it has
         self.started = self.heard = time.monotonic()
 
     @property
@@ -51,6 +52,7 @@ class Group:
 
     def give(self, number: int, job: Job, message: bytes) -> None:
         self.number, self.job, self.failed, self.unfinished = number, job, set(), self.kind.processes
+        self.begun = False
         self.started = self.heard = time.monotonic()
         self._send(message)
 

@@ -17,6 +17,7 @@ class TrainJob:
     Args:
         source: the data set's grid entry; weights_path: the teacher's file on this machine, None for random weights.
         results: the results folder. force: do it again although there are records.
+        checkpoint_every_s: seconds from one save of the unfinished training to the next.
     """
 
     spec: TrainSpec
@@ -28,6 +29,7 @@ class TrainJob:
     device: str = "auto"
     force: bool = False
     grid: str = ""
+    checkpoint_every_s: float = 600.0
 
     kind: ClassVar[str] = "train"
 

@@ -67,7 +67,15 @@ class Todo:
 
 
 def remaining(
-    plan: Plan, done: Collection[str], *, results: str, save: Save, device: str, force: bool, grid: str
+    plan: Plan,
+    done: Collection[str],
+    *,
+    results: str,
+    save: Save,
+    device: str,
+    force: bool,
+    grid: str,
+    checkpoint_every_s: float,
 ) -> Todo:
     """Jobs for what has no record (all with `force`): trainings with their evaluations first, then bench."""
     jobs: list[Job] = []
@@ -85,6 +93,7 @@ def remaining(
                     device=device,
                     force=force,
                     grid=grid,
+                    checkpoint_every_s=checkpoint_every_s,
                 )
             )
     jobs += [BenchJob(spec, results, device, force, grid) for spec in plan.benches if force or spec.id not in done]

@@ -27,7 +27,7 @@ STILLBORN = 3  # groups in a row that die before they take a job: then it is not
 HUNG_S = 60.0  # a worker shows that it lives every few seconds, whatever it computes
 TOUCH_S = 10.0  # between two signs of life of this supervisor, and looks for what others left behind
 # Reasons that another attempt may not meet again: neither the data nor the recipe will have changed.
-RETRIED = frozenset({"crashed", "timeout", "out_of_memory"})
+RETRIED = frozenset({"crashed", "timeout", "out_of_memory", "interrupted"})
 
 
 class WorkerError(RuntimeError):
@@ -254,10 +254,14 @@ class _Supervisor:
                 retry = group.failed & RETRIED if not self.stopping else set()
                 group.job = None
                 self._finish(number, job, again=bool(retry) and self._may_retry(number))
+                if event.get("leaving"):  # it was told to by somebody else
+                    self.groups[self.groups.index(group)] = None
+                    group.kill()
         elif kind == "failed":
             group.failed.add(event["reason"])
             self._tell_failure(number, job, event)
         elif kind != "alive" and job is not None:
+            group.begun = True
             self.on_event(job, event)
         return True
 
@@ -292,8 +296,10 @@ class _Supervisor:
         if group.job is None:
             return
         job, number = group.job, group.number
-        if self.stopping and reason == "crashed" and why is None:
-            how = f"{how} while it was stopping"
+        if not group.begun and group.process.returncode == 0:  # it left while the job was on its way
+            self.claims.release(job.spec.id)
+            self.pending[number] = Item(0.0, affinity(job))
+            return
         done = self.results.done()
         spec = next((spec for spec in job.works if job.force or spec.id not in done), None)
         if spec is not None:  # the one it was at; those after it were not tried

@@ -1,7 +1,12 @@
-"""The worker process: `python -m harness.launch.worker`, started by a supervisor; takes jobs until told to stop."""
+"""The worker process: `python -m harness.launch.worker`, started by a supervisor; takes jobs until it is told to leave.
+
+A message `{"kind": "stop"}` and the signals USR1 and TERM end the job it is at as `interrupted`; after TERM it
+leaves, which its event `finished` tells.
+"""
 
 import ctypes
 import json
+import logging
 import os
 import queue
 import signal
@@ -16,6 +21,7 @@ from harness.launch import channel
 PR_SET_PDEATHSIG = 1
 ALIVE_EVERY_S = 10.0
 FROM_EVERY_RANK = frozenset({"ready", "finished", "alive", "unwritable"})  # of a run's events rank 0 tells
+LEAVE = b""  # among the jobs: there are no more
 
 
 def die_with_parent() -> None:
@@ -38,15 +44,32 @@ def main() -> None:
     pin()
     connection = channel.connect()
     jobs: queue.SimpleQueue[bytes] = queue.SimpleQueue()
+    signals: queue.SimpleQueue[int] = queue.SimpleQueue()
+    stop = threading.Event()
 
     def read() -> None:
         while True:
             try:
-                jobs.put(connection.recv_bytes())
+                message = connection.recv_bytes()
             except (EOFError, OSError):
                 os._exit(0)  # the supervisor is gone: nobody waits for a result, and what is published is published
+            if json.loads(message)["kind"] == "stop":
+                stop.set()
+            else:
+                stop.clear()  # that was meant for the job before; in this order none for the new one is missed
+                jobs.put(message)
 
-    threading.Thread(target=read, daemon=True).start()
+    def obey() -> None:
+        while True:
+            if signals.get() == signal.SIGTERM:
+                jobs.put(LEAVE)  # before the job is stopped: no other one begins after it
+            stop.set()
+
+    for number in (signal.SIGUSR1, signal.SIGTERM):
+        # Unlike an event's lock, this queue may be used wherever a signal comes in, within another one's handler too.
+        signal.signal(number, lambda number, _frame: signals.put(number))
+    for target in (read, obey):
+        threading.Thread(target=target, daemon=True).start()
 
     sending = threading.Lock()
 
@@ -68,12 +91,14 @@ def main() -> None:
     from harness.run.execute import execute
 
     plugins.load(plugins.handed_down())  # a job may name what they bring
+    logging.basicConfig(format="%(asctime)s %(message)s")
+    logging.getLogger("harness").setLevel(logging.INFO)
     emit("ready")
-    while True:
-        job = decode(jobs.get())
+    for message in iter(jobs.get, LEAVE):
+        job = decode(message)
         log_to(Path(job.results) / job.spec.id / "log.txt")
-        execute(job, emit)
-        emit("finished")
+        execute(job, emit, stop)
+        emit("finished", leaving=not jobs.empty())  # the next job comes after this event
 
 
 def log_to(path: Path) -> None:

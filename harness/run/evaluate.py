@@ -39,6 +39,7 @@ def inspect(
     Batches are of exactly `batch_size`, the last filled up, so that maps do not depend on how the set divides.
 
     Args:
+        report: called after each batch as (images done, images in all); what it raises ends the pass.
         normal: training images, for the variants whose maps are standardised by them.
     """
     distiller.students.eval()

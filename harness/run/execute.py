@@ -3,6 +3,7 @@
 import csv
 import functools
 import io
+import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -26,6 +27,7 @@ from harness.files import UNWRITABLE, write_atomic
 from harness.launch.job import MESSAGE_CHARACTERS, BenchJob, Job, TrainJob, failed_attempt
 from harness.records import Record, Results
 from harness.run import metrics, pictures
+from harness.run.checkpoint import Checkpointing, Interrupted, discard
 from harness.run.device import Device, PeakMemory, open_device
 from harness.run.evaluate import Inspected, inspect, measure
 from harness.run.features import TeacherFeatures
@@ -36,13 +38,15 @@ from harness.spec import EvaluateSpec, Spec, TrainSpec
 Emit = Callable[..., None]
 
 
-def execute(job: Job, emit: Emit) -> None:
+def execute(job: Job, emit: Emit, stop: threading.Event | None = None) -> None:
     """Do the job's work and publish a record, or an attempt with its reason, for each piece of it.
 
     Args:
         emit: called as emit(event, **fields) for progress: `phase`, `step`, `epoch`, `record`, `failed`.
+        stop: once it is set the job ends as `interrupted`: a training after its step, with a checkpoint from which the
+            next one goes on; an evaluation after its batch. A throughput measurement is short and finishes.
     """
-    work = _Work(job, emit)
+    work = _Work(job, emit, stop or threading.Event())
     with work.attempting():
         device = open_device(job.device, job.spec.precision)
         if isinstance(job, BenchJob):
@@ -62,12 +66,18 @@ def _train_and_evaluate(job: TrainJob, work: "_Work", device: Device) -> None:
     teacher = _teacher(spec.backbone, job.weights_path or "random", device.place)
     distiller = Distiller(spec.method, spec.backbone, teacher)
     distiller.students.to(device.place, memory_format=torch.channels_last)
-    weights = work.results.run_folder(spec.id) / "students.safetensors"
+    folder = work.results.run_folder(spec.id)
+    weights = folder / "students.safetensors"
     if job.force or not weights.exists() or work.results.record(spec.id) is None:
-        with work.recording(spec, device) as result:
-            result |= _train(job, work, device, distiller, category)
+        try:
+            with work.recording(spec, device) as result:
+                result |= _train(job, work, device, distiller, category)
+        except DivergedError:  # it would again from its checkpoint; after other failures the next attempt goes on there
+            discard(folder)
+            raise
     else:
         distiller.students.load_state_dict(load_file(weights, device=str(device.place)))
+    discard(folder)
     if job.evaluations:
         _evaluate(job, work, device, distiller, category)
     if not job.save.weights:
@@ -90,7 +100,6 @@ def _train(
     work.emit("phase", phase="teacher")
     features = _features(distiller.teacher, spec, category, normal, device, job.weights_path)
     work.emit("phase", phase="train")
-    started = time.perf_counter()
 
     def report(step: int, steps: int, epoch: Epoch | None) -> None:
         if epoch is None:
@@ -101,9 +110,10 @@ def _train(
 
     positions = np.searchsorted(normal, chosen), np.searchsorted(normal, held_out)
     along = _Along(spec, device, category)
-    curve, kept = train(distiller, spec, features, *positions, device, report, along)
-    seconds = time.perf_counter() - started - along.seconds
     folder = work.results.run_folder(spec.id)
+    checkpointing = Checkpointing(folder, spec.id, device, job.checkpoint_every_s, work.stop, {"along": along})
+    curve, kept = train(distiller, spec, features, *positions, device, report, along, checkpointing)
+    seconds = checkpointing.seconds - along.seconds
     if along.rows:
         _save_rows(folder / "metrics.csv", along.rows)
     state = {key: value.contiguous() for key, value in distiller.students.state_dict().items()}
@@ -120,6 +130,7 @@ def _train(
         "held_out_images": len(held_out),
         "images_per_s": round(sum(epoch.images for epoch in steady) / sum(epoch.seconds for epoch in steady), 3),
         "train_s": round(seconds, 3),
+        **({"resumed": checkpointing.resumed} if checkpointing.resumed else {}),
         "teacher_features": "kept" if features.cached else "recomputed",
         "parameters_students": sum(p.numel() for p in distiller.students.parameters()),
         **_scale(distiller),
@@ -180,12 +191,24 @@ class _Along:
         self.rows.append({"epoch": epoch, **self.test.measure(seen, variant)})
         self.seconds += time.perf_counter() - started
 
+    def state_dict(self) -> dict[str, Any]:
+        return {"rows": self.rows, "seconds": self.seconds}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.rows, self.seconds = state["rows"], state["seconds"]
+
 
 def _evaluate(job: TrainJob, work: "_Work", device: Device, distiller: Distiller, category: images.Category) -> None:
     work.emit("phase", phase="evaluate")
     test = _TestSet(category)
     started = time.perf_counter()
-    inspected = test.inspect(distiller, job.evaluations, device, work.step)
+
+    def report(done: int, total: int) -> None:
+        work.step(done, total)
+        if work.stop.is_set() and done < total:
+            raise Interrupted(f"stopped after {done} of {total} test images; the next call evaluates them again")
+
+    inspected = test.inspect(distiller, job.evaluations, device, report)
     shared_s = (time.perf_counter() - started) / len(job.evaluations)
     for evaluation, seen in zip(job.evaluations, inspected, strict=True):
         with work.attempting(evaluation), work.recording(evaluation, device) as result:
@@ -253,10 +276,13 @@ def _save_scores(path: Path, samples: list[images.Sample], seen: Inspected) -> N
 
 @dataclass
 class _Work:
-    """What the pieces of one job share: its results folder, the way to tell the supervisor, and the book-keeping."""
+    """What the pieces of one job share: its results folder, the way to tell the supervisor and to be told to stop, and
+    the book-keeping.
+    """
 
     job: Job
     emit: Emit
+    stop: threading.Event
     last_step: float = 0.0
     published: set[str] = field(default_factory=set)
 
@@ -320,6 +346,8 @@ def failure_reason(error: BaseException) -> str:
         return "out_of_memory"
     if isinstance(error, DataError):
         return "data"
+    if isinstance(error, Interrupted):
+        return "interrupted"
     return "diverged" if isinstance(error, DivergedError) else "error"
 
 

@@ -1,10 +1,11 @@
 """Train one method's students on one category's normal images."""
 
 import copy
+import logging
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -15,9 +16,12 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from dskd.anomaly_map import anomaly_map
 from dskd.distiller import Distiller
 from dskd.switches import Train
+from harness.run.checkpoint import Checkpointing, Stateful
 from harness.run.device import Device, to_images, whole_batches
 from harness.run.features import TeacherFeatures
 from harness.spec import TrainSpec
+
+log = logging.getLogger(__name__)
 
 
 class DivergedError(RuntimeError):
@@ -39,6 +43,40 @@ Report = Callable[[int, int, Epoch | None], None]
 Along = Callable[[int, Distiller], None]
 
 
+@dataclass
+class _Progress:
+    """Where a training is and what it has found so far.
+
+    Args:
+        order: the state of the shuffling generator at the start of the epoch; total: the epoch's summed loss so far.
+        step: steps done in the epoch; seconds: that they took.
+        best_epoch, best_map, best_state: of `select: val_normal`.
+    """
+
+    order: torch.Tensor
+    total: torch.Tensor
+    best_epoch: int
+    best_map: float = math.inf
+    best_state: dict[str, torch.Tensor] | None = None
+    epoch: int = 1
+    step: int = 0
+    seconds: float = 0.0
+    curve: list[Epoch] = field(default_factory=list)
+
+    def end_epoch(self, found: Epoch, order: torch.Tensor) -> None:
+        """Move on to the next epoch's start."""
+        self.curve.append(found)
+        self.order, self.total = order, torch.zeros_like(self.total)
+        self.epoch, self.step, self.seconds = self.epoch + 1, 0, 0.0
+
+    def state_dict(self) -> dict[str, Any]:
+        return vars(self) | {"curve": [vars(epoch) for epoch in self.curve]}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        curve = [Epoch(**epoch) for epoch in state["curve"]]
+        vars(self).update(state | {"curve": curve, "total": state["total"].to(self.total.device)})
+
+
 def train(
     distiller: Distiller,
     spec: TrainSpec,
@@ -48,6 +86,7 @@ def train(
     device: Device,
     report: Report,
     along: Along = lambda _epoch, _distiller: None,
+    checkpointing: Checkpointing | None = None,
 ) -> tuple[list[Epoch], int]:
     """Train the students in place; they end at the epoch that the recipe selects, in eval mode.
 
@@ -56,12 +95,14 @@ def train(
         chosen, held_out: positions in `features` to train on, and to select the epoch by (`select: val_normal`).
         report: called as (steps done, steps in all, the epoch if one just ended).
         along: called as (epoch, the model as it then is) after each epoch of `spec.evaluate_at`.
+        checkpointing: saves the training now and then; if it has one that was stopped, that one goes on.
 
     Returns:
         The learning curve, and the epoch that was kept, from 1.
 
     Raises:
         DivergedError: the loss of an epoch is not finite.
+        Interrupted: `checkpointing` was told to stop.
     """
     recipe = spec.method.train
     accelerator = device.accelerator
@@ -74,16 +115,20 @@ def train(
     average = AveragedModel(distiller.students, **_average(recipe.ema)) if recipe.ema else None
     measured = _with_students(distiller, average.module) if average else trained
     order = torch.Generator().manual_seed(spec.seed)
-    curve: list[Epoch] = []
-    best_epoch, best_state, best_map = recipe.epochs, None, math.inf
-    for epoch in range(1, recipe.epochs + 1):
-        started = time.perf_counter()
+    progress = _Progress(order.get_state(), torch.zeros((), device=device.place), recipe.epochs)
+    parts: dict[str, Stateful] = {"students": distiller.students, "progress": progress}
+    parts |= {f"optimizer {number}": optimizer for number, optimizer in enumerate(optimizers)}
+    parts |= {f"schedule {number}": schedule for number, schedule in enumerate(schedulers) if schedule is not None}
+    parts |= {"average": average} if average else {}
+    if checkpointing is not None and checkpointing.restore(parts):
+        log.info("resumed at epoch %d step %d", progress.epoch, progress.step)
+    for epoch in range(progress.epoch, recipe.epochs + 1):
+        started = time.perf_counter() - progress.seconds
         students.train()
-        # Summed on the device and read once an epoch: reading it each step would make the host wait for the device.
-        total = torch.zeros((), device=device.place)
+        order.set_state(progress.order)
         shuffled = chosen[torch.randperm(len(chosen), generator=order).numpy()]
-        for step, start in enumerate(range(0, len(chosen), recipe.batch_size)):
-            positions = shuffled[start : start + recipe.batch_size]
+        for step in range(progress.step, steps_per_epoch):
+            positions = shuffled[step * recipe.batch_size :][: recipe.batch_size]
             images = to_images(features.pixels[torch.from_numpy(positions).to(device.place)])
             with device.autocast():
                 loss = trained.loss(images, features[positions])
@@ -97,28 +142,33 @@ def train(
                     schedule.step()
             if average:
                 average.update_parameters(distiller.students)
-            total += loss.detach() * len(positions)
+            # Summed on the device and read once an epoch: reading it each step would make the host wait for the device.
+            progress.total += loss.detach() * len(positions)
+            progress.step, progress.seconds = step + 1, time.perf_counter() - started
             report((epoch - 1) * steps_per_epoch + step + 1, recipe.epochs * steps_per_epoch, None)
-        loss_value = (total / len(chosen)).item()
+            if checkpointing is not None:
+                checkpointing.after_step(parts, f"in epoch {epoch} of {recipe.epochs}")
+        loss_value = (progress.total / len(chosen)).item()
         if not math.isfinite(loss_value):
             raise DivergedError(f"the loss of epoch {epoch} is {loss_value}; a lower train.lr may help")
         seconds = time.perf_counter() - started
         held_out_map = None
         if recipe.select == "val_normal":
             held_out_map = mean_map(measured, spec, features, held_out, device)
-            if held_out_map < best_map:
-                best_epoch, best_map = epoch, held_out_map
-                best_state = copy.deepcopy(measured.students.state_dict())
-        curve.append(Epoch(epoch, loss_value, held_out_map, seconds, len(chosen)))
-        report(epoch * steps_per_epoch, recipe.epochs * steps_per_epoch, curve[-1])
+            if held_out_map < progress.best_map:
+                progress.best_epoch, progress.best_map = epoch, held_out_map
+                progress.best_state = copy.deepcopy(measured.students.state_dict())
+        progress.end_epoch(Epoch(epoch, loss_value, held_out_map, seconds, len(chosen)), order.get_state())
+        report(epoch * steps_per_epoch, recipe.epochs * steps_per_epoch, progress.curve[-1])
         if epoch in spec.evaluate_at:
             along(epoch, measured)
+    best_state = progress.best_state
     if best_state is None and average:
         best_state = average.module.state_dict()
     if best_state is not None:
         distiller.students.load_state_dict(best_state)
     distiller.students.eval()
-    return curve, best_epoch
+    return progress.curve, progress.best_epoch
 
 
 def _with_students(distiller: Distiller, prepared: torch.nn.Module) -> Distiller:

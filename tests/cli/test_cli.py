@@ -56,6 +56,8 @@ def test_bad_input_is_one_line_and_exit_code_2(write_grid: WriteGrid, tree: Path
         (["run", "--grid", tmp_path / "gone.yaml"], "gone.yaml: No such file"),
         (["run", "--grid", tmp_path], "Is a directory"),
         (["run", "--grid", write_grid(tree), "--devices", "tpu"], "--devices: 'tpu' is not possible"),
+        (["run", "--grid", write_grid(tree), "--checkpoint-every", "-1"], "--checkpoint-every: -1 is not possible"),
+        (["run", "--grid", write_grid(tree), "--checkpoint-every", "nan"], "--checkpoint-every: nan is not possible"),
         (["plan", "--grid", write_grid(tree), "--only", "seed"], "--only: 'seed' is not possible; write key=value"),
         (["plan", "--grid", write_grid(tree), "--only", "sed=1"], "--only: unknown key 'sed'; did you mean 'seed'"),
         (["plan", "--grid", write_grid(tree), "--only", "seed=9"], "--only: no run of the grid has seed=9"),

@@ -6,7 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from harness.run.checkpoint import Interrupted
 from tests.launch.test_run import records, run
+from tests.run.test_checkpoint import assert_same, go, recipe
 from tests.run.test_train import PIXELS, same, spec, trained
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
@@ -30,3 +32,13 @@ def test_the_teacher_cache_cannot_change_a_number(precision: str, monkeypatch: p
     monkeypatch.setattr("tests.run.test_train.PIXELS", PIXELS.cuda())
     run_spec = spec("dskd", train__select="last")
     assert same(trained(run_spec, device)[0], trained(run_spec, device, budget_bytes=0)[0])
+
+
+def test_a_stopped_training_ends_with_the_same_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tests.run.test_train.PIXELS", PIXELS.cuda())
+    for name in ("val_normal", "ema, cosine", "split, one_cycle, clip"):
+        options = {"run": recipe(name), "device_type": "cuda", "precision": "bf16"}
+        *expected, _ = go(folder=tmp_path / "undisturbed", **options)
+        with pytest.raises(Interrupted):
+            go(folder=tmp_path / name, steps=4, **options)
+        assert_same(go(folder=tmp_path / name, **options), tuple(expected))

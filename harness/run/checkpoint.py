@@ -1,0 +1,162 @@
+"""A training's state on disk, while it is not done: one that is stopped goes on where it stopped, to the same numbers.
+
+The same to the last bit on the same device, number of threads and versions: the state is all that a step reads and
+changes, generators of random numbers included.
+"""
+
+import copy
+import functools
+import logging
+import threading
+import time
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from harness.files import write_atomic
+from harness.run.device import Device
+
+FORMAT = 1
+NAME = "checkpoint.pt"
+log = logging.getLogger(__name__)
+
+
+class Interrupted(RuntimeError):  # noqa: N818
+    """The work was told to stop; its message says what the next call does."""
+
+
+class Stateful(Protocol):
+    """What can be saved: a module, an optimizer, a schedule, or anything else that offers the same."""
+
+    def state_dict(self) -> Any: ...
+    def load_state_dict(self, state: Any, /) -> Any: ...
+
+
+Parts = Mapping[str, Stateful]
+
+
+class Checkpointing:
+    """When and where the state of one training is saved.
+
+    Args:
+        folder: the run folder of the training; run_id: its id. A file of another run, kind of device, precision or
+            version of torch is not loaded.
+        every_s: seconds from one save to the next; stop: once it is set, the next step is the last one.
+        parts: what the caller wants to be saved and restored with the training.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        run_id: str,
+        device: Device,
+        every_s: float = 600.0,
+        stop: threading.Event | None = None,
+        parts: Parts | None = None,
+    ) -> None:
+        self.path = folder / NAME
+        self.about = {
+            "format": FORMAT,
+            "run": run_id,
+            "device": device.place.type,
+            "precision": device.precision,
+            "torch": str(torch.__version__),
+        }
+        self.every_s, self.stop = every_s, stop or threading.Event()
+        self.parts = {**(parts or {}), "generators": _Generators(device.place)}
+        self.resumed = 0  # how often this training was
+        self.earlier_s = 0.0
+        self.started = self.saved = time.monotonic()
+
+    @property
+    def seconds(self) -> float:
+        """Since the training began, less what lay between its attempts and less what was lost with one that died."""
+        return self.earlier_s + time.monotonic() - self.started
+
+    def restore(self, parts: Parts) -> bool:
+        """Put the parts into the state that was saved; False if there is none, or none that can be used (the log says
+        why): then they stay as they are.
+        """
+        if not self.path.exists():
+            return False
+        parts = {**parts, **self.parts}
+        fresh = {name: copy.deepcopy(part.state_dict()) for name, part in parts.items()}
+        try:
+            document = _read(self.path, self.about)
+            resumed, earlier_s = document["resumed"] + 1, document["seconds"]
+            for name, part in parts.items():
+                part.load_state_dict(document["state"][name])
+        except Exception as error:  # whatever is wrong with a file, it must not stand in the training's way
+            log.warning("%s cannot be used, the training starts anew: %s: %s", self.path, type(error).__name__, error)
+            for name, part in parts.items():
+                part.load_state_dict(fresh[name])
+            return False
+        self.resumed, self.earlier_s = resumed, earlier_s
+        return True
+
+    def after_step(self, parts: Parts, where: str) -> None:
+        """Save the parts if it is time to. That waits for the device; otherwise nothing does.
+
+        Raises:
+            Interrupted: after saving, if `stop` is set; the message tells `where` the training stopped.
+        """
+        stopping = self.stop.is_set()
+        if not stopping and time.monotonic() - self.saved < self.every_s:
+            return
+        outlook = "the next call goes on from there"
+        try:
+            self._save({**parts, **self.parts})
+        except (OSError, RuntimeError) as error:  # a full disk: the training may still end well
+            outlook = f"that could not be saved ({error})"
+            log.warning("no checkpoint %s: %s", where, error)
+        self.saved = time.monotonic()
+        if stopping:
+            raise Interrupted(f"stopped {where}; {outlook}")
+
+    def _save(self, parts: Parts) -> None:
+        document = {
+            "about": self.about,
+            "resumed": self.resumed,
+            "seconds": self.seconds,
+            "state": {name: part.state_dict() for name, part in parts.items()},
+        }
+        write_atomic(self.path, functools.partial(torch.save, document))
+
+
+def discard(folder: Path) -> None:
+    """Remove a training's checkpoint, and what saves that were killed have left."""
+    for path in (folder / NAME, *folder.glob(f".{NAME}.*")):
+        path.unlink(missing_ok=True)
+
+
+def _read(path: Path, about: dict[str, Any]) -> dict[str, Any]:
+    """Raises OSError, zipfile.BadZipFile, ValueError for a damaged or a foreign file, and what torch.load raises."""
+    with zipfile.ZipFile(path) as archive:  # torch.load would not see that a byte has changed
+        if (damaged := archive.testzip()) is not None:
+            raise ValueError(f"{damaged} in it is damaged")
+    document = torch.load(path, map_location="cpu", weights_only=True)
+    for key, value in about.items():
+        if (found := document["about"].get(key)) != value:
+            raise ValueError(f"its {key} is {found}, not {value}")
+    return document
+
+
+class _Generators:
+    """torch's generators of random numbers, on the host and on the device; a training draws from no others."""
+
+    def __init__(self, place: torch.device) -> None:
+        self.place = place
+
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        state = {"cpu": torch.get_rng_state()}
+        if self.place.type == "cuda":
+            state["cuda"] = torch.cuda.get_rng_state(self.place)
+        return state
+
+    def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:
+        torch.set_rng_state(state["cpu"])
+        if self.place.type == "cuda":
+            torch.cuda.set_rng_state(state["cuda"], self.place)
