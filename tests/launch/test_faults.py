@@ -165,6 +165,7 @@ def test_ctrl_c_twice_stops_at_once(tree: Path, write_grid: WriteGrid) -> None:
     until(lambda: list(results(grid).folder.glob("*/claim.json")))
     time.sleep(1)
     workers = _children(process.pid)
+    os.kill(workers[0], signal.SIGSTOP)  # it will not end by itself
     process.send_signal(signal.SIGINT)
     time.sleep(0.5)  # two at once are one to the kernel
     process.send_signal(signal.SIGINT)
