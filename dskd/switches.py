@@ -150,6 +150,8 @@ class Train:
     the largest norm of the gradient, 0 for any. `ema`: decay per step of an exponential moving average of the students,
     which is then what is kept and measured; 0 for none. `holdout` is the share of normal images kept from training when
     `select` is `val_normal` (the epoch with the lowest mean map on them is kept); with `last` nothing is held out.
+    `batch_norm`: where several processes train one run, statistics of each one's part of the batch or (`sync`, on CUDA)
+    of the whole.
     """
 
     optimizer: Literal["adam", "sgd", "split"] = "adam"
@@ -165,6 +167,7 @@ class Train:
     ema: float = 0.0
     select: Literal["last", "val_normal"] = "last"
     holdout: float = 0.2
+    batch_norm: Literal["local", "sync"] = "local"
 
     def __post_init__(self) -> None:
         require(self.epochs >= 1, f"epochs: {self.epochs} is not possible; write 1 or more")

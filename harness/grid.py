@@ -1,13 +1,14 @@
 """From a grid file to runs, in two steps: `resolve` (effects: categories, manifests, weights) and `expand` (pure)."""
 
 import functools
+import importlib.util
 import itertools
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import yaml
 
@@ -26,6 +27,8 @@ Settings = dict[str, Any]
 
 RUN_KEYS = {"image_size": "image_size", "weights": "weights", "precision": "precision", "seed": "seed"}
 RUN_KEYS |= {"crop": "crop", "eval.batch_size": "eval_batch_size", "evaluate.at": "evaluate_at"}
+RUN_KEYS |= {"processes": "processes", "strategy": "strategy"}
+DEEPSPEED_PACKAGES = ("deepspeed", "transformers")  # Accelerate needs the second for the first
 METHOD_KEYS = [key for key in dotted_keys(Method) if key not in ("name", "revision")]
 EVALUATE_KEYS = [*(key for key in METHOD_KEYS if key.startswith("map.")), "score", "aupro_limits"]
 DEFAULT_WEIGHTS = "imagenet"
@@ -52,7 +55,7 @@ class Grid:
 @dataclass(frozen=True)
 class Facts:
     """What `expand` needs to know of the world: per data set its categories, per (weights, backbone) the file, and
-    which of these files no student can start from.
+    which of these files no student can start from. `missing`: packages that DeepSpeed needs and that are not installed.
     """
 
     categories: dict[Source, list[Data]]
@@ -60,6 +63,7 @@ class Facts:
     device: str
     threads: int
     folded: frozenset[tuple[str, str]] = frozenset()
+    missing: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -233,7 +237,8 @@ def resolve(grid: Grid, device: str = "auto", progress: Progress | None = None) 
         for backbone in sorted({backbone for block in blocks for backbone in block["backbone"]})
     }
     folded = frozenset(key for key, (_, path) in weights.items() if path is None or is_folded(Path(path)))
-    return Facts(categories, weights, device_name(device), thread_count(), folded)
+    missing = tuple(name for name in DEEPSPEED_PACKAGES if importlib.util.find_spec(name) is None)
+    return Facts(categories, weights, device_name(device), thread_count(), folded, missing)
 
 
 def _trunks(grid: Grid) -> set[str]:
@@ -307,6 +312,11 @@ def _training(grid: Grid, facts: Facts, values: Settings, data: Data) -> Trainin
     weights, path = facts.weights[wanted, values["backbone"]]
     run = {RUN_KEYS[key]: settings[key] for key in RUN_KEYS if key in settings and key != "weights"}
     spec = TrainSpec(method, values["backbone"], weights, data, **_run_values(json.dumps(run)))
+    require(
+        spec.strategy == "ddp" or not facts.missing,
+        f"strategy: {spec.strategy} needs packages that are not installed ({', '.join(facts.missing)}); run "
+        "pip install 'dskd-harness[deepspeed]' or write strategy: ddp",
+    )
     limits = {"aupro_limits": settings["aupro_limits"]} if "aupro_limits" in settings else {}
     if method.encoder.init == "imagenet":
         require(
@@ -329,10 +339,9 @@ def _configured(name: str, settings: str) -> Method:
 
 @functools.lru_cache(maxsize=4096)
 def _run_values(run: str) -> Settings:
-    """Checked once per distinct setting: a grid of 10,000 runs has few."""
-    base = TrainSpec(get_method("dskd"), "resnet18", Weights(), Data("", "", ""))
-    checked = replace(base, json.loads(run))
-    return {key: getattr(checked, key) for key in json.loads(run)}
+    """Brought to their types once per distinct setting (a grid of 10,000 runs has few); `TrainSpec` checks the rest."""
+    kinds, keys = get_type_hints(TrainSpec), {field: key for key, field in RUN_KEYS.items()}
+    return {field: coerce(value, kinds[field], keys[field]) for field, value in json.loads(run).items()}
 
 
 @functools.lru_cache(maxsize=4096)
@@ -356,6 +365,20 @@ def _bench(spec: TrainSpec, bench: Bench, facts: Facts) -> BenchSpec:
         bench.batch_sizes,
         bench.seconds,
     )
+
+
+def check_processes(plan: Plan, kind: str, count: int) -> None:
+    """Raises ConfigError for a training that `count` devices of this kind (`cpu` or `cuda`) cannot do together."""
+    for spec in (training.spec for training in plan.trainings):
+        require(
+            spec.processes <= count,
+            f"processes: {spec.processes} is more than the devices to run on, {count} ({kind}); write processes: "
+            f"{count} or give --devices more",
+        )
+        require(
+            spec.method.train.batch_norm == "local" or kind == "cuda",
+            "train.batch_norm: sync needs CUDA devices; write train.batch_norm: local",
+        )
 
 
 def labels_of(spec: TrainSpec | BenchSpec) -> dict[str, Any]:

@@ -8,6 +8,7 @@ them. No torch is imported here.
 import functools
 import hashlib
 import json
+import math
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -20,6 +21,7 @@ METRIC_REVISION = 1  # raised by hand when a fix in `harness.run` changes metric
 
 Precision = Literal["auto", "fp32", "tf32", "bf16"]
 Kind = Literal["train", "evaluate", "bench"]
+Strategy = Literal["ddp", "deepspeed_zero1", "deepspeed_zero2", "deepspeed_zero3"]
 
 
 def digest(content: Any) -> str:
@@ -70,7 +72,8 @@ class TrainSpec:
     """One training: method and recipe × backbone × category × seed. Its id is the id of the trained students.
 
     `crop`: side of the square that is cut from the middle of the resized image, 0 for all of it. `evaluate_at`: epochs
-    after which the metrics are recorded too; they select nothing.
+    after which the metrics are recorded too; they select nothing. `processes`: so many share each batch, by `strategy`:
+    they decide the numbers too, since each has BatchNorm statistics of its own part.
     """
 
     method: Method
@@ -83,6 +86,8 @@ class TrainSpec:
     eval_batch_size: int = 32
     crop: int = 0
     evaluate_at: tuple[int, ...] = ()
+    processes: int = 1
+    strategy: Strategy = "ddp"
 
     kind: ClassVar[Kind] = "train"
 
@@ -102,16 +107,52 @@ class TrainSpec:
             f"{self.method.train.epochs}",
         )
         check_students(self.method, self.backbone)
+        self._check_processes()
+
+    def _check_processes(self) -> None:
+        recipe, processes, strategy = self.method.train, self.processes, self.strategy
+        require(processes >= 1, f"processes: {processes} is not possible; write 1 or more")
+        require(
+            recipe.batch_size % processes == 0,
+            f"train.batch_size: {recipe.batch_size} is of all processes together and does not divide by processes: "
+            f"{processes}; write {math.ceil(recipe.batch_size / processes) * processes}",
+        )
+        require(
+            recipe.batch_norm == "local" or processes > 1,
+            "train.batch_norm: sync has nobody to share with; write local, or processes: 2 or more",
+        )
+        if strategy == "ddp":
+            return
+        require(
+            processes > 1,
+            f"strategy: {strategy} is for several processes and this is one; write processes: 2 or strategy: ddp",
+        )
+        require(
+            recipe.optimizer != "split",
+            f"train.optimizer: split is two optimizers, strategy: {strategy} takes one; write adam or sgd, or "
+            "strategy: ddp",
+        )
+        require(
+            recipe.ema == 0 or strategy != "deepspeed_zero3",
+            "train.ema: no process of strategy: deepspeed_zero3 has the whole students to average; write "
+            "strategy: deepspeed_zero2",
+        )
 
     @property
     def side(self) -> int:
         """Of the images that the networks see, and of the maps."""
         return self.crop or self.image_size
 
+    @property
+    def process_batch_size(self) -> int:
+        """Of each process; `train.batch_size` is global."""
+        return self.method.train.batch_size // self.processes
+
     @functools.cached_property
     def id(self) -> str:
         # Metrics along a training cannot be had afterwards, so a training that has them is another piece of work.
-        later = {key: to_mapping(getattr(self, key)) for key in ("crop", "evaluate_at") if getattr(self, key)}
+        later = {key: getattr(self, key) for key in ("crop", "evaluate_at", "processes", "strategy")}
+        later = {key: to_mapping(value) for key, value in later.items() if value != getattr(TrainSpec, key)}
         return digest(
             [
                 self.kind,

@@ -19,7 +19,7 @@ from harness.cli.common import (
 )
 from harness.cli.screen import Screen
 from harness.files import write_atomic
-from harness.grid import Plan
+from harness.grid import Plan, check_processes
 from harness.records import Results
 
 
@@ -62,6 +62,7 @@ def run(
         f"--checkpoint-every: {checkpoint_every:g} is not possible; write minutes, 0 for after every step",
     )
     parsed, plan = make_plan(grid, devices, only, plugin)
+    check_processes(plan, slots[0].kind, len(slots))
     results = Results((out / parsed.name).resolve())
     try:
         results.folder.mkdir(parents=True, exist_ok=True)

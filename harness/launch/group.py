@@ -109,8 +109,8 @@ def start(slots: tuple[Slot, ...], kind: GroupKind, door: channel.Door, scratch:
     environment[channel.GROUP] = token
     environment[channel.CPUS] = json.dumps([slot.cpus for slot in slots])
     environment["OMP_NUM_THREADS"] = str(min(slot.threads for slot in slots))
-    if slots[0].visible is not None:
-        environment["CUDA_VISIBLE_DEVICES"] = ",".join(str(slot.visible) for slot in slots)
+    # Empty for a CPU: DeepSpeed would take a GPU that it sees.
+    environment["CUDA_VISIBLE_DEVICES"] = ",".join(slot.visible or "" for slot in slots) if slots[0].visible else ""
     command = [sys.executable, *WORKER]
     if kind.processes > 1:
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]

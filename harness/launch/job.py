@@ -71,9 +71,7 @@ class GroupKind:
 def group_of(job: Job) -> GroupKind:
     if isinstance(job, BenchJob):
         return GroupKind(job.device, job.spec.precision)
-    return GroupKind(
-        job.device, job.spec.precision, getattr(job.spec, "processes", 1), getattr(job.spec, "strategy", "ddp")
-    )
+    return GroupKind(job.device, job.spec.precision, job.spec.processes, job.spec.strategy)
 
 
 MESSAGE_CHARACTERS, TRACEBACK_CHARACTERS = 500, 2000  # attempts stay small; a run's log has the rest

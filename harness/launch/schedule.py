@@ -45,6 +45,8 @@ def phases(jobs: Sequence[tuple[Job, float]], slots: Sequence[Slot], whole: Slot
     found = []
     for processes in sorted({group_of(job).processes for job, _ in jobs}, reverse=True):
         chosen = [pair for pair in jobs if isinstance(pair[0], TrainJob) and group_of(pair[0]).processes == processes]
+        if processes > 1:  # ranks cannot share a GPU, whatever --runs-per-device says
+            slots = list({slot.visible or i: slot for i, slot in enumerate(slots)}.values())
         count = len(slots) // processes
         require(
             count > 0 or not chosen,

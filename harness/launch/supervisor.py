@@ -302,13 +302,15 @@ class _Supervisor:
             return
         done = self.results.done()
         spec = next((spec for spec in job.works if job.force or spec.id not in done), None)
-        if spec is not None:  # the one it was at; those after it were not tried
+        told = bool(group.failed)  # of several processes the one that failed has put down why, and ended the others
+        if spec is not None and not told:  # the one it was at; those after it were not tried
             log = self.results.run_folder(job.spec.id) / "log.txt"
             text = log.read_text(errors="replace") if log.exists() else ""
             failure = self.results.fail(failed_attempt(spec, reason, how, text, utc_now()))
             event = {"event": "failed", "id": spec.id, "reason": reason, "message": failure.message}
             self._tell_failure(number, job, event)
-        self._finish(number, job, again=spec is not None and not self.stopping and self._may_retry(number))
+        retry = spec is not None and not self.stopping and (not told or bool(group.failed & RETRIED))
+        self._finish(number, job, again=retry and self._may_retry(number))
 
     def _look_around(self) -> None:
         """Now and then: groups that hang or take too long, and runs that other supervisors have left or finished."""

@@ -120,6 +120,8 @@ def _settings(record: Record) -> dict[str, str]:
         "weights": weights["name"] + (f" ({weights['sha256'][:8]})" if weights["sha256"] else ""),
         "precision": record.result["precision"],  # what `auto` became
         "eval.batch_size": train["eval_batch_size"],
+        "processes": train.get("processes", 1),
+        "strategy": train.get("strategy", "ddp"),
         **{f"data.{key}": value for key, value in train["data"]["options"]},
         **_flat({key: value for key, value in train["method"].items() if key not in ("name", "map", "score")}),
         **_flat({"map": record.spec["map"], "score": record.spec["score"]}),

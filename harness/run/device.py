@@ -1,4 +1,4 @@
-"""The device of a worker: which one, at which precision, under which Accelerator."""
+"""The device of a worker: which one, at which precision, under which Accelerator, with which other processes."""
 
 import functools
 import os
@@ -6,39 +6,102 @@ import resource
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
+import torch.distributed
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from torch import Tensor
+from torch import Tensor, nn
 
 from dskd.backbones import IMAGENET_MEAN, IMAGENET_STD
 from harness.environment import cpu_flags, device_name, thread_count
+from harness.run.processes import accelerator_of, expected_type
+from harness.spec import Strategy
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Device:
-    """Where a work runs. `precision` is the resolved one (fp32, tf32 or bf16), never `auto`."""
+    """Where a work runs: this process's device, and the other processes (ranks) of the same run, if it has any.
+
+    `precision` is the resolved one (fp32, tf32 or bf16), never `auto`. What moves data between ranks (`share`, `sum`,
+    `gather`, `agree`, `wait`) is called by all of them in the same order, and does nothing in a run of one process.
+    """
 
     accelerator: Accelerator
     precision: str
+    strategy: Strategy = "ddp"
 
     @property
     def place(self) -> torch.device:
         return self.accelerator.device
 
+    @property
+    def processes(self) -> int:
+        return self.accelerator.num_processes
+
+    @property
+    def rank(self) -> int:
+        return self.accelerator.process_index
+
+    @property
+    def main(self) -> bool:
+        """Whether this is rank 0, the one that writes."""
+        return self.accelerator.is_main_process
+
+    def share(self, module: nn.Module) -> None:
+        """Give every rank the parameters and buffers that rank 0 has."""
+        if self.processes > 1:
+            for tensor in module.state_dict().values():
+                received = tensor.contiguous()
+                torch.distributed.broadcast(received, 0)
+                tensor.copy_(received)
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """Over the ranks, in place; each has the result."""
+        if self.processes > 1:
+            torch.distributed.all_reduce(tensor)
+        return tensor
+
+    def gather(self, tensor: Tensor) -> list[Tensor]:
+        """Every rank's tensor, all of one shape, by rank; empty on the ranks but 0."""
+        if self.processes == 1:
+            return [tensor]
+        found = (
+            [torch.empty_like(tensor, memory_format=torch.contiguous_format) for _ in range(self.processes)]
+            if self.main
+            else None
+        )
+        torch.distributed.gather(tensor.contiguous(), found)
+        return found or []
+
+    def agree(self, value: T) -> T:
+        """Rank 0's value, for all."""
+        values = [value]
+        if self.processes > 1:
+            torch.distributed.broadcast_object_list(values, 0, device=self.place)
+        return values[0]
+
+    def wait(self) -> None:
+        """For all ranks to come here."""
+        self.accelerator.wait_for_everyone()
+
     def autocast(self) -> torch.autocast:
         return torch.autocast(self.place.type, dtype=torch.bfloat16, enabled=self.precision == "bf16")
 
     def facts(self) -> dict[str, object]:
-        """For a record: the device's name, what `auto` became, threads."""
+        """For a record: the device's name, what `auto` became, threads (of each process)."""
         kind = self.place.type
+        together = {"processes": self.processes, "distributed_type": self.accelerator.distributed_type.value}
         return {
             "device": device_name(kind),
             "device_type": kind,
             "precision": self.precision,
             "threads": thread_count(),
+            **(together if self.processes > 1 else {}),
         }
 
     def synchronize(self) -> None:
@@ -57,15 +120,16 @@ def resolve_precision(precision: str, device_type: str) -> str:
     return "bf16" if cpu_flags() & {"amx_bf16", "avx512_bf16"} else "fp32"
 
 
-def open_device(device: str, precision: str) -> Device:
+def open_device(device: str, precision: str, processes: int = 1, strategy: Strategy = "ddp") -> Device:
     """The worker's Accelerator for the next work, with the determinism that bit-equality is promised under.
 
     Args:
         device: `auto`, `cpu` or `cuda`.
+        processes: of the run; this one was started with so many by a launcher (torchrun's environment variables).
 
     Raises:
-        RuntimeError: Accelerate gave another device, precision or number of processes than asked for (it does so
-        silently).
+        RuntimeError: the launcher started another number of processes, or Accelerate gave another number, strategy,
+            device or precision than asked for (it does so silently).
     """
     on_cpu = device == "cpu" or not torch.cuda.is_available()
     if device == "cuda" and on_cpu:
@@ -76,13 +140,19 @@ def open_device(device: str, precision: str) -> Device:
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = resolved == "tf32"
     torch.set_num_threads(thread_count())
     AcceleratorState._reset_state()  # it is a process-wide singleton that keeps the first precision
-    accelerator = Accelerator(cpu=on_cpu, mixed_precision="bf16" if resolved == "bf16" else "no")
-    expected = int(os.environ.get("WORLD_SIZE", "1"))
-    got = (accelerator.num_processes, accelerator.device.type, accelerator.mixed_precision)
-    want = (expected, "cpu" if on_cpu else "cuda", "bf16" if resolved == "bf16" else "no")
+    started = int(os.environ.get("WORLD_SIZE", "1"))
+    if started != processes:
+        raise RuntimeError(f"the run asks for processes: {processes}, its worker was started as {started}")
+    accelerator = accelerator_of(on_cpu, resolved == "bf16", processes, strategy)
+    kind = expected_type(on_cpu, processes, strategy).value
+    # DeepSpeed does its own mixed precision (see `_deepspeed_config`).
+    mixed = "bf16" if resolved == "bf16" and kind != "DEEPSPEED" else "no"
+    want = (processes, kind, "cpu" if on_cpu else "cuda", mixed)
+    got = (accelerator.num_processes, accelerator.distributed_type.value)
+    got = (*got, accelerator.device.type, accelerator.mixed_precision)
     if got != want:
-        raise RuntimeError(f"Accelerate gave (processes, device, precision) {got}, asked for {want}")
-    return Device(accelerator, resolved)
+        raise RuntimeError(f"Accelerate gave (processes, type, device, precision) {got}, asked for {want}")
+    return Device(accelerator, resolved, strategy)
 
 
 def to_images(pixels: Tensor) -> Tensor:

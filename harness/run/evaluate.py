@@ -36,11 +36,15 @@ def inspect(
 ) -> list[Inspected]:
     """Run the test images (uint8 (N, S, S, 3)) once through the networks and make each variant's maps and scores.
 
-    Batches are of exactly `batch_size`, the last filled up, so that maps do not depend on how the set divides.
+    Batches are of exactly `batch_size`, the last filled up, so that maps do not depend on how the set divides, nor on
+    the number of processes: batch i is rank i % k's, and rank 0 gets them all. The other ranks end with an empty list.
 
     Args:
         report: called after each batch as (images done, images in all); what it raises ends the pass.
-        normal: training images, for the variants whose maps are standardised by them.
+        normal: training images, for the variants whose maps are standardised by them (each rank sees all of these).
+
+    Raises:
+        RuntimeError: an image that did not arrive, or twice.
     """
     distiller.students.eval()
     together = any(needs_features(variant.map) for variant in variants)
@@ -56,16 +60,31 @@ def inspect(
         batches = whole_batches(len(normal), batch_size)
         calibration = calibrate(discrepancies(normal, positions) for positions, _ in batches)
     count, side = images.shape[:2]
-    maps = [np.empty((count, side, side), np.float32) for _ in variants]
-    scores = [np.empty(count, np.float64) for _ in variants]
-    for positions, real in whole_batches(count, batch_size):
+    kept = len(variants) if device.main else 0
+    maps = [np.empty((count, side, side), np.float32) for _ in range(kept)]
+    scores = [np.empty(count, np.float64) for _ in range(kept)]
+    arrived = np.zeros(count, np.int64)
+    batches = whole_batches(count, batch_size)
+    for turn in range(0, len(batches), device.processes):
+        # In the last turn a rank may have no batch of its own: it repeats the last one, which rank 0 leaves out.
+        number = min(turn + device.rank, len(batches) - 1)
+        positions, real = batches[number]
         found = discrepancies(images, positions)
-        rows = slice(int(positions[0]), int(positions[0]) + real)
-        for variant, kept, score in zip(variants, maps, scores, strict=True):
-            made = anomaly_map(found, variant.map, (side, side), calibration)[:real]
-            kept[rows] = made.cpu().numpy()
-            score[rows] = image_scores(made, variant.score).double().cpu().numpy()
-        report(rows.stop, count)
+        sent = [int(each) for each in device.gather(torch.tensor(number, device=device.place))]
+        rows = {rank: batches[each][0][: batches[each][1]] for rank, each in enumerate(sent) if each not in sent[:rank]}
+        for place, variant in enumerate(variants):
+            made = anomaly_map(found, variant.map, (side, side), calibration)
+            score = torch.zeros(batch_size, dtype=torch.float64, device=device.place)
+            score[:real] = image_scores(made[:real], variant.score)
+            all_maps, all_scores = device.gather(made), device.gather(score)
+            for rank, into in rows.items():
+                maps[place][into] = all_maps[rank][: len(into)].cpu().numpy()
+                scores[place][into] = all_scores[rank][: len(into)].cpu().numpy()
+        for into in rows.values():
+            arrived[into] += 1
+        report(min(count, (turn + device.processes) * batch_size), count)
+    if device.main and not (arrived == 1).all():
+        raise RuntimeError(f"{int((arrived != 1).sum())} of {count} images did not arrive once from the processes")
     return [Inspected(*pair) for pair in zip(maps, scores, strict=True)]
 
 

@@ -1,8 +1,13 @@
-"""From a job to records: what a worker does with one piece of work, whatever goes wrong."""
+"""From a job to records: what a worker does with one piece of work, whatever goes wrong.
+
+A run on several processes is executed by all of them, and rank 0 writes. What fails there on any rank ends that
+process, so that the launcher kills the others, which may be waiting for it for good: see `_Work.attempting`.
+"""
 
 import csv
 import functools
 import io
+import os
 import threading
 import time
 import traceback
@@ -24,7 +29,7 @@ from harness.data import builtin, images, layouts  # noqa: F401  (they register 
 from harness.data.catalog import DataError, get_source
 from harness.environment import describe_environment, utc_now
 from harness.files import UNWRITABLE, write_atomic
-from harness.launch.job import MESSAGE_CHARACTERS, BenchJob, Job, TrainJob, failed_attempt
+from harness.launch.job import BenchJob, Job, TrainJob, failed_attempt
 from harness.records import Record, Results
 from harness.run import metrics, pictures
 from harness.run.checkpoint import Checkpointing, Interrupted, discard
@@ -36,6 +41,7 @@ from harness.run.train import DivergedError, Epoch, train
 from harness.spec import EvaluateSpec, Spec, TrainSpec
 
 Emit = Callable[..., None]
+GRACE_S = 5.0  # in which rank 0 tells by itself what another rank failed at too
 
 
 def execute(job: Job, emit: Emit, stop: threading.Event | None = None) -> None:
@@ -48,27 +54,31 @@ def execute(job: Job, emit: Emit, stop: threading.Event | None = None) -> None:
     """
     work = _Work(job, emit, stop or threading.Event())
     with work.attempting():
-        device = open_device(job.device, job.spec.precision)
         if isinstance(job, BenchJob):
+            device = open_device(job.device, job.spec.precision)
             emit("phase", phase="bench")
             with work.recording(job.spec, device) as result:
                 result |= throughput(job.spec, device)
         else:
+            device = open_device(job.device, job.spec.precision, job.spec.processes, job.spec.strategy)
+            work.started_at = device.agree(work.started_at)
             _train_and_evaluate(job, work, device)
+            device.wait()  # for rank 0 to finish its evaluations: the next job begins together
 
 
 def _train_and_evaluate(job: TrainJob, work: "_Work", device: Device) -> None:
     spec = job.spec
     work.emit("phase", phase="data")
     source = get_source(job.source)
-    category = images.load(source, spec.data, spec.image_size, spec.crop)
+    with device.accelerator.local_main_process_first():  # it decodes, the others find the cache
+        category = images.load(source, spec.data, spec.image_size, spec.crop)
     torch.manual_seed(spec.seed)
     teacher = _teacher(spec.backbone, job.weights_path or "random", device.place)
     distiller = Distiller(spec.method, spec.backbone, teacher)
     distiller.students.to(device.place, memory_format=torch.channels_last)
     folder = work.results.run_folder(spec.id)
     weights = folder / "students.safetensors"
-    if job.force or not weights.exists() or work.results.record(spec.id) is None:
+    if device.agree(job.force or not weights.exists() or work.results.record(spec.id) is None):
         try:
             with work.recording(spec, device) as result:
                 result |= _train(job, work, device, distiller, category)
@@ -80,7 +90,7 @@ def _train_and_evaluate(job: TrainJob, work: "_Work", device: Device) -> None:
     discard(folder)
     if job.evaluations:
         _evaluate(job, work, device, distiller, category)
-    if not job.save.weights:
+    if device.main and not job.save.weights:
         weights.unlink(missing_ok=True)
 
 
@@ -112,13 +122,17 @@ def _train(
     along = _Along(spec, device, category)
     folder = work.results.run_folder(spec.id)
     checkpointing = Checkpointing(folder, spec.id, device, job.checkpoint_every_s, work.stop, {"along": along})
-    curve, kept = train(distiller, spec, features, *positions, device, report, along, checkpointing)
-    seconds = checkpointing.seconds - along.seconds
-    if along.rows:
-        _save_rows(folder / "metrics.csv", along.rows)
-    state = {key: value.contiguous() for key, value in distiller.students.state_dict().items()}
-    write_atomic(folder / "students.safetensors", serialize(state))
-    _save_rows(folder / "curve.csv", [to_mapping(epoch) for epoch in curve])
+    # Several processes do not agree on a step to save after: a run of theirs goes on to its end.
+    saved = checkpointing if device.processes == 1 else None
+    started = time.perf_counter()
+    curve, kept = train(distiller, spec, features, *positions, device, report, along, saved)
+    seconds = (checkpointing.seconds if saved else time.perf_counter() - started) - along.seconds
+    if device.main:
+        if along.rows:
+            _save_rows(folder / "metrics.csv", along.rows)
+        state = {key: value.contiguous() for key, value in distiller.students.state_dict().items()}
+        write_atomic(folder / "students.safetensors", serialize(state))
+        _save_rows(folder / "curve.csv", [to_mapping(epoch) for epoch in curve])
     # The first epoch warms up caches and allocator; a run of one epoch has no other.
     steady = curve[1:] or curve
     return {
@@ -187,8 +201,8 @@ class _Along:
     def __call__(self, epoch: int, distiller: Distiller) -> None:
         started = time.perf_counter()
         variant = EvaluateSpec(self.spec, self.spec.method.map, self.spec.method.score)
-        (seen,) = self.test.inspect(distiller, [variant], self.device, lambda *_: None)
-        self.rows.append({"epoch": epoch, **self.test.measure(seen, variant)})
+        for seen in self.test.inspect(distiller, [variant], self.device, lambda *_: None):
+            self.rows.append({"epoch": epoch, **self.test.measure(seen, variant)})
         self.seconds += time.perf_counter() - started
 
     def state_dict(self) -> dict[str, Any]:
@@ -205,11 +219,13 @@ def _evaluate(job: TrainJob, work: "_Work", device: Device, distiller: Distiller
 
     def report(done: int, total: int) -> None:
         work.step(done, total)
-        if work.stop.is_set() and done < total:
+        if work.stop.is_set() and done < total and device.processes == 1:
             raise Interrupted(f"stopped after {done} of {total} test images; the next call evaluates them again")
 
     inspected = test.inspect(distiller, job.evaluations, device, report)
     shared_s = (time.perf_counter() - started) / len(job.evaluations)
+    if not device.main:
+        return
     for evaluation, seen in zip(job.evaluations, inspected, strict=True):
         with work.attempting(evaluation), work.recording(evaluation, device) as result:
             result |= test.measure(seen, evaluation) | {"inspect_s": round(shared_s, 3)} | device.facts()
@@ -239,7 +255,7 @@ def _features(
     """The teacher's features of the normal images: those of the last run, if it had the same (another method or
     seed).
     """
-    batch = spec.method.train.batch_size
+    batch = spec.process_batch_size
     key = (
         spec.backbone,
         spec.weights,
@@ -283,6 +299,7 @@ class _Work:
     job: Job
     emit: Emit
     stop: threading.Event
+    started_at: str = field(default_factory=utc_now)
     last_step: float = 0.0
     published: set[str] = field(default_factory=set)
 
@@ -299,29 +316,38 @@ class _Work:
 
     @contextmanager
     def recording(self, spec: Spec, device: Device) -> Iterator[dict[str, Any]]:
-        """Publish what the block puts into the dictionary as the spec's record."""
+        """Publish what the block puts into the dictionary as the spec's record; only rank 0 does."""
         started_at, clock = utc_now(), time.perf_counter()
         result: dict[str, Any] = {}
         yield result
-        record = Record(
-            kind=spec.kind,
-            id=spec.id,
-            spec=to_mapping(spec),
-            result=result,
-            environment=describe_environment(),
-            started_at=started_at,
-            wall_s=round(time.perf_counter() - clock, 3),
-            grid=self.job.grid,
-        )
-        self.results.publish(record, replace=self.job.force)
+        wall_s = round(time.perf_counter() - clock, 3)
+        if device.main:
+            record = Record(
+                kind=spec.kind,
+                id=spec.id,
+                spec=to_mapping(spec),
+                result=result,
+                environment=describe_environment(),
+                started_at=started_at,
+                wall_s=wall_s,
+                grid=self.job.grid,
+            )
+            self.results.publish(record, replace=self.job.force)
         self.published.add(spec.id)
-        self.emit("record", kind=spec.kind, id=spec.id, wall_s=record.wall_s, result=_headline(result))
+        self.emit("record", kind=spec.kind, id=spec.id, wall_s=wall_s, result=_headline(result))
 
     @contextmanager
     def attempting(self, spec: Spec | None = None) -> Iterator[None]:
         """Turn what goes wrong in the block into a failed attempt, and let the worker live on.
 
-        `spec`: what is attempted; None for the first piece of the job that is not done when it goes wrong.
+        Not so where several processes do the job together, since the others may wait for the one that fails: it writes
+        the attempt and raises, its process ends, and the launcher kills the others. What all ranks fail at, rank 0
+        tells (they give it GRACE_S to, and are killed in it); what another rank fails at alone, rank 0 learns from
+        their broken connection, and passes on what that rank wrote.
+
+        Args:
+            spec: what is attempted, by rank 0 alone; None for the job, where a failure is put down to its first piece
+                that is not done.
         """
         started_at = utc_now()
         try:
@@ -329,15 +355,24 @@ class _Work:
         except Exception as error:
             with suppress(Exception):
                 torch.cuda.empty_cache()
+            together = spec is None and isinstance(self.job, TrainJob) and self.job.spec.processes > 1
+            rank = int(os.environ.get("RANK", "0")) if together else 0  # there may be no device to ask
+            if rank:
+                time.sleep(GRACE_S)
             if spec is None:
+                started_at = self.started_at  # that of all ranks
                 done = self.published | (set() if self.job.force else self.results.done())
                 spec = next((spec for spec in self.job.works if spec.id not in done), self.job.spec)
-            message = " ".join(f"{type(error).__name__}: {error}".split())
-            text = "".join(traceback.format_exception(error))
             if isinstance(error, OSError) and error.errno in UNWRITABLE:  # no run after this one could be kept
                 self.emit("unwritable", message=error.strerror)
-            self.results.fail(failed_attempt(spec, failure_reason(error), message, text, started_at))
-            self.emit("failed", id=spec.id, reason=failure_reason(error), message=message[:MESSAGE_CHARACTERS])
+            failure = self.results.last_failure(spec.id) if together else None
+            if failure is None or failure.started_at != started_at:
+                message = (f"process {rank}: " if rank else "") + " ".join(f"{type(error).__name__}: {error}".split())
+                text = "".join(traceback.format_exception(error))
+                failure = self.results.fail(failed_attempt(spec, failure_reason(error), message, text, started_at))
+            self.emit("failed", id=spec.id, reason=failure.reason, message=failure.message)
+            if together:
+                raise
 
 
 def failure_reason(error: BaseException) -> str:

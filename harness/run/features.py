@@ -20,7 +20,7 @@ class TeacherFeatures:
 
     Args:
         pixels: uint8 (N, H, W, 3) on the device.
-        batch_size: of the training.
+        batch_size: of the training, in this process.
         budget_bytes: None for BUDGET_SHARE of what is free.
     """
 
@@ -63,11 +63,12 @@ class TeacherFeatures:
 
 
 def free_bytes(device: Device) -> int:
-    """Memory that is free: on the GPU, or on the host."""
+    """Memory that is free: on the GPU, or this process's share of the host's."""
     if device.place.type == "cuda":
         return torch.cuda.mem_get_info()[0]
     try:
         with open("/proc/meminfo") as stream:
-            return next(int(line.split()[1]) * 1024 for line in stream if line.startswith("MemAvailable"))
+            free = next(int(line.split()[1]) * 1024 for line in stream if line.startswith("MemAvailable"))
     except (OSError, StopIteration):
-        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return free // device.processes

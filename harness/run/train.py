@@ -19,6 +19,7 @@ from dskd.switches import Train
 from harness.run.checkpoint import Checkpointing, Stateful
 from harness.run.device import Device, to_images, whole_batches
 from harness.run.features import TeacherFeatures
+from harness.run.processes import dense_copy, fit_to_recipe, gather_parameters, part_of, share_batch_norm
 from harness.spec import TrainSpec
 
 log = logging.getLogger(__name__)
@@ -90,6 +91,12 @@ def train(
 ) -> tuple[list[Epoch], int]:
     """Train the students in place; they end at the epoch that the recipe selects, in eval mode.
 
+    On several processes the batches are those of one process (same seed, same order) and each trains on its part of
+    each (`part_of`), so that the gradient is the mean over the global batch and the curve's loss is too. It equals one
+    process that adds up gradients of micro-batches, not one that sees whole batches: BatchNorm normalises each part by
+    itself (unless `train.batch_norm: sync`), and rank 0's running statistics are those that are kept and measured. All
+    ranks end with the same students, curve and epoch.
+
     Args:
         features: the teacher's features of all normal images, and the images' pixels.
         chosen, held_out: positions in `features` to train on, and to select the epoch by (`select: val_normal`).
@@ -106,14 +113,26 @@ def train(
     """
     recipe = spec.method.train
     accelerator = device.accelerator
-    students = distiller.students
-    optimizers = make_optimizers(students, recipe)
+    if recipe.batch_norm == "sync":
+        share_batch_norm(distiller.students)
+    device.share(distiller.students)  # one seed, one start; but nothing else guards it under every strategy
+    average = AveragedModel(distiller.students, **_average(recipe.ema)) if recipe.ema else None
+    learners = distiller.students if device.strategy == "ddp" else dense_copy(distiller.students)
+    optimizers = make_optimizers(learners, recipe)
     steps_per_epoch = math.ceil(len(chosen) / recipe.batch_size)
     schedulers = [scheduler(optimizer, recipe, recipe.epochs * steps_per_epoch) for optimizer in optimizers]
-    students, *optimizers = accelerator.prepare(students, *optimizers)
+    fit_to_recipe(accelerator, recipe, spec.process_batch_size)
+    students, *optimizers = accelerator.prepare(learners, *optimizers)
     trained = _with_students(distiller, students)
-    average = AveragedModel(distiller.students, **_average(recipe.ema)) if recipe.ema else None
-    measured = _with_students(distiller, average.module) if average else trained
+    # Without the wrappers around what is trained: in those every pass would be a meeting of all ranks.
+    measured = _with_students(distiller, average.module) if average else distiller
+
+    def settle() -> None:
+        """Bring what is measured to where the training is, equal on all ranks."""
+        if learners is not distiller.students:
+            gather_parameters(learners, distiller.students)
+        device.share(measured.students)
+
     order = torch.Generator().manual_seed(spec.seed)
     progress = _Progress(order.get_state(), torch.zeros((), device=device.place), recipe.epochs)
     parts: dict[str, Stateful] = {"students": distiller.students, "progress": progress}
@@ -129,9 +148,10 @@ def train(
         shuffled = chosen[torch.randperm(len(chosen), generator=order).numpy()]
         for step in range(progress.step, steps_per_epoch):
             positions = shuffled[step * recipe.batch_size :][: recipe.batch_size]
-            images = to_images(features.pixels[torch.from_numpy(positions).to(device.place)])
+            part, weight = part_of(positions, device.rank, device.processes)
+            images = to_images(features.pixels[torch.from_numpy(part).to(device.place)])
             with device.autocast():
-                loss = trained.loss(images, features[positions])
+                loss = trained.loss(images, features[part]) * weight
             accelerator.backward(loss)
             if recipe.clip:
                 accelerator.clip_grad_norm_(students.parameters(), recipe.clip)
@@ -141,18 +161,20 @@ def train(
                 if schedule is not None:
                     schedule.step()
             if average:
-                average.update_parameters(distiller.students)
+                average.update_parameters(learners)
             # Summed on the device and read once an epoch: reading it each step would make the host wait for the device.
             progress.total += loss.detach() * len(positions)
             progress.step, progress.seconds = step + 1, time.perf_counter() - started
             report((epoch - 1) * steps_per_epoch + step + 1, recipe.epochs * steps_per_epoch, None)
             if checkpointing is not None:
                 checkpointing.after_step(parts, f"in epoch {epoch} of {recipe.epochs}")
-        loss_value = (progress.total / len(chosen)).item()
+        loss_value = (device.sum(progress.total) / (len(chosen) * device.processes)).item()
         if not math.isfinite(loss_value):
             raise DivergedError(f"the loss of epoch {epoch} is {loss_value}; a lower train.lr may help")
         seconds = time.perf_counter() - started
         held_out_map = None
+        if recipe.select == "val_normal" or epoch in (*spec.evaluate_at, recipe.epochs):
+            settle()
         if recipe.select == "val_normal":
             held_out_map = mean_map(measured, spec, features, held_out, device)
             if held_out_map < progress.best_map:
@@ -168,6 +190,8 @@ def train(
     if best_state is not None:
         distiller.students.load_state_dict(best_state)
     distiller.students.eval()
+    if learners is not distiller.students:
+        accelerator.free_memory()  # the engine of DeepSpeed does not go by itself
     return progress.curve, progress.best_epoch
 
 
@@ -216,13 +240,15 @@ def _average(decay: float) -> dict[str, Any]:
 def mean_map(
     distiller: Distiller, spec: TrainSpec, features: TeacherFeatures, positions: np.ndarray, device: Device
 ) -> float:
-    """Mean of the anomaly maps of the positions (normal images): what official STFPM selects its epoch by."""
+    """Mean of the anomaly maps of the positions (normal images): what official STFPM selects its epoch by. Batches are
+    dealt to the ranks, and all know the result.
+    """
     distiller.students.eval()
     total = torch.zeros((), device=device.place, dtype=torch.float64)
-    for batch, real in whole_batches(len(positions), spec.method.train.batch_size):
+    for batch, real in whole_batches(len(positions), spec.process_batch_size)[device.rank :: device.processes]:
         images = to_images(features.pixels[torch.from_numpy(positions[batch]).to(device.place)])
         with device.autocast():
             discrepancies = distiller.discrepancies(images, features[positions[batch]])
         maps = anomaly_map(discrepancies, spec.method.map, tuple(images.shape[-2:]))
         total += maps[:real].double().sum()
-    return (total / (len(positions) * spec.image_size**2)).item()
+    return (device.sum(total) / (len(positions) * spec.image_size**2)).item()

@@ -1,0 +1,109 @@
+"""Run by tests/run/test_processes.py under torchrun: `python -m tests.scripts.processes SCENARIO FOLDER [...]`.
+
+What a scenario needs lies in the folder (`pixels.npy`, jobs), and each rank leaves there what it came to.
+"""
+
+import os
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.distributed
+
+from dskd import Distiller, Teacher, get_method, replace
+from harness.launch.job import decode
+from harness.run import execute
+from harness.run.device import Device, open_device
+from harness.run.evaluate import Inspected, inspect
+from harness.run.features import TeacherFeatures
+from harness.run.train import train
+from harness.spec import Data, EvaluateSpec, Strategy, TrainSpec, Weights
+
+RANK = int(os.environ.get("RANK", "0"))
+SGD = {"train.epochs": 1, "train.batch_size": 4, "train.lr": 0.01, "train.select": "last"}
+# Of 11 images the last batch has 3 (parts of 2 and 1), of 9 it has 1 (and the second process none).
+RECIPES = {
+    "longer": (11, SGD | {"train.epochs": 3}),
+    "clipped": (9, SGD | {"train.clip": 0.5, "train.schedule": "cosine"}),
+    "selected": (8, SGD | {"train.select": "val_normal", "train.epochs": 2}),  # by the images after the first 8
+    "averaged": (11, SGD | {"train.ema": 0.5}),
+}
+
+
+def spec(recipe: str, processes: int = 2, strategy: Strategy = "ddp") -> TrainSpec:
+    method = replace(get_method("stfpm"), RECIPES[recipe][1])
+    data = Data("x", "y", "z")
+    return TrainSpec(method, "resnet18", Weights(), data, image_size=64, processes=processes, strategy=strategy)
+
+
+def trained(run: TrainSpec, images: int, pixels: np.ndarray, device: Device) -> dict[str, object]:
+    torch.manual_seed(run.seed)
+    model = Distiller(run.method, "resnet18", Teacher("resnet18"))
+    model.to(memory_format=torch.channels_last)
+    features = TeacherFeatures(model.teacher, torch.from_numpy(pixels), run.process_batch_size, device)
+    positions = np.arange(len(pixels))
+    curve, kept = train(model, run, features, positions[:images], positions[images:], device, lambda *_: None)
+    maps = [epoch.held_out_map for epoch in curve]
+    losses = [epoch.loss for epoch in curve]
+    return {"losses": losses, "maps": maps, "kept": kept, "state": model.students.state_dict()}
+
+
+def inspected(method: str, pixels: np.ndarray, device: Device) -> list[Inspected]:
+    """What untrained students make of the images, in three ways (an ensemble: in its own, which is calibrated)."""
+    run = TrainSpec(get_method(method), "resnet18", Weights(), Data("x", "y", "z"), image_size=64)
+    variants = [EvaluateSpec(run, run.method.map)]
+    if method == "dskd":
+        variants.append(EvaluateSpec(run, replace(run.method.map, {"sigma": 0}), "mean"))
+        variants.append(EvaluateSpec(run, replace(run.method.map, {"scale_fuse": "mul"}), "topk_mean"))
+    torch.manual_seed(0)
+    model = Distiller(run.method, "resnet18", Teacher("resnet18")).to(memory_format=torch.channels_last)
+    return inspect(model, pixels, variants, 4, device, lambda *_: None, pixels[:6])
+
+
+def main() -> None:
+    scenario, folder = sys.argv[1], Path(sys.argv[2])
+    if scenario == "train":
+        pixels = np.load(folder / "pixels.npy")
+        for strategy in sys.argv[3:]:
+            device = open_device("cpu", "fp32", 2, strategy)
+            found = {
+                recipe: trained(spec(recipe, strategy=strategy), images, pixels, device)
+                for recipe, (images, _) in RECIPES.items()
+                if (recipe, strategy) != ("averaged", "deepspeed_zero3")
+            }
+            torch.save(found, folder / f"{strategy}-{RANK}.pt")
+    elif scenario == "inspect":
+        pixels = np.load(folder / "pixels.npy")
+        for precision in ("fp32", "bf16"):
+            device = open_device("cpu", precision, 2)
+            for method in ("dskd", "student_ensemble"):
+                found = inspected(method, pixels, device)
+                assert len(found) == (0 if RANK else 3 if method == "dskd" else 1)
+                for i, one in enumerate(found):
+                    np.savez(folder / f"{method}-{precision}-{i}.npz", maps=one.maps, scores=one.scores)
+    elif scenario == "execute":
+        execute.GRACE_S = 1.0
+        for path in sys.argv[3:]:
+            execute.execute(decode(Path(path).read_bytes()), emit)
+    elif scenario == "fail":
+        execute.GRACE_S = 1.0
+        if RANK == 1:  # while rank 0 waits for its gradients
+
+            def fail(*_: object) -> None:
+                raise MemoryError("nothing left")
+
+            execute.train = fail
+        execute.execute(decode(Path(sys.argv[3]).read_bytes()), emit)
+    # Together: gloo may abort a rank whose peer has gone.
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
+
+
+def emit(event: str, **fields: object) -> None:
+    if RANK == 0 and event in ("record", "failed"):
+        print(event, fields, flush=True)
+
+
+if __name__ == "__main__":
+    main()
