@@ -23,7 +23,7 @@ from harness.launch.schedule import Item, Phase, affinity, take
 from harness.records import Results
 
 OnEvent = Callable[[Job, dict[str, Any]], None]
-STILLBORN = 3  # groups in a row that die before they take a job: then it is not the jobs' fault
+STILLBORN = 2  # groups in a row that die before they take a job: then it is not the jobs' fault
 HUNG_S = 60.0  # a worker shows that it lives every few seconds, whatever it computes
 TOUCH_S = 10.0  # between two signs of life of this supervisor, and looks for what others left behind
 # Reasons that another attempt may not meet again: neither the data nor the recipe will have changed.

@@ -51,16 +51,16 @@ def test_two_workers_share_a_grid_to_the_numbers_of_one(tree: Path, write_grid: 
 
 
 def test_two_supervisors_share_the_work(tree: Path, write_grid: WriteGrid) -> None:
-    grid = write_grid(tree, axes={"seed": list(range(6))}, defaults={"train.epochs": 60})
+    grid = write_grid(tree, axes={"seed": list(range(4))}, defaults={"train.epochs": 60})
     first = started(grid)
     until(lambda: list(results(grid).folder.glob("*/claim.json")))
     second = started(grid)
     outputs = [process.communicate(timeout=DEADLINE_S)[0] for process in (first, second)]
     assert [first.returncode, second.returncode] == [0, 0], outputs
     done = [output.count("✓ train") for output in outputs]
-    assert sum(done) == 6  # none twice
+    assert sum(done) == 4  # none twice
     assert min(done) >= 1
-    assert len(records(grid)) == 6
+    assert len(records(grid)) == 4
     assert not list(results(grid).folder.glob("*/claim.json"))
 
 
@@ -83,6 +83,7 @@ def test_a_claim_that_was_left_behind_is_taken_over(tmp_path: Path, monkeypatch:
     assert claims.STALE_S > 60
 
 
+@pytest.mark.slow
 def test_a_crash_is_tried_again_and_then_recorded(tree: Path, write_grid: WriteGrid) -> None:
     defaults = {"train.epochs": 40}
     grid = write_grid(tree, axes={"seed": [0, 1]}, defaults=defaults)
@@ -110,15 +111,16 @@ def _training(grid: Path, attempt: int) -> bool:
     )
 
 
+@pytest.mark.slow
 def test_a_run_that_takes_too_long_is_killed(tree: Path, write_grid: WriteGrid) -> None:
     slow = {"name": "stfpm", "train.epochs": 100000}
     grid = write_grid(tree, axes={"method": [slow, "stfpm"]})
-    output = run(grid, "--timeout", "0.15", "--retries", "0", expect=1)
+    output = run(grid, "--timeout", "0.1", "--retries", "0", expect=1)
     assert "✗ timeout" in output
     assert output.count("✓ evaluate") == 1
     (failure,) = [item for item in results(grid) if isinstance(item, Failure)]
     assert failure.reason == "timeout"
-    assert "took more than the 9 s that --timeout gives" in failure.message
+    assert "took more than the 6 s that --timeout gives" in failure.message
 
 
 @pytest.mark.slow

@@ -165,8 +165,16 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[st
     return grid, metrics(grid)
 
 
-@pytest.mark.parametrize("victim", ["worker", "supervisor"])
-@pytest.mark.parametrize("moment", MOMENTS)
+# Two by default, the others with the slow ones: each starts four processes that import torch.
+QUICK = [("at the first run", "supervisor"), ("after weights", "worker")]
+CASES = [
+    pytest.param(moment, victim, marks=() if (moment, victim) in QUICK else pytest.mark.slow)
+    for moment in MOMENTS
+    for victim in ("worker", "supervisor")
+]
+
+
+@pytest.mark.parametrize(("moment", "victim"), CASES)
 def test_killed_at_any_moment_the_next_call_completes_to_the_same_numbers(
     victim: str, moment: str, tmp_path: Path, undisturbed: tuple[Path, dict[str, object]]
 ) -> None:
