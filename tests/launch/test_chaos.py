@@ -42,10 +42,13 @@ def numbers(folder: Path) -> dict[str, object]:
 
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Path]:
-    """A small disk of its own for the results, where one can be mounted; else an ordinary folder that is never full."""
+    """A disk of its own for the results, where one can be mounted; else an ordinary folder that is never full.
+
+    A checkpoint of DSKD is 220 MB, there are two workers, and each writes the new one beside the old.
+    """
     folder = tmp_path / "disk"
     folder.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=400m", "tmpfs", str(folder)], capture_output=True)
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3g", "tmpfs", str(folder)], capture_output=True)
     try:
         yield folder
     finally:
