@@ -51,7 +51,7 @@ def run(
     finished; twice stops at once. Exit codes: 0 all done, 1 some runs failed, 2 wrong usage or input, 130 interrupted.
     """
     from harness.launch import schedule
-    from harness.launch.devices import find_slots, whole_machine
+    from harness.launch.devices import apart, find_slots, whole_machine
     from harness.launch.supervisor import Limits, ResultsError, WorkerError, supervise
 
     slots = find_slots(devices, runs_per_device)
@@ -62,7 +62,7 @@ def run(
         f"--checkpoint-every: {checkpoint_every:g} is not possible; write minutes, 0 for after every step",
     )
     parsed, plan = make_plan(grid, devices, only, plugin)
-    check_processes(plan, slots[0].kind, len(slots))
+    check_processes(plan, slots[0].kind, len(apart(slots)))
     results = Results((out / parsed.name).resolve())
     try:
         results.folder.mkdir(parents=True, exist_ok=True)

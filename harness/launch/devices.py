@@ -50,6 +50,11 @@ def find_slots(devices: str, runs_per_device: int = 1) -> list[Slot]:
     return share_cores(names, cores, thread_count())
 
 
+def apart(slots: Sequence[Slot]) -> list[Slot]:
+    """One slot of each GPU, or all of a CPU: what the ranks of one run may have, which cannot share a GPU."""
+    return list({slot.visible or i: slot for i, slot in enumerate(slots)}.values())
+
+
 def whole_machine(slots: Sequence[Slot]) -> Slot:
     """The first device with all cores, for a measurement that nothing else may disturb."""
     return Slot(slots[0].name, slots[0].kind, slots[0].visible, tuple(sorted(os.sched_getaffinity(0))), thread_count())

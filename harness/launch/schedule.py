@@ -5,11 +5,11 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from dskd.backbones import BACKBONES, get_backbone
-from dskd.config import from_mapping, require
+from dskd.config import from_mapping
 from dskd.switches import Method
 from harness.data.catalog import entry_of
 from harness.grid import Plan, Training
-from harness.launch.devices import Slot
+from harness.launch.devices import Slot, apart
 from harness.launch.job import BenchJob, Job, TrainJob, group_of
 from harness.records import Record, Results
 from harness.spec import BenchSpec, EvaluateSpec, Save, Spec, TrainSpec
@@ -39,21 +39,13 @@ class Phase:
 def phases(jobs: Sequence[tuple[Job, float]], slots: Sequence[Slot], whole: Slot) -> list[Phase]:
     """Runs of many processes first, each on as many slots; then the others; then bench, one by one, on `whole`. Pure.
 
-    Raises:
-        ConfigError: a run of more processes than there are slots.
+    `grid.check_processes` has seen that there are enough devices.
     """
     found = []
     for processes in sorted({group_of(job).processes for job, _ in jobs}, reverse=True):
         chosen = [pair for pair in jobs if isinstance(pair[0], TrainJob) and group_of(pair[0]).processes == processes]
-        if processes > 1:  # ranks cannot share a GPU, whatever --runs-per-device says
-            slots = list({slot.visible or i: slot for i, slot in enumerate(slots)}.values())
-        count = len(slots) // processes
-        require(
-            count > 0 or not chosen,
-            f"processes: {processes} is more than the {len(slots)} that --devices gives; write --devices "
-            f"{slots[0].kind}:{processes if slots[0].kind == 'cpu' else '0,1,...'} or fewer processes",
-        )
-        places = [tuple(slots[i * processes : (i + 1) * processes]) for i in range(count)]
+        usable = slots if processes == 1 else apart(slots)
+        places = [tuple(usable[i * processes : (i + 1) * processes]) for i in range(len(usable) // processes)]
         found.append(Phase(chosen, places))
     found.append(Phase([pair for pair in jobs if isinstance(pair[0], BenchJob)], [(whole,)]))
     return [phase for phase in found if phase.jobs]

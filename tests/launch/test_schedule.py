@@ -78,6 +78,15 @@ def test_devices_that_can_be_named(monkeypatch: pytest.MonkeyPatch) -> None:
         find_slots("auto", 0)
 
 
+def test_ranks_have_gpus_of_their_own_and_single_runs_share_them() -> None:
+    method = get_method("stfpm")
+    specs = [TrainSpec(method, "resnet18", Weights(), Data("a", "b", "c"), processes=n) for n in (1, 2)]
+    slots = [Slot(f"cuda:{i}", "cuda", f"GPU-{i}", (0,), 1) for i in (0, 0, 1, 1)]
+    first, second = phases([(TrainJob(spec, (), {}, None, "."), 1.0) for spec in specs], slots, slots[0])
+    assert [[slot.visible for slot in place] for place in first.places] == [["GPU-0", "GPU-1"]]
+    assert second.places == [(slot,) for slot in slots]
+
+
 def test_bench_comes_last_and_alone() -> None:
     method = get_method("stfpm")
     train = TrainSpec(method, "resnet18", Weights(), Data("a", "b", "c"))
