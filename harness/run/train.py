@@ -251,4 +251,4 @@ def mean_map(
             discrepancies = distiller.discrepancies(images, features[positions[batch]])
         maps = anomaly_map(discrepancies, spec.method.map, tuple(images.shape[-2:]))
         total += maps[:real].double().sum()
-    return (device.sum(total) / (len(positions) * spec.image_size**2)).item()
+    return (device.sum(total) / (len(positions) * spec.side**2)).item()
