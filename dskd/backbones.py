@@ -1,8 +1,8 @@
 """Facts about backbones that a plan needs without importing torch: a table, and what inspection adds to it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 from dskd.config import require
 
@@ -53,6 +53,10 @@ class Backbone:
     def multiple(self) -> int:
         """What the side of an image must be a multiple of: the embedding halves the coarsest map."""
         return 2 * self.strides[2]
+
+    def nearest_side(self, side: int) -> int:
+        """The possible side of an image that is nearest to `side`: that one itself if it is possible."""
+        return max(self.multiple, round(side / self.multiple) * self.multiple)
 
 
 def _resnet(name: str, depths: tuple[int, int, int], gmac: tuple[float, float, float], parameters: int) -> Backbone:
@@ -110,6 +114,14 @@ def register_backbone(name: str) -> Callable[[T], T]:
         return cls
 
     return decorate
+
+
+def lacks_statistics(state: Mapping[str, Any]) -> bool:
+    """Whether weights (tensors or arrays by key) have BatchNorm layers whose running means are all 0: folded into
+    convolutions, or random. No student can be trained from them.
+    """
+    means = [value for key, value in state.items() if key.endswith("running_mean")]
+    return bool(means) and not any(value.any() for value in means)
 
 
 def get_backbone(name: str | Backbone) -> Backbone:

@@ -28,9 +28,9 @@ class Costs:
 def check_side(backbone: str | Backbone, side: int) -> None:
     """Raises ConfigError unless images of `side` x `side` pixels go through the backbone with a decoder."""
     facts = get_backbone(backbone)
-    near = max(facts.multiple, round(side / facts.multiple) * facts.multiple)
+    near = facts.nearest_side(side)
     require(
-        side >= facts.multiple and side % facts.multiple == 0,
+        side == near,
         f"image size {side} is not possible, {facts.name} with a decoder needs a multiple of {facts.multiple}; "
         f"write {near}",
     )
@@ -49,8 +49,8 @@ def of_method(method: Method, backbone: str, side: int = 256) -> Costs:
             trunk = build_trunk(backbone)
             students = STUDENTS.get(method.name, Students)(method, backbone)
             image = torch.empty(1, 3, side, side)
-            teacher_gmac, pyramid = _run(trunk, image)
-            students_gmac, _ = _run(students, image, pyramid)
+            teacher_gmac, pyramid = count(trunk, image)
+            students_gmac, _ = count(students, image, pyramid)
     except ConfigError:
         raise
     except Exception as error:  # a student of a plug-in may raise anything
@@ -74,7 +74,7 @@ def of_backbone(backbone: str | Backbone, side: int = 256) -> dict[str, Costs]:
             value: Tensor | Sequence[Tensor] = torch.empty(1, 3, side, side)
             parts = {"trunk": build_trunk(facts), "embedding": DeepFeatureEmbedding(facts)}
             for name, part in {**parts, "decoder": DecoderStudent(facts)}.items():
-                gmac, value = _run(part, value)
+                gmac, value = count(part, value)
                 costs[name] = Costs(sum(parameter.numel() for parameter in part.parameters()), gmac)
     except ConfigError:
         raise
@@ -83,7 +83,7 @@ def of_backbone(backbone: str | Backbone, side: int = 256) -> dict[str, Costs]:
     return costs
 
 
-def _run(module: nn.Module, *inputs: Tensor | Sequence[Tensor]) -> tuple[float, Tensor | list[Tensor]]:
+def count(module: nn.Module, *inputs: Tensor | Sequence[Tensor]) -> tuple[float, Tensor | list[Tensor]]:
     """Multiply-adds in 1e9, and the output."""
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         output = module.eval()(*inputs)

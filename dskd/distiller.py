@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from dskd.anomaly_map import Calibration, anomaly_map
-from dskd.backbones import get_backbone
+from dskd.backbones import get_backbone, lacks_statistics
 from dskd.config import require
 from dskd.discrepancy import loss, of_students, per_position
 from dskd.embedding import DeepFeatureEmbedding
@@ -145,9 +145,3 @@ class Distiller(nn.Module):
 def needs_features(config: Map) -> bool:
     """Whether a map is made of more than each student's own discrepancies."""
     return config.student_fuse in ("mean_feature", "error_disagreement")
-
-
-def lacks_statistics(state: dict[str, Tensor]) -> bool:
-    """Whether a state has BatchNorm layers and all their running means are 0: folded into convolutions, or random."""
-    means = [value for key, value in state.items() if key.endswith("running_mean")]
-    return bool(means) and not any(value.any() for value in means)

@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from dskd.backbones import BACKBONES, IMAGENET_MEAN, IMAGENET_STD, TRUNKS, Backbone
 from dskd.config import ConfigError
@@ -115,6 +114,7 @@ def _of_trunk(name: str) -> Backbone:
 
 def _with_costs(facts: Backbone) -> Backbone:
     """With parameters and multiply-adds, counted on modules made of the facts."""
+    from dskd.costs import count
     from dskd.embedding import DeepFeatureEmbedding
     from dskd.students import DecoderStudent, EncoderStudent
 
@@ -125,12 +125,11 @@ def _with_costs(facts: Backbone) -> Backbone:
         costs = []
         for module in (trunk, DeepFeatureEmbedding(facts), DecoderStudent(facts)):
             try:
-                with FlopCounterMode(display=False) as counter:
-                    value = module.eval()(value)
+                gmac, value = count(module, value)
             except Exception as error:
                 reason = " ".join(str(error).split())[:160]
                 raise ConfigError(f"backbone {facts.name}: it does not take images of 256x256 ({reason})") from None
-            costs.append(round(counter.get_total_flops() / 2e9, 3))
+            costs.append(round(gmac, 3))
             if module is trunk:
                 shapes = [tuple(scale.shape[1:]) for scale in value]
                 wanted = [(c, 256 // s, 256 // s) for c, s in zip(facts.channels, facts.strides, strict=True)]

@@ -92,11 +92,12 @@ class TrainSpec:
     kind: ClassVar[Kind] = "train"
 
     def __post_init__(self) -> None:
-        key, multiple = "crop" if self.crop else "image_size", get_backbone(self.backbone).multiple
+        key, facts = "crop" if self.crop else "image_size", get_backbone(self.backbone)
+        near = facts.nearest_side(self.side)
         require(
-            self.side >= multiple and self.side % multiple == 0,
-            f"{key}: {self.side} is not possible, {self.backbone} with a decoder needs a multiple of {multiple}; "
-            f"write {max(multiple, round(self.side / multiple) * multiple)}",
+            self.side == near,
+            f"{key}: {self.side} is not possible, {self.backbone} with a decoder needs a multiple of {facts.multiple}; "
+            f"write {near}",
         )
         require(self.crop <= self.image_size, f"crop: {self.crop} is more than image_size: {self.image_size}")
         require(self.eval_batch_size >= 1, f"eval.batch_size: {self.eval_batch_size} is not possible; write 1 or more")

@@ -7,7 +7,7 @@ import socket
 from pathlib import Path
 from urllib.parse import urlparse
 
-from dskd.backbones import get_backbone
+from dskd.backbones import get_backbone, lacks_statistics
 from dskd.config import ConfigError, suggest
 from harness.data.manifest import file_sha256
 from harness.files import cache_folder, user_path, write_atomic
@@ -41,12 +41,12 @@ def locate(name: str, backbone: str) -> tuple[Weights, str | None]:
 
 
 def is_folded(path: Path) -> bool:
-    """Whether the file has BatchNorm layers whose running means are all 0: then no student can be trained from it."""
+    """Whether no student can be trained from the file (`lacks_statistics`); only what tells it is read."""
     from safetensors import safe_open
 
     with safe_open(path, framework="numpy") as file:
-        means = [file.get_tensor(key) for key in file.keys() if key.endswith("running_mean")]  # noqa: SIM118
-    return bool(means) and not any(mean.any() for mean in means)
+        keys = [key for key in file.keys() if key.endswith("running_mean")]  # noqa: SIM118
+        return lacks_statistics({key: file.get_tensor(key) for key in keys})
 
 
 def _imagenet(backbone: str) -> Path:
