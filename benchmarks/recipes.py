@@ -20,10 +20,19 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy import stats
 
 from dskd.methods import METHODS as KNOWN
 from harness.data.layouts import MagneticTile
+from harness.leaderboard.statistics import (
+    comparisons,
+    deviation,
+    deviation_factors,
+    mean,
+    percentile_interval,
+    resample,
+    resampled_auroc,
+    resampled_difference,
+)
 from harness.leaderboard.table import METRICS, Found, build
 from harness.records import Damaged, Failure, Record, Results
 
@@ -33,65 +42,6 @@ HOLE = "–"
 NORMALS, ANOMALIES, SEEDS = np.random.SeedSequence(0).spawn(3)
 
 Key = tuple[str, str]  # method, recipe
-
-
-# Statistics
-
-
-def comparisons(normal: np.ndarray, anomalous: np.ndarray) -> np.ndarray:
-    """(N, A) float64 of (N,) and (A,) scores: 1 where the anomalous one is higher, 0.5 where they tie, else 0.
-
-    Its mean is the AUROC (Mann-Whitney).
-    """
-    return (anomalous > normal[:, None]) + 0.5 * (anomalous == normal[:, None])
-
-
-def resample(groups: np.ndarray, draws: int, stream: np.random.SeedSequence) -> np.ndarray:
-    """(draws, n) float64, rows of sum 1: the share of each item in samples of whole groups, drawn with replacement.
-
-    groups: (n,) labels; items of equal label are drawn together, and as many groups are drawn as there are.
-    """
-    names, place = np.unique(groups, return_inverse=True)
-    generator = np.random.default_rng(stream)
-    counts = generator.multinomial(len(names), np.full(len(names), 1 / len(names)), draws)[:, place]
-    return counts / counts.sum(axis=1, keepdims=True)
-
-
-def resampled_auroc(pairs: np.ndarray, normal_shares: np.ndarray, anomalous_shares: np.ndarray) -> np.ndarray:
-    """(draws,) AUROC in [0, 1] of each resample, ties half: from (N, A) `comparisons`, (draws, N) and (draws, A)."""
-    return np.einsum("da,da->d", normal_shares @ pairs, anomalous_shares)
-
-
-def resampled_difference(first: np.ndarray, second: np.ndarray, seed_shares: np.ndarray) -> np.ndarray:
-    """(draws,) differences of means over seeds: from two (draws, S), paired in draw and seed, and (draws, S) shares."""
-    return ((first - second) * seed_shares).sum(axis=1)
-
-
-def percentile_interval(values: np.ndarray) -> tuple[float, float]:
-    """The 2.5 % and 97.5 % quantiles of (draws,) values: the percentile bootstrap's 95 % interval (Efron, 1979)."""
-    low, high = np.quantile(values, (0.025, 0.975))
-    return float(low), float(high)
-
-
-def mean(values: Iterable[float]) -> float | None:
-    """None for no values."""
-    values = list(values)
-    return float(np.mean(values)) if values else None
-
-
-def deviation(values: Iterable[float]) -> float | None:
-    """Standard deviation (n - 1), in the values' unit; None for fewer than two."""
-    values = list(values)
-    return float(np.std(values, ddof=1)) if len(values) > 1 else None
-
-
-def deviation_factors(n: int) -> tuple[float, float, float]:
-    """How rough a standard deviation of n >= 2 normal values is.
-
-    Factors that make its 95 % interval (chi-square), and the ratio from which on two such deviations differ (F, 5 %).
-    """
-    low, high = np.sqrt((n - 1) / stats.chi2.ppf((0.975, 0.025), n - 1))
-    return float(low), float(high), float(np.sqrt(stats.f.ppf(0.975, n - 1, n - 1)))
 
 
 # Records
