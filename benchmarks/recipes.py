@@ -23,6 +23,9 @@ import pandas as pd
 
 from dskd.methods import METHODS as KNOWN
 from harness.data.layouts import MagneticTile
+from harness.leaderboard.evidence import last_quarter
+from harness.leaderboard.frame import METRICS as TITLES
+from harness.leaderboard.frame import SHOWN, provenance, training_key
 from harness.leaderboard.statistics import (
     comparisons,
     deviation,
@@ -33,9 +36,9 @@ from harness.leaderboard.statistics import (
     resampled_auroc,
     resampled_difference,
 )
-from harness.leaderboard.table import METRICS, Found, build
 from harness.records import Damaged, Failure, Record, Results
 
+METRICS = {metric: TITLES[metric] for metric in SHOWN}
 IMAGE, PIXEL, AUPRO = METRICS  # keys of a record's result
 HOLE = "–"
 # Normal images, anomalous images and seeds are drawn apart; every comparison sees the same draws of each.
@@ -83,12 +86,6 @@ def train_of(item: Record | Failure) -> dict[str, Any]:
     return item.spec["train"] if item.kind == "evaluate" else item.spec
 
 
-def training_key(train: dict[str, Any]) -> str:
-    """What a training and its evaluations share: the spec without map and score, which are the evaluation's."""
-    method = {name: value for name, value in train["method"].items() if name not in ("map", "score")}
-    return json.dumps(train | {"method": method}, sort_keys=True)
-
-
 def recipe_of(evaluation: Record) -> str:
     """Loss, map, score and training: what the common recipe makes equal."""
     method = evaluation.spec["train"]["method"]
@@ -109,11 +106,18 @@ def read(folder: Path) -> Study:
             continue
         train = record.spec["train"]
         training = trainings.get(training_key(train))
-        along = _along(results.run_folder(training.id), train["method"]["train"]["epochs"]) if training else None
+        along = None
+        if training is not None:
+            along = last_quarter(results.run_folder(training.id), train["method"]["train"]["epochs"])
         group = study.runs.setdefault(key_of(train), {})
         if train["seed"] in group:
             raise ValueError(f"{key_of(train)}, seed {train['seed']}, has two evaluations; expected one setting of all")
-        group[train["seed"]] = Run(record, training, _scores(results.run_folder(record.id), record), along)
+        group[train["seed"]] = Run(
+            record,
+            training,
+            _scores(results.run_folder(record.id), record),
+            along if along is None else along.dropna(subset=[IMAGE]),
+        )
     evaluations = [run.evaluation for group in study.runs.values() for run in group.values()]
     if not evaluations:
         raise ValueError(f"{folder} holds no finished evaluation")
@@ -137,13 +141,6 @@ def _scores(folder: Path, record: Record) -> pd.DataFrame | None:
     if record.result[IMAGE] is None or abs(auroc - record.result[IMAGE]) > 1e-6:
         raise ValueError(f"{folder}: scores.csv gives an image AUROC of {auroc}, the record {record.result[IMAGE]}")
     return table
-
-
-def _along(folder: Path, epochs: int) -> pd.DataFrame | None:
-    if not (folder / "metrics.csv").exists():
-        return None
-    table = pd.read_csv(folder / "metrics.csv", index_col="epoch")
-    return table[table.index > 0.75 * epochs].dropna(subset=[IMAGE])
 
 
 def tiles_of(images: Iterable[str]) -> np.ndarray | None:
@@ -323,9 +320,9 @@ class Report:
         train, result = train_of(evaluations[0]), evaluations[0].result
         size = train.get("crop") or train["image_size"]
         print(f"# Architecture and recipe: {train['data']['name']}, {train['backbone']}, {size}x{size}\n")
-        provenance = build(Found(evaluations=evaluations)).provenance
+        measured = provenance(evaluations)
         test = f"{result['test_normal']} normal and {result['test_anomalous']} anomalous images to test"
-        print(textwrap.fill(f"{provenance[0].upper()}{provenance[1:]}. {test}.", 120) + "\n")
+        print(textwrap.fill(f"{measured[0].upper()}{measured[1:]}. {test}.", 120) + "\n")
         wanted = [(key, seed) for key in self.keys for seed in study.seeds]
         missing = [self.label(*each) + self._reason(*each) for each in wanted if each not in runs]
         bullet(f"{len(runs)} of {len(wanted)} evaluations are there")

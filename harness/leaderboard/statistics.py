@@ -76,14 +76,6 @@ def comparisons(normal: np.ndarray, anomalous: np.ndarray) -> np.ndarray:
     return (anomalous > normal[:, None]) + 0.5 * (anomalous == normal[:, None])
 
 
-def probability_of_improvement(pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> float:
-    """How often a run of the first method is above one of the second: mean over categories of the share of seed pairs.
-
-    pairs: per category the (m,) and (n,) values over seeds of either method; a tie counts half (Agarwal et al., 2021).
-    """
-    return float(np.mean([comparisons(second, first).mean() for first, second in pairs]))
-
-
 def resample(groups: np.ndarray, draws: int, stream: np.random.SeedSequence) -> np.ndarray:
     """(draws, n) float64, rows of sum 1: the share of each item in samples of whole groups, drawn with replacement.
 
@@ -103,6 +95,25 @@ def resampled_auroc(pairs: np.ndarray, normal_shares: np.ndarray, anomalous_shar
 def resampled_difference(first: np.ndarray, second: np.ndarray, seed_shares: np.ndarray) -> np.ndarray:
     """(draws,) differences of means over seeds: from two (draws, S), paired in draw and seed, and (draws, S) shares."""
     return ((first - second) * seed_shares).sum(axis=1)
+
+
+def probability_of_improvement(
+    categories: Sequence[tuple[np.ndarray, np.ndarray]], draws: int = DRAWS
+) -> tuple[float, Interval | None]:
+    """How often a run of the first method is above one of the second: mean over categories of the share of pairs of
+    seeds, a tie counting half (Agarwal et al., 2021), and its bootstrap interval over seeds within categories; None
+    for one seed everywhere.
+
+    categories: per category the (m,) and (n,) values over seeds of either method.
+    """
+    total, middle = np.zeros(draws), []
+    for (first, second), stream in zip(categories, np.random.SeedSequence(0).spawn(len(categories)), strict=True):
+        pairs = comparisons(second, first)
+        middle.append(pairs.mean())
+        shares = (resample(np.arange(n), draws, each) for n, each in zip(pairs.shape, stream.spawn(2), strict=True))
+        total += resampled_auroc(pairs, *shares)
+    alone = all(len(values) < 2 for pair in categories for values in pair)
+    return float(np.mean(middle)), None if alone else percentile_interval(total / len(categories))
 
 
 @dataclass(frozen=True)
