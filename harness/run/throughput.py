@@ -9,7 +9,7 @@ import torch
 from dskd.anomaly_map import image_scores
 from dskd.config import replace
 from dskd.distiller import Distiller
-from harness.run.device import Device, PeakMemory, to_images
+from harness.run.device import Device, PeakMemory, free_memory, is_out_of_memory, to_images
 from harness.spec import BenchSpec
 
 WARM_UP = 3  # batches at least; and a fifth of the measured time
@@ -23,17 +23,19 @@ def throughput(spec: BenchSpec, device: Device) -> dict[str, Any]:
 
     Timed: normalisation, teacher, students, map with its smoothing, image score, with the pixels (uint8) on the device
     already and the scores left there. Not timed: decoding, copies to and from the device. Weights are random: speed
-    does not depend on them.
+    does not depend on them. A batch that memory is too small for is halved until it is not, and the record says so
+    (`lowered_from`); one that was measured already is not measured again.
     """
     method = replace(spec.method, {"encoder.init": "random"})  # as all weights here
     distiller = Distiller(method, spec.backbone).to(device.place, memory_format=torch.channels_last).eval()
     memory = PeakMemory(device)
     draw = torch.Generator().manual_seed(0)
-    batches = []
-    for size in spec.batch_sizes:
-        shape = (size, spec.image_size, spec.image_size, 3)
-        inputs = [torch.randint(256, shape, dtype=torch.uint8, generator=draw) for _ in range(INPUTS)]
-        times = _time(distiller, [pixels.to(device.place) for pixels in inputs], spec.seconds, device)
+    batches: list[dict[str, Any]] = []
+    for asked in spec.batch_sizes:
+        size, times = _time_largest(asked, distiller, spec, draw, device)
+        lowered = {} if size == asked else {"lowered_from": asked}
+        if lowered and any(batch["batch_size"] == size for batch in batches):
+            continue
         p50, p95 = np.percentile(times, [50, 95]) * 1000
         batches.append(
             {
@@ -42,6 +44,7 @@ def throughput(spec: BenchSpec, device: Device) -> dict[str, Any]:
                 "latency_p50_ms": round(float(p50), 4),
                 "latency_p95_ms": round(float(p95), 4),
                 "iterations": len(times),
+                **lowered,
             }
         )
     best = max(batches, key=lambda batch: batch["images_per_s"])
@@ -51,6 +54,23 @@ def throughput(spec: BenchSpec, device: Device) -> dict[str, Any]:
     }
     sizes = {"images_per_s": best["images_per_s"], "best_batch_size": best["batch_size"]}
     return sizes | {"batches": batches} | parameters | memory.read() | device.facts()
+
+
+def _time_largest(
+    size: int, distiller: Distiller, spec: BenchSpec, draw: torch.Generator, device: Device
+) -> tuple[int, list[float]]:
+    """`_time` of the first of `size`, `size` / 2, ... that memory is large enough for."""
+    while True:
+        try:
+            shape = (size, spec.image_size, spec.image_size, 3)
+            inputs = [torch.randint(256, shape, dtype=torch.uint8, generator=draw) for _ in range(INPUTS)]
+            return size, _time(distiller, [pixels.to(device.place) for pixels in inputs], spec.seconds, device)
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error) or size == 1:
+                raise
+        inputs = []
+        size //= 2
+        free_memory()
 
 
 def _time(distiller: Distiller, inputs: list[torch.Tensor], seconds: float, device: Device) -> list[float]:
