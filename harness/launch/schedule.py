@@ -107,7 +107,7 @@ def estimate_s(job: Job | Training | BenchSpec, rate: float, done: Collection[st
     """About how many seconds the work takes at `rate` (1e9 multiply-adds per second); what is `done` takes none."""
     spec = job if isinstance(job, BenchSpec) else job.spec
     if isinstance(spec, BenchSpec):
-        return FIXED_S + 1.5 * spec.seconds * len(spec.batch_sizes)
+        return FIXED_S + 1.2 * spec.seconds * (2 + len(spec.batch_sizes))
     total = FIXED_S
     if spec.id not in done:
         total += training_gmac(spec) / rate
