@@ -1,6 +1,7 @@
 """`harness run`"""
 
 import math
+import os
 from typing import Annotated, Any
 
 import typer
@@ -47,6 +48,9 @@ def run(
     shard: Annotated[
         str | None, typer.Option(metavar="I/N", help="Only part I (from 0) of N of the grid, equal in estimated cost.")
     ] = None,
+    nodes: Annotated[
+        int, typer.Option(help="In a SLURM job: nodes that each run spans, with equally many processes on each.")
+    ] = 1,
 ) -> None:
     """Run what is missing of a grid on all devices, and print the leaderboard.
 
@@ -68,11 +72,17 @@ def run(
         0 <= checkpoint_every < math.inf,
         f"--checkpoint-every: {checkpoint_every:g} is not possible; write minutes, 0 for after every step",
     )
+    there = int(os.environ.get("SLURM_JOB_NUM_NODES", "1"))
+    require(
+        1 <= nodes <= there,
+        f"--nodes: {nodes} is not possible, there are {there}; "
+        + ("write fewer" if there > 1 else "sbatch slurm/multinode.sh"),
+    )
     part, parts = schedule.parse_shard(shard) if shard else (0, 1)
     parsed, plan = make_plan(grid, devices, only, plugin)
     whole = planned(plan)
     plan = schedule.shards(plan, parts)[part]
-    check_processes(plan, slots[0].kind, len(apart(slots)))
+    check_processes(plan, slots[0].kind, len(apart(slots)), nodes)
     results = Results((out / parsed.name).resolve())
     check_submission(results.folder)
     try:
@@ -97,7 +107,7 @@ def run(
     )
     rate = schedule.rate_of(results, slots[0].kind)
     costs = [(job, schedule.estimate_s(job, rate, () if force else done)) for job in todo.jobs]
-    phases = schedule.phases(costs, slots, whole_machine(slots))
+    phases = schedule.phases(costs, slots, whole_machine(slots), nodes)
     terminal = console()
     terminal.print(
         f"{parsed.name}: {todo.left} of {len(plan)} works to do, {todo.done} done; results in {out / parsed.name}"

@@ -4,7 +4,7 @@ import heapq
 import itertools
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from dskd.backbones import BACKBONES, get_backbone
 from dskd.config import from_mapping, require
@@ -38,16 +38,20 @@ class Phase:
     places: list[tuple[Slot, ...]]
 
 
-def phases(jobs: Sequence[tuple[Job, float]], slots: Sequence[Slot], whole: Slot) -> list[Phase]:
+def phases(jobs: Sequence[tuple[Job, float]], slots: Sequence[Slot], whole: Slot, nodes: int = 1) -> list[Phase]:
     """Runs of many processes first, each on as many slots; then the others; then bench, one by one, on `whole`. Pure.
 
-    `grid.check_processes` has seen that there are enough devices.
+    With `nodes` above 1 each run is on equally many slots of every node, which are alike. `grid.check_processes` has
+    seen that there are enough devices.
     """
     found = []
     for processes in sorted({group_of(job).processes for job, _ in jobs}, reverse=True):
         chosen = [pair for pair in jobs if isinstance(pair[0], TrainJob) and group_of(pair[0]).processes == processes]
         usable = slots if processes == 1 else apart(slots)
-        places = [tuple(usable[i * processes : (i + 1) * processes]) for i in range(len(usable) // processes)]
+        size = processes // nodes  # of a place, on each node
+        places = [tuple(usable[i * size : (i + 1) * size]) for i in range(len(usable) // size)]
+        if nodes > 1:
+            places = [tuple(replace(slot, node=node) for node in range(nodes) for slot in place) for place in places]
         found.append(Phase(chosen, places))
     found.append(Phase([pair for pair in jobs if isinstance(pair[0], BenchJob)], [(whole,)]))
     return [phase for phase in found if phase.jobs]

@@ -1,10 +1,11 @@
-"""What SLURM is told and what it says: batch scripts, arrays, states, times. Pure, but for `check_submission`."""
+"""What SLURM is told and what it says: batch scripts, arrays, states, times; and what a job sees of its own place."""
 
 import itertools
 import math
 import os
 import re
 import shlex
+import socket
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -186,6 +187,36 @@ def first_error(message: str) -> str:
     lines = [line.strip() for line in message.splitlines() if line.strip()]
     chosen = next((line for line in lines if "error" in line), lines[0] if lines else "no message")
     return re.sub(r"^(\w+: )?((error|fatal): )?(Batch job submission failed: )?", "", chosen)
+
+
+def launcher(python: str, nodes: int, processes: int, host: str, port: int) -> list[str]:
+    """The command that starts so many ranks on each of a job's nodes; what they run follows it.
+
+    torch's launcher, which Accelerate's calls: that one starts a single process on CPUs without a word.
+    """
+    ranks = f'exec "$0" -m torch.distributed.run --node-rank "$SLURM_NODEID" --nnodes {nodes} '
+    ranks += f'--nproc-per-node {processes} --master-addr {host} --master-port {port} "$@"'
+    # A rank that dies on one node is told to the launchers of the others, but a node that is gone is not.
+    step = ["srun", f"--nodes={nodes}", f"--ntasks={nodes}", "--ntasks-per-node=1", "--kill-on-bad-exit=1"]
+    return [*step, "bash", "-c", ranks, python]
+
+
+def this_node() -> str:
+    """The name that the other nodes of the job know this one by."""
+    return os.environ.get("SLURMD_NODENAME") or os.uname().nodename
+
+
+def free_port(job: int) -> int:
+    """The first free port of this machine from one that the job's number gives: jobs that share a node seldom meet."""
+    start = 20000 + job * 16 % 12000
+    for port in range(start, start + 1000):
+        with socket.socket() as probe:
+            try:
+                probe.bind(("", port))
+            except OSError:
+                continue
+            return port
+    raise RuntimeError(f"ports {start} to {start + 999} are all taken")
 
 
 def check_submission(results: Path) -> None:

@@ -20,6 +20,7 @@ from harness.launch.devices import Slot
 from harness.launch.group import Group, start
 from harness.launch.job import Job, TrainJob, encode, failed_attempt, group_of
 from harness.launch.schedule import Item, Phase, affinity, take
+from harness.launch.slurm import this_node
 from harness.records import Results
 
 OnEvent = Callable[[Job, dict[str, Any]], None]
@@ -66,7 +67,8 @@ def supervise(phases: Sequence[Phase], on_event: OnEvent, results: Results, limi
         KeyboardInterrupt: the second signal.
     """
     with tempfile.TemporaryDirectory(prefix="harness-") as scratch, _interrupts() as interrupts:
-        door = channel.Door()
+        spans = any(slot.node for phase in phases for place in phase.places for slot in place)
+        door = channel.Door(this_node() if spans else None)
         try:
             for phase in phases:
                 supervisor = _Supervisor(phase, on_event, results, limits, door, Path(scratch), interrupts)
