@@ -37,7 +37,7 @@ def call(*command: str) -> str:
     return done.stdout
 
 
-def patiently(do: Callable[[], str], sleep: Callable[[float], None] = time.sleep) -> str:
+def patiently(do: Callable[[], str]) -> str:
     """`do`, again after 1, 2, 4 … seconds while the controller is too busy to answer."""
     for attempt in range(ATTEMPTS):
         try:
@@ -45,7 +45,7 @@ def patiently(do: Callable[[], str], sleep: Callable[[float], None] = time.sleep
         except ClusterError as error:
             if attempt == ATTEMPTS - 1 or not is_transient(str(error)):
                 raise
-            sleep(2.0**attempt)
+            time.sleep(2.0**attempt)
     raise AssertionError
 
 
