@@ -360,13 +360,19 @@ def _benches(spec: TrainSpec, bench: Bench | None, facts: Facts) -> list[BenchSp
     return [BenchSpec(*model, bench.batch_sizes, bench.seconds, compiled) for compiled in bench.compile]
 
 
-def check_processes(plan: Plan, kind: str, count: int) -> None:
-    """Raises ConfigError for a training that `count` devices of this kind (`cpu` or `cuda`) cannot do together."""
+def check_processes(plan: Plan, kind: str, count: int, nodes: int = 1) -> None:
+    """Raises ConfigError for a training that `count` devices of this kind (`cpu` or `cuda`) on each of `nodes` cannot
+    do together.
+    """
     for spec in (training.spec for training in plan.trainings):
         require(
-            spec.processes <= count,
-            f"processes: {spec.processes} is more than the devices to run on, {count} ({kind}); write processes: "
-            f"{count} or give --devices more",
+            spec.processes <= count * nodes,
+            f"processes: {spec.processes} is more than the devices to run on, {count * nodes} ({kind}); write "
+            f"processes: {count * nodes}, give --devices more, or span nodes (slurm/multinode.sh)",
+        )
+        require(
+            spec.processes % nodes == 0,
+            f"processes: {spec.processes} does not divide over --nodes {nodes}; write processes: {count * nodes}",
         )
         require(
             spec.method.train.batch_norm == "local" or kind == "cuda",
