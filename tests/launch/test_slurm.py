@@ -227,6 +227,8 @@ def test_every_state_of_a_run_is_told() -> None:
     assert found["g"] == ("failed", "diverged: the loss is nan")
     assert found["h"] == ("to do", "interrupted: stopped in epoch 3")
     assert found["i"] == ("to do", "")
+    # Without submissions whoever has runs left may come to those that nobody is at.
+    assert overview(Seen(plan, set(), {}, [(shard, 1.0)]))[2].note == "next on node1, job 12_0"
     # SLURM says that a supervisor is gone although its file is young.
     gone = Seen(plan, set(), {}, [(shard, 1.0)], [submission], {"12_0": ("NODE_FAIL", "None")})
     assert overview(gone)[1].state == "to do"

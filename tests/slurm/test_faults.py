@@ -93,7 +93,7 @@ def test_every_run_ends_done_once_whatever_happens(cluster: Cluster, tmp_path: P
     assert len(expected) == RUNS
 
     began = time.monotonic()
-    sweep = Sweep(cluster, work, "--partition=low", "--time=2", "--signal=USR1@60")
+    sweep = Sweep(cluster, work, "--partition=low", "--time=2", "--signal=USR1@30")
     _requeue(sweep)
     _kill_node(sweep)
     _preempt(sweep)
@@ -185,7 +185,7 @@ def _print(calm: Sweep, calm_s: float, sweep: Sweep, wild_s: float) -> None:
         f"faults: {dict(sweep.faults)}; submissions {sweep.submissions}; starts of jobs {starts}",
         f"trainings resumed: {sum(map(bool, resumed))}, {sum(resumed)} times in all",
         f"work in no checkpoint at each fault, s: {sweep.lost_s}",
-        f"an element that is not disturbed: {statistics.mean(elapsed):.1f} s, of which {sum(walls) / SHARDS:.1f} s work",
+        f"an undisturbed element: {statistics.mean(elapsed):.1f} s, of which {sum(walls) / SHARDS:.1f} s work",
         f"start and end: {overhead / SHARDS:.1f} s an element, {overhead / RUNS:.1f} s a run",
     ]
     print("\n" + "\n".join(lines))  # noqa: T201 - the figures
