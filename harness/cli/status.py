@@ -21,7 +21,7 @@ LINES = 20
 def status(
     runs: Annotated[list[Path], typer.Argument(help="Results folders (runs/NAME), or grid files.", show_default=False)],
     out: OutOption = "runs",
-    watch: Annotated[bool, typer.Option("--watch", help="Show it until every run is done; Ctrl-C ends that.")] = False,
+    watch: Annotated[bool, typer.Option("--watch", help="Show it until no run is running or pending.")] = False,
     every: Annotated[float, typer.Option(metavar="SECONDS", help="Between two looks of --watch.")] = 5.0,
 ) -> None:
     """Show where the runs of a grid are: done, running and how far, pending and why, failed and why.
@@ -56,13 +56,13 @@ def status(
     shown, total = view()
     if watch and terminal.is_terminal:
         with Live(shown, console=terminal, auto_refresh=False) as live:
-            while total.total() > total["done"]:
+            while total["running"] + total["pending"]:
                 time.sleep(every)
                 shown, total = view()
                 live.update(shown, refresh=True)
     else:
         terminal.print(shown)
-        while watch and total.total() > total["done"]:
+        while watch and total["running"] + total["pending"]:
             time.sleep(every)
             before = total
             shown, total = view()

@@ -89,7 +89,7 @@ def submit(
     count = int(shards) if shards != "auto" else slurm.shard_count(list(seconds.values()), 60 * minutes, workers)
     parts = schedule.shards(plan, count)
     left = [i for i, part in enumerate(parts) if any(_is_left(run, done) for run in part.trainings) or part.benches]
-    _check_time(merged.get("time"), [(seconds[run.spec.id], run) for run in plan.trainings if _is_left(run, done)])
+    _check_time(merged, [(seconds[run.spec.id], run) for run in plan.trainings if _is_left(run, done)])
 
     token = secrets.token_hex(4)
     folder = results.folder / "slurm"
@@ -171,14 +171,15 @@ def _is_left(run: Training, done: set[str]) -> bool:
     return not done.issuperset([run.spec.id, *(one.id for one in run.evaluations)])
 
 
-def _check_time(limit: str | None, runs: list[tuple[float, Training]]) -> None:
+def _check_time(options: dict[str, str | None], runs: list[tuple[float, Training]]) -> None:
     """Raises ConfigError for a time limit that no requeue could help."""
     from harness.launch.shards import title
-    from harness.launch.slurm import seconds_of, time_of
+    from harness.launch.slurm import seconds_of, time_of, warning_s
 
-    longest, run = max(runs, key=lambda pair: pair[0])
+    limit, (longest, run) = options.get("time"), max(runs, key=lambda pair: pair[0])
+    warning = warning_s(options.get("signal"))
     require(
-        limit is None or seconds_of(limit) >= longest,
-        f"--sbatch time={limit}: the longest run, {title(run.spec)}, takes about {duration(longest)}; write "
-        f"time={time_of(1.5 * longest + 300)}",
+        limit is None or seconds_of(limit) >= longest + warning,
+        f"--sbatch time={limit}: the longest run, {title(run.spec)}, takes about {duration(longest)}, and the signal "
+        f"to stop comes {warning} s before the end; write time={time_of(1.5 * longest + warning + 300)}",
     )

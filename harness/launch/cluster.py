@@ -100,21 +100,19 @@ def max_array_size() -> int:
 def snapshot(jobs: Collection[str]) -> dict[str, tuple[str, str]] | None:
     """State and reason of each element (`12_3`) or job (`12`) of these jobs; None where SLURM cannot be asked.
 
-    One call of squeue, and one of sacct for what squeue does not know any more. sacct trails by seconds and may be
-    missing: what neither knows is left out.
+    One call of sacct and one of squeue, which is believed where they differ: sacct trails by seconds, but knows what
+    squeue has forgotten. It may be missing; what neither knows is left out.
     """
     if not jobs or shutil.which("squeue") is None:
         return None
+    found: dict[str, tuple[str, str]] = {}
+    with suppress(ClusterError):  # no accounting here
+        command = ["sacct", "--allocations", "--noheader", "--parsable2", f"--jobs={','.join(sorted(jobs))}"]
+        found |= _rows(call(*command, "--format=JobID,State,Reason"), jobs)
     try:
-        found = _rows(call("squeue", "--me", "--noheader", "--array", "--states=all", "--format=%i|%T|%r"), jobs)
+        return found | _rows(call("squeue", "--me", "--noheader", "--array", "--states=all", "--format=%i|%T|%r"), jobs)
     except ClusterError:
-        return None
-    gone = sorted(set(jobs) - {element.split("_")[0] for element in found})
-    if gone:
-        command = ["sacct", "--allocations", "--noheader", "--parsable2", f"--jobs={','.join(gone)}"]
-        with suppress(ClusterError):  # no accounting here
-            found |= _rows(call(*command, "--format=JobID,State,Reason"), jobs)
-    return found
+        return found or None
 
 
 def _rows(text: str, jobs: Collection[str]) -> dict[str, tuple[str, str]]:

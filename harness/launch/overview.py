@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from harness.launch.cluster import snapshot
-from harness.launch.shards import Planned, Shard, read_plan, read_shards
+from harness.launch.shards import Planned, Running, Shard, read_plan, read_shards
 from harness.launch.slurm import meaning
 from harness.records import Failure, Results
 
@@ -55,12 +55,9 @@ def look(folder: Path, queue: Mapping[str, tuple[str, str]] | None = None) -> Se
 
 def overview(seen: Seen) -> list[Run]:
     """The state of every run of the plan. Pure."""
-    running = {
-        run.id: (run, shard)
-        for shard, age_s in seen.shards
-        if _lives(shard, age_s, seen.queue)
-        for run in shard.running
-    }
+    live = [shard for shard, age_s in seen.shards if _lives(shard, age_s, seen.queue)]
+    running = {run.id: f"{_progress(run)}  ({_place(shard)})" for shard in live for run in shard.running}
+    submitted = {job["id"] for submission in seen.submissions for job in submission["jobs"]}
     element_of = {
         run_id: f"{job['id']}_{int(number) - job['offset']}"
         for submission in seen.submissions  # the newest last
@@ -69,30 +66,42 @@ def overview(seen: Seen) -> list[Run]:
         if job
         for run_id in run_ids
     }
-    return [_state(run, seen, running, element_of.get(run.id)) for run in seen.plan]
+    # Of those that nobody has said who does which: whoever has runs left may come to them.
+    others = [shard for shard in live if shard.job.split("_")[0] not in submitted]
+    next_in = next((_place(one) for one in others if one.finished + len(one.running) < one.total), None)
+    return [_state(run, seen, running.get(run.id), element_of.get(run.id), next_in) for run in seen.plan]
 
 
-def _state(run: Planned, seen: Seen, running: Mapping[str, tuple[Any, Shard]], element: str | None) -> Run:
+def _state(run: Planned, seen: Seen, progress: str | None, element: str | None, next_in: str | None) -> Run:
     if all(work in seen.done for work in run.works):
         return Run(run.id, run.title, "done")
-    if run.id in running:
-        now, shard = running[run.id]
-        where = f"{shard.host}, job {shard.job}" if shard.job else shard.host
-        return Run(run.id, run.title, "running", f"{now.phase} {now.note or f'{100 * now.share:.0f} %'}  ({where})")
+    if progress:
+        return Run(run.id, run.title, "running", progress)
     failure = next((seen.failures[work] for work in run.works if work in seen.failures), None)
     failed = failure is not None and failure.reason != "interrupted"
     why = f"{failure.reason}: {failure.message}" if failure else ""
     known = (seen.queue or {}).get(element) if element else None
-    if known:
-        means = meaning(known[0])
-        if means.kind == "waiting":
-            reason = known[1] if known[1] not in ("", "None") else known[0]
-            return Run(run.id, run.title, "pending", f"{reason} (job {element}){means.advice and ': ' + means.advice}")
-        if means.kind == "running" and not failed:
-            return Run(run.id, run.title, "pending", f"next in job {element}")
-        if means.kind == "ended" and not failed:
-            return Run(run.id, run.title, "to do", f"job {element} {known[0].split()[0]}: {means.advice}")
-    return Run(run.id, run.title, "failed" if failed else "to do", why)
+    means = meaning(known[0]) if known else None
+    if means and means.kind == "waiting":
+        reason = known[1] if known[1] not in ("", "None") else known[0]
+        return Run(run.id, run.title, "pending", f"{reason} (job {element}){means.advice and ': ' + means.advice}")
+    if failed:
+        return Run(run.id, run.title, "failed", why)
+    if means and means.kind == "running":
+        return Run(run.id, run.title, "pending", f"next in job {element}")
+    if next_in:
+        return Run(run.id, run.title, "pending", f"next on {next_in}")
+    if means:
+        why = f"job {element} {known[0].split()[0]}: {means.advice}"
+    return Run(run.id, run.title, "to do", why)
+
+
+def _progress(run: Running) -> str:
+    return f"{run.phase} {run.note or f'{100 * run.share:.0f} %'}"
+
+
+def _place(shard: Shard) -> str:
+    return f"{shard.host}, job {shard.job}" if shard.job else shard.host
 
 
 def _lives(shard: Shard, age_s: float, queue: Mapping[str, tuple[str, str]] | None) -> bool:

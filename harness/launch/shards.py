@@ -5,7 +5,7 @@ import os
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
 
@@ -41,7 +41,7 @@ class Shard:
     started_at: str
     finished: int = 0
     failed: int = 0
-    running: list[Running] = field(default_factory=list)
+    running: tuple[Running, ...] = ()
 
 
 def slurm_id() -> str:
@@ -91,7 +91,7 @@ class Reporter:
 
     def _write(self) -> None:
         self.written = time.monotonic()
-        self.shard.running = list(self.running.values())
+        self.shard.running = tuple(self.running.values())
         with suppress(OSError):
             write_atomic(self.path, json.dumps(asdict(self.shard)))
 

@@ -156,6 +156,11 @@ def seconds_of(time: str) -> float:
     return 86400.0 * days + 3600 * hours + 60 * minutes + seconds
 
 
+def warning_s(signal: str | None) -> int:
+    """How long before the end `--signal` warns: 120 for `B:USR1@120`, SLURM's 60 where it names no time."""
+    return 0 if not signal else int(signal.partition("@")[2] or 60)
+
+
 def time_of(seconds: float) -> str:
     """`01:30:00`: as sbatch takes it, up to whole minutes."""
     minutes = math.ceil(seconds / 60)

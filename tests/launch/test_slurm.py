@@ -17,9 +17,10 @@ from harness.data.catalog import get_source
 from harness.grid import Plan, Training
 from harness.launch import cluster, slurm
 from harness.launch.claims import STALE_S, Claims, is_gone
+from harness.launch.job import TrainJob
 from harness.launch.overview import Seen, overview
 from harness.launch.schedule import RATE, estimate_s, parse_shard, shards
-from harness.launch.shards import Planned, Running, Shard
+from harness.launch.shards import Planned, Reporter, Running, Shard, planned, read_plan, read_shards, write_plan
 from harness.records import Failure
 from harness.spec import BenchSpec, Data, TrainSpec, Weights
 from tests.conftest import ROOT
@@ -186,10 +187,28 @@ def test_a_claim_that_was_taken_over_is_left_alone(tmp_path: Path, monkeypatch: 
     assert not (tmp_path / "run" / "claim.json").exists()
 
 
+def test_what_a_supervisor_writes_others_read(tmp_path: Path) -> None:
+    run = training(10, 0)
+    job = TrainJob(run.spec, (), {}, None, str(tmp_path))
+    with Reporter(tmp_path, "0/4", 3) as reporter:
+        reporter.written = -1e9  # it is time
+        reporter.on_event(job, {"event": "phase", "phase": "train"})
+        reporter.written = -1e9
+        reporter.on_event(job, {"event": "epoch", "epoch": 5, "epochs": 10})
+        reporter.on_event(job, {"event": "epoch", "epoch": 6, "epochs": 10})  # not yet again
+        ((shard, age_s),) = read_shards(tmp_path)
+        assert shard.running == (Running(run.spec.id, "train", 0.5, "epoch 5/10"),)
+        assert (shard.part, shard.total, shard.host) == ("0/4", 3, os.uname().nodename)
+        assert age_s < 60
+    assert not (tmp_path / "shards").exists()
+    write_plan(tmp_path, planned(Plan([run], [])))
+    assert read_plan(tmp_path) == [Planned(run.spec.id, "stfpm resnet18 surfaces/granite seed 0", (run.spec.id,))]
+
+
 def test_every_state_of_a_run_is_told() -> None:
     plan = [Planned(name, f"run {name}", (name, f"{name}-maps")) for name in "abcdefghi"]
-    shard = Shard("12_0-node1", "node1", "12_0", "0/4", 3, "", running=[Running("b", "train", 0.5, "epoch 5/10")])
-    lost = Shard("9-node1", "node1", "9", "", 1, "", running=[Running("f", "train", 0.1)])
+    shard = Shard("12_0-node1", "node1", "12_0", "0/4", 3, "", running=(Running("b", "train", 0.5, "epoch 5/10"),))
+    lost = Shard("9-node1", "node1", "9", "", 1, "", running=(Running("f", "train", 0.1),))
     failure = Failure("train", "g", {}, "diverged", "the loss is nan", "", "", {})
     stopped = Failure("train", "h", {}, "interrupted", "stopped in epoch 3", "", "", {})
     submission = {"jobs": [{"id": "12", "offset": 0}], "runs": {"0": ["a", "b", "c"], "1": ["d"], "2": ["e", "g"]}}
@@ -208,6 +227,8 @@ def test_every_state_of_a_run_is_told() -> None:
     assert found["g"] == ("failed", "diverged: the loss is nan")
     assert found["h"] == ("to do", "interrupted: stopped in epoch 3")
     assert found["i"] == ("to do", "")
+    # Without submissions whoever has runs left may come to those that nobody is at.
+    assert overview(Seen(plan, set(), {}, [(shard, 1.0)]))[2].note == "next on node1, job 12_0"
     # SLURM says that a supervisor is gone although its file is young.
     gone = Seen(plan, set(), {}, [(shard, 1.0)], [submission], {"12_0": ("NODE_FAIL", "None")})
     assert overview(gone)[1].state == "to do"

@@ -1,5 +1,6 @@
 """Each script on a real cluster: one job on two nodes, an array, what `harness submit` makes, runs that span nodes."""
 
+import os
 import subprocess
 import time
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from harness.launch.cluster import snapshot
 from harness.records import Record, Results
 from tests.slurm.conftest import SMALL, Cluster, await_, evaluations, harness, metrics, write
 
@@ -73,6 +75,14 @@ def test_submit_and_status(cluster: Cluster, work: Path, undisturbed: dict[str, 
     assert cluster.wait(last) == {"COMPLETED"}, cluster.output(work)
     assert metrics(work / "runs" / "tiles") == undisturbed
     assert (work / "runs" / "tiles" / "leaderboard.txt").read_text() == harness("leaderboard", "runs/tiles", cwd=work)
+    assert snapshot({job, last}).keys() == {f"{job}_{i}" for i in range(3)} | {last}
+    squeue = work / "bin" / "squeue"  # that has forgotten them, as it does after minutes
+    squeue.parent.mkdir()
+    squeue.write_text("#!/bin/sh\n")
+    squeue.chmod(0o755)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PATH", f"{squeue.parent}:{os.environ['PATH']}")
+        await_(lambda: set(snapshot({job, last}).values()) == {("COMPLETED", "None")}, 30)
     assert "nothing to submit, all 6 runs are done" in harness("submit", "--grid", "grid.yaml", cwd=work)
 
 
