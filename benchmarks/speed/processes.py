@@ -17,7 +17,7 @@ import sys
 import time
 
 from harness.environment import device_name
-from harness.launch.supervisor import MALLOC
+from harness.launch.group import MALLOC
 
 STEPS = 8  # an epoch; the first epoch warms up and is not counted
 

@@ -1,12 +1,15 @@
 """A training's state on disk, while it is not done: one that is stopped goes on where it stopped, to the same numbers.
 
 The same to the last bit on the same device, number of threads and versions: the state is all that a step reads and
-changes, generators of random numbers included.
+changes, generators of random numbers included. Of a run on several processes rank 0 writes the file, with what the
+ranks have in common and with each one's own (`OfRank`), and all read it.
 """
 
 import copy
 import functools
 import logging
+import os
+import shutil
 import threading
 import time
 import zipfile
@@ -21,6 +24,8 @@ from harness.run.device import Device
 
 FORMAT = 1
 NAME = "checkpoint.pt"
+SHARDS = "checkpoint.shards"  # of a `ShardedEngine`; a folder for each save
+SAVE, STOP = 1, 2  # what a rank may want after a step
 log = logging.getLogger(__name__)
 
 
@@ -38,8 +43,40 @@ class Stateful(Protocol):
 Parts = Mapping[str, Stateful]
 
 
+class OfRank:
+    """A part that differs from rank to rank: each one's state is saved, and each gets its own back."""
+
+    def __init__(self, part: Stateful, device: Device) -> None:
+        self.part, self.device = part, device
+
+    def state_dict(self) -> list[Any]:
+        return self.device.everyones(self.part.state_dict())
+
+    def load_state_dict(self, state: list[Any]) -> None:
+        self.part.load_state_dict(state[self.device.rank])
+
+
+class ShardedEngine:
+    """DeepSpeed's engine as a part: parameters and optimizer lie in pieces on the ranks, and it writes and reads them
+    by itself, in a folder of their own that the state names.
+    """
+
+    def __init__(self, engine: Any, folder: Path) -> None:
+        self.engine, self.folder = engine, folder
+
+    def state_dict(self) -> dict[str, str]:
+        tag = f"step-{self.engine.global_steps}"
+        self.engine.save_checkpoint(str(self.folder), tag=tag, save_latest=False)
+        return {"tag": tag}
+
+    def load_state_dict(self, state: dict[str, str]) -> None:
+        for path in (self.folder / state["tag"]).glob("*.pt"):
+            check_whole(path)
+        self.engine.load_checkpoint(str(self.folder), tag=state["tag"])
+
+
 class Checkpointing:
-    """When and where the state of one training is saved.
+    """When and where the state of one training is saved. All ranks call its methods.
 
     Args:
         folder: the run folder of the training; run_id: its id. A file of another run, kind of device, precision or
@@ -57,7 +94,7 @@ class Checkpointing:
         stop: threading.Event | None = None,
         parts: Parts | None = None,
     ) -> None:
-        self.path = folder / NAME
+        self.path, self.shards = folder / NAME, folder / SHARDS
         self.about = {
             "format": FORMAT,
             "run": run_id,
@@ -65,8 +102,8 @@ class Checkpointing:
             "precision": device.precision,
             "torch": str(torch.__version__),
         }
-        self.every_s, self.stop = every_s, stop or threading.Event()
-        self.parts = {**(parts or {}), "generators": _Generators(device.place)}
+        self.device, self.every_s, self.stop = device, every_s, stop or threading.Event()
+        self.parts = {**(parts or {}), "generators": OfRank(_Generators(device.place), device)}
         self.resumed = 0  # how often this training was
         self.earlier_s = 0.0
         self.started = self.saved = time.monotonic()
@@ -77,13 +114,14 @@ class Checkpointing:
         return self.earlier_s + time.monotonic() - self.started
 
     def restore(self, parts: Parts) -> bool:
-        """Put the parts into the state that was saved; False if there is none, or none that can be used (the log says
-        why): then they stay as they are.
+        """Put the parts into the state that was saved; False if there is none, or none that every rank can use (the log
+        says why): then they stay as they are.
         """
-        if not self.path.exists():
+        if not self.device.agree(self.path.exists()):
             return False
         parts = {**parts, **self.parts}
         fresh = {name: copy.deepcopy(part.state_dict()) for name, part in parts.items()}
+        usable = True
         try:
             document = _read(self.path, self.about)
             resumed, earlier_s = document["resumed"] + 1, document["seconds"]
@@ -91,6 +129,8 @@ class Checkpointing:
                 part.load_state_dict(document["state"][name])
         except Exception as error:  # whatever is wrong with a file, it must not stand in the training's way
             log.warning("%s cannot be used, the training starts anew: %s: %s", self.path, type(error).__name__, error)
+            usable = False
+        if self.device.most(not usable):
             for name, part in parts.items():
                 part.load_state_dict(fresh[name])
             return False
@@ -98,13 +138,14 @@ class Checkpointing:
         return True
 
     def after_step(self, parts: Parts, where: str) -> None:
-        """Save the parts if it is time to. That waits for the device; otherwise nothing does.
+        """Save the parts if it is time to, for any rank. That waits for the device; otherwise nothing does.
 
         Raises:
-            Interrupted: after saving, if `stop` is set; the message tells `where` the training stopped.
+            Interrupted: after saving, if `stop` is set on any rank; the message tells `where` the training stopped.
         """
-        stopping = self.stop.is_set()
-        if not stopping and time.monotonic() - self.saved < self.every_s:
+        wanted = STOP if self.stop.is_set() else SAVE if time.monotonic() - self.saved >= self.every_s else 0
+        wanted = self.device.most(wanted)
+        if not wanted:
             return
         outlook = "the next call goes on from there"
         try:
@@ -113,7 +154,8 @@ class Checkpointing:
             outlook = f"that could not be saved ({error})"
             log.warning("no checkpoint %s: %s", where, error)
         self.saved = time.monotonic()
-        if stopping:
+        if wanted == STOP:
+            self.device.wait()  # a rank that ends takes the others along, and one of them writes
             raise Interrupted(f"stopped {where}; {outlook}")
 
     def _save(self, parts: Parts) -> None:
@@ -123,20 +165,29 @@ class Checkpointing:
             "seconds": self.seconds,
             "state": {name: part.state_dict() for name, part in parts.items()},
         }
-        write_atomic(self.path, functools.partial(torch.save, document))
+        if self.device.main:
+            write_atomic(self.path, functools.partial(torch.save, document))
+            for older in sorted(self.shards.glob("step-*"), key=os.path.getmtime)[:-1]:
+                shutil.rmtree(older, ignore_errors=True)
 
 
 def discard(folder: Path) -> None:
     """Remove a training's checkpoint, and what saves that were killed have left."""
     for path in (folder / NAME, *folder.glob(f".{NAME}.*")):
         path.unlink(missing_ok=True)
+    shutil.rmtree(folder / SHARDS, ignore_errors=True)
+
+
+def check_whole(path: Path) -> None:
+    """Every byte of a file of torch.save, which torch.load does not. Raises zipfile.BadZipFile or ValueError."""
+    with zipfile.ZipFile(path) as archive:
+        if (damaged := archive.testzip()) is not None:
+            raise ValueError(f"{damaged} in {path.name} is damaged")
 
 
 def _read(path: Path, about: dict[str, Any]) -> dict[str, Any]:
     """Raises OSError, zipfile.BadZipFile, ValueError for a damaged or a foreign file, and what torch.load raises."""
-    with zipfile.ZipFile(path) as archive:  # torch.load would not see that a byte has changed
-        if (damaged := archive.testzip()) is not None:
-            raise ValueError(f"{damaged} in it is damaged")
+    check_whole(path)
     document = torch.load(path, map_location="cpu", weights_only=True)
     for key, value in about.items():
         if (found := document["about"].get(key)) != value:

@@ -1,6 +1,7 @@
 """The device of a worker: which one, at which precision, under which Accelerator, with which other processes."""
 
 import functools
+import gc
 import os
 import resource
 from contextlib import suppress
@@ -16,7 +17,7 @@ from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 
 from dskd.backbones import IMAGENET_MEAN, IMAGENET_STD
-from harness.environment import cpu_flags, device_name, thread_count
+from harness.environment import cpu_flags, cpu_name, device_name, thread_count
 from harness.run.processes import accelerator_of, expected_type
 from harness.spec import Strategy
 
@@ -28,7 +29,8 @@ class Device:
     """Where a work runs: this process's device, and the other processes (ranks) of the same run, if it has any.
 
     `precision` is the resolved one (fp32, tf32 or bf16), never `auto`. What moves data between ranks (`share`, `sum`,
-    `gather`, `agree`, `wait`) is called by all of them in the same order, and does nothing in a run of one process.
+    `gather`, `agree`, `most`, `everyones`, `wait`) is called by all of them in the same order, and does nothing in a
+    run of one process.
     """
 
     accelerator: Accelerator
@@ -85,6 +87,26 @@ class Device:
             torch.distributed.broadcast_object_list(values, 0, device=self.place)
         return values[0]
 
+    def most(self, value: int) -> int:
+        """The largest of the ranks' values, for all; it does not wait for the device."""
+        if self.processes == 1:
+            return value
+        values = torch.tensor(value)
+        torch.distributed.all_reduce(values, torch.distributed.ReduceOp.MAX, group=self._hosts)
+        return int(values)
+
+    def everyones(self, value: T) -> list[T]:
+        """Each rank's value, by rank, for all. What is in it lies on the host."""
+        values = [value] * self.processes
+        if self.processes > 1:
+            torch.distributed.all_gather_object(values, value, group=self._hosts)
+        return values
+
+    @functools.cached_property
+    def _hosts(self) -> torch.distributed.ProcessGroup | None:
+        """The ranks over gloo, which reads and writes on the host; None where the default group does that already."""
+        return None if self.place.type == "cpu" else torch.distributed.new_group(backend="gloo")
+
     def wait(self) -> None:
         """For all ranks to come here."""
         self.accelerator.wait_for_everyone()
@@ -110,14 +132,18 @@ class Device:
 
 
 def resolve_precision(precision: str, device_type: str) -> str:
-    """`auto` is bf16 where the hardware multiplies it fast, else fp32; the record says which it became."""
+    """`auto` is bf16 where the hardware multiplies it fast, else fp32; the record says which it became.
+
+    On a CPU that is AMX, or AMD's avx512_bf16; Intel's without AMX is slower than fp32 (0.65 of its rate, measured).
+    """
     if precision == "tf32" and device_type != "cuda":
         raise ValueError("precision tf32 needs a CUDA device; write precision: fp32")
     if precision != "auto":
         return precision
     if device_type == "cuda":
         return "bf16" if torch.cuda.get_device_capability()[0] >= 8 else "fp32"
-    return "bf16" if cpu_flags() & {"amx_bf16", "avx512_bf16"} else "fp32"
+    fast = "amx_bf16" in cpu_flags() or ("avx512_bf16" in cpu_flags() and "AMD" in cpu_name())
+    return "bf16" if fast else "fp32"
 
 
 def open_device(device: str, precision: str, processes: int = 1, strategy: Strategy = "ddp") -> Device:
@@ -153,6 +179,18 @@ def open_device(device: str, precision: str, processes: int = 1, strategy: Strat
     if got != want:
         raise RuntimeError(f"Accelerate gave (processes, type, device, precision) {got}, asked for {want}")
     return Device(accelerator, resolved, strategy)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Of the host or of a GPU; on the host torch raises a plain RuntimeError."""
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(error)
+
+
+def free_memory() -> None:
+    """Give back what nothing refers to any more. To be called when the error that has a hold on it is gone."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def to_images(pixels: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ process, so that the launcher kills the others, which may be waiting for it for 
 import csv
 import functools
 import io
+import logging
 import os
 import threading
 import time
@@ -33,13 +34,15 @@ from harness.launch.job import BenchJob, Job, TrainJob, failed_attempt
 from harness.records import Record, Results
 from harness.run import metrics, pictures
 from harness.run.checkpoint import Checkpointing, Interrupted, discard
-from harness.run.device import Device, PeakMemory, open_device
+from harness.run.device import Device, PeakMemory, free_memory, is_out_of_memory, open_device
 from harness.run.evaluate import Inspected, inspect, measure
 from harness.run.features import TeacherFeatures
+from harness.run.profile import section
 from harness.run.throughput import throughput
 from harness.run.train import DivergedError, Epoch, train
 from harness.spec import EvaluateSpec, Spec, TrainSpec
 
+log = logging.getLogger(__name__)
 Emit = Callable[..., None]
 GRACE_S = 5.0  # in which rank 0 tells by itself what another rank failed at too
 
@@ -70,12 +73,13 @@ def _train_and_evaluate(job: TrainJob, work: "_Work", device: Device) -> None:
     spec = job.spec
     work.emit("phase", phase="data")
     source = get_source(job.source)
-    with device.accelerator.local_main_process_first():  # it decodes, the others find the cache
+    with section("decode"), device.accelerator.local_main_process_first():  # it decodes, the others find the cache
         category = images.load(source, spec.data, spec.image_size, spec.crop)
     torch.manual_seed(spec.seed)
-    teacher = _teacher(spec.backbone, job.weights_path or "random", device.place)
-    distiller = Distiller(spec.method, spec.backbone, teacher)
-    distiller.students.to(device.place, memory_format=torch.channels_last)
+    with section("build"):
+        teacher = _teacher(spec.backbone, job.weights_path or "random", device.place)
+        distiller = Distiller(spec.method, spec.backbone, teacher)
+        distiller.students.to(device.place, memory_format=torch.channels_last)
     folder = work.results.run_folder(spec.id)
     weights = folder / "students.safetensors"
     if device.agree(job.force or not weights.exists() or work.results.record(spec.id) is None):
@@ -83,11 +87,13 @@ def _train_and_evaluate(job: TrainJob, work: "_Work", device: Device) -> None:
             with work.recording(spec, device) as result:
                 result |= _train(job, work, device, distiller, category)
         except DivergedError:  # it would again from its checkpoint; after other failures the next attempt goes on there
-            discard(folder)
+            if device.main:
+                discard(folder)
             raise
     else:
         distiller.students.load_state_dict(load_file(weights, device=str(device.place)))
-    discard(folder)
+    if device.main:
+        discard(folder)
     if job.evaluations:
         _evaluate(job, work, device, distiller, category)
     if device.main and not job.save.weights:
@@ -122,17 +128,15 @@ def _train(
     along = _Along(spec, device, category)
     folder = work.results.run_folder(spec.id)
     checkpointing = Checkpointing(folder, spec.id, device, job.checkpoint_every_s, work.stop, {"along": along})
-    # Several processes do not agree on a step to save after: a run of theirs goes on to its end.
-    saved = checkpointing if device.processes == 1 else None
-    started = time.perf_counter()
-    curve, kept = train(distiller, spec, features, *positions, device, report, along, saved)
-    seconds = (checkpointing.seconds if saved else time.perf_counter() - started) - along.seconds
+    curve, kept = train(distiller, spec, features, *positions, device, report, along, checkpointing)
+    seconds = checkpointing.seconds - along.seconds
     if device.main:
-        if along.rows:
-            _save_rows(folder / "metrics.csv", along.rows)
-        state = {key: value.contiguous() for key, value in distiller.students.state_dict().items()}
-        write_atomic(folder / "students.safetensors", serialize(state))
-        _save_rows(folder / "curve.csv", [to_mapping(epoch) for epoch in curve])
+        with section("files"):
+            if along.rows:
+                _save_rows(folder / "metrics.csv", along.rows)
+            state = {key: value.contiguous() for key, value in distiller.students.state_dict().items()}
+            write_atomic(folder / "students.safetensors", serialize(state))
+            _save_rows(folder / "curve.csv", [to_mapping(epoch) for epoch in curve])
     # The first epoch warms up caches and allocator; a run of one epoch has no other.
     steady = curve[1:] or curve
     return {
@@ -172,15 +176,29 @@ class _TestSet:
         self.pixels = category.images[category.indices("test")]
         self.masks = np.array(category.masks)
         self.labels = np.array([sample.anomalous for sample in self.samples])
-        self.regions = metrics.regions(self.masks)
+        with section("metrics"):
+            self.regions = metrics.regions(self.masks)
         self.regions_before = int(category.regions.sum())
         self.normal = category.images[category.indices("train")]
 
     def inspect(
         self, distiller: Distiller, variants: Sequence[EvaluateSpec], device: Device, report: Callable[[int, int], None]
-    ) -> list[Inspected]:
-        batch_size = variants[0].train.eval_batch_size
-        return inspect(distiller, self.pixels, variants, batch_size, device, report, self.normal)
+    ) -> tuple[list[Inspected], dict[str, int]]:
+        """What the variants see; and for the record the batch size, if memory was too small for the one asked for.
+
+        Several processes do not lower it: the one that has no memory left could not tell the others in time.
+        """
+        asked = batch_size = variants[0].train.eval_batch_size
+        while True:
+            try:
+                seen = inspect(distiller, self.pixels, variants, batch_size, device, report, self.normal)
+                return seen, {} if batch_size == asked else {"lowered_batch_size": batch_size}
+            except (MemoryError, RuntimeError) as error:
+                if not is_out_of_memory(error) or batch_size == 1 or device.processes > 1:
+                    raise
+            batch_size //= 2
+            log.warning("out of memory; evaluating in batches of %d", batch_size)
+            free_memory()
 
     def measure(self, seen: Inspected, variant: EvaluateSpec) -> dict[str, Any]:
         return measure(seen, self.labels, self.masks, variant, self.regions, self.regions_before)
@@ -201,7 +219,8 @@ class _Along:
     def __call__(self, epoch: int, distiller: Distiller) -> None:
         started = time.perf_counter()
         variant = EvaluateSpec(self.spec, self.spec.method.map, self.spec.method.score)
-        for seen in self.test.inspect(distiller, [variant], self.device, lambda *_: None):
+        inspected, _ = self.test.inspect(distiller, [variant], self.device, lambda *_: None)
+        for seen in inspected:
             self.rows.append({"epoch": epoch, **self.test.measure(seen, variant)})
         self.seconds += time.perf_counter() - started
 
@@ -219,20 +238,21 @@ def _evaluate(job: TrainJob, work: "_Work", device: Device, distiller: Distiller
 
     def report(done: int, total: int) -> None:
         work.step(done, total)
-        if work.stop.is_set() and done < total and device.processes == 1:
+        if device.most(work.stop.is_set()) and done < total:
             raise Interrupted(f"stopped after {done} of {total} test images; the next call evaluates them again")
 
-    inspected = test.inspect(distiller, job.evaluations, device, report)
+    inspected, lowered = test.inspect(distiller, job.evaluations, device, report)
     shared_s = (time.perf_counter() - started) / len(job.evaluations)
     if not device.main:
         return
     for evaluation, seen in zip(job.evaluations, inspected, strict=True):
         with work.attempting(evaluation), work.recording(evaluation, device) as result:
-            result |= test.measure(seen, evaluation) | {"inspect_s": round(shared_s, 3)} | device.facts()
+            result |= test.measure(seen, evaluation) | {"inspect_s": round(shared_s, 3)} | lowered | device.facts()
             folder = work.results.run_folder(evaluation.id)
-            if job.save.scores:
-                _save_scores(folder / "scores.csv", test.samples, seen)
-            pictures.save_maps(folder / "maps", test.samples, test.pixels, test.masks, seen.maps, job.save.maps)
+            with section("files"):
+                if job.save.scores:
+                    _save_scores(folder / "scores.csv", test.samples, seen)
+                pictures.save_maps(folder / "maps", test.samples, test.pixels, test.masks, seen.maps, job.save.maps)
 
 
 @functools.lru_cache(maxsize=1)
@@ -269,7 +289,8 @@ def _features(
     key = (*key, normal.tobytes(), device.place)
     if key not in _last_features:
         _last_features.clear()  # before the next ones are made: two sets may not fit
-        pixels = torch.from_numpy(category.images[normal]).to(device.place)
+        with section("transfer"):
+            pixels = torch.from_numpy(category.images[normal]).to(device.place)
         _last_features[key] = TeacherFeatures(teacher, pixels, batch, device)
     return _last_features[key]
 
@@ -354,7 +375,7 @@ class _Work:
             yield
         except Exception as error:
             with suppress(Exception):
-                torch.cuda.empty_cache()
+                free_memory()
             together = spec is None and isinstance(self.job, TrainJob) and self.job.spec.processes > 1
             rank = int(os.environ.get("RANK", "0")) if together else 0  # there may be no device to ask
             if rank:
@@ -377,7 +398,7 @@ class _Work:
 
 def failure_reason(error: BaseException) -> str:
     """The reason that a record of a failure gives, for an exception inside a worker."""
-    if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(error):
+    if is_out_of_memory(error):
         return "out_of_memory"
     if isinstance(error, DataError):
         return "data"

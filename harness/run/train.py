@@ -16,10 +16,11 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from dskd.anomaly_map import anomaly_map
 from dskd.distiller import Distiller
 from dskd.switches import Train
-from harness.run.checkpoint import Checkpointing, Stateful
+from harness.run.checkpoint import Checkpointing, OfRank, ShardedEngine, Stateful
 from harness.run.device import Device, to_images, whole_batches
 from harness.run.features import TeacherFeatures
 from harness.run.processes import dense_copy, fit_to_recipe, gather_parameters, part_of, share_batch_norm
+from harness.run.profile import section
 from harness.spec import TrainSpec
 
 log = logging.getLogger(__name__)
@@ -45,17 +46,31 @@ Along = Callable[[int, Distiller], None]
 
 
 @dataclass
+class _EpochLoss:
+    """A rank's summed loss of the epoch so far, on the device: read once an epoch, since reading it in each step would
+    make the host wait for the device.
+    """
+
+    total: torch.Tensor
+
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        return {"total": self.total.cpu()}
+
+    def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:
+        self.total.copy_(state["total"])
+
+
+@dataclass
 class _Progress:
     """Where a training is and what it has found so far.
 
     Args:
-        order: the state of the shuffling generator at the start of the epoch; total: the epoch's summed loss so far.
+        order: the state of the shuffling generator at the start of the epoch.
         step: steps done in the epoch; seconds: that they took.
         best_epoch, best_map, best_state: of `select: val_normal`.
     """
 
     order: torch.Tensor
-    total: torch.Tensor
     best_epoch: int
     best_map: float = math.inf
     best_state: dict[str, torch.Tensor] | None = None
@@ -67,7 +82,7 @@ class _Progress:
     def end_epoch(self, found: Epoch, order: torch.Tensor) -> None:
         """Move on to the next epoch's start."""
         self.curve.append(found)
-        self.order, self.total = order, torch.zeros_like(self.total)
+        self.order = order
         self.epoch, self.step, self.seconds = self.epoch + 1, 0, 0.0
 
     def state_dict(self) -> dict[str, Any]:
@@ -75,7 +90,7 @@ class _Progress:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         curve = [Epoch(**epoch) for epoch in state["curve"]]
-        vars(self).update(state | {"curve": curve, "total": state["total"].to(self.total.device)})
+        vars(self).update(state | {"curve": curve})
 
 
 def train(
@@ -134,9 +149,14 @@ def train(
         device.share(measured.students)
 
     order = torch.Generator().manual_seed(spec.seed)
-    progress = _Progress(order.get_state(), torch.zeros((), device=device.place), recipe.epochs)
-    parts: dict[str, Stateful] = {"students": distiller.students, "progress": progress}
-    parts |= {f"optimizer {number}": optimizer for number, optimizer in enumerate(optimizers)}
+    progress = _Progress(order.get_state(), recipe.epochs)
+    loss_so_far = _EpochLoss(torch.zeros((), device=device.place))
+    parts: dict[str, Stateful] = {"progress": progress, "loss": OfRank(loss_so_far, device)}
+    if learners is distiller.students:
+        parts |= {"students": learners}
+        parts |= {f"optimizer {number}": optimizer for number, optimizer in enumerate(optimizers)}
+    elif checkpointing is not None:
+        parts |= {"engine": ShardedEngine(students, checkpointing.shards)}
     parts |= {f"schedule {number}": schedule for number, schedule in enumerate(schedulers) if schedule is not None}
     parts |= {"average": average} if average else {}
     if checkpointing is not None and checkpointing.restore(parts):
@@ -149,26 +169,30 @@ def train(
         for step in range(progress.step, steps_per_epoch):
             positions = shuffled[step * recipe.batch_size :][: recipe.batch_size]
             part, weight = part_of(positions, device.rank, device.processes)
-            images = to_images(features.pixels[torch.from_numpy(part).to(device.place)])
-            with device.autocast():
-                loss = trained.loss(images, features[part]) * weight
-            accelerator.backward(loss)
-            if recipe.clip:
-                accelerator.clip_grad_norm_(students.parameters(), recipe.clip)
-            for optimizer, schedule in zip(optimizers, schedulers, strict=True):
-                optimizer.step()
-                optimizer.zero_grad()
-                if schedule is not None:
-                    schedule.step()
-            if average:
-                average.update_parameters(learners)
-            # Summed on the device and read once an epoch: reading it each step would make the host wait for the device.
-            progress.total += loss.detach() * len(positions)
+            with section("batch"):
+                images = to_images(features.pixels[torch.from_numpy(part).to(device.place)])
+                expected = features[part]
+            with section("forward", len(part)), device.autocast():
+                loss = trained.loss(images, expected) * weight
+            with section("backward", len(part)):
+                accelerator.backward(loss)
+            with section("optimizer"):
+                if recipe.clip:
+                    accelerator.clip_grad_norm_(students.parameters(), recipe.clip)
+                for optimizer, schedule in zip(optimizers, schedulers, strict=True):
+                    optimizer.step()
+                    optimizer.zero_grad()
+                    if schedule is not None:
+                        schedule.step()
+                if average:
+                    average.update_parameters(learners)
+            loss_so_far.total += loss.detach() * len(positions)
             progress.step, progress.seconds = step + 1, time.perf_counter() - started
             report((epoch - 1) * steps_per_epoch + step + 1, recipe.epochs * steps_per_epoch, None)
             if checkpointing is not None:
                 checkpointing.after_step(parts, f"in epoch {epoch} of {recipe.epochs}")
-        loss_value = (device.sum(progress.total) / (len(chosen) * device.processes)).item()
+        loss_value = (device.sum(loss_so_far.total) / (len(chosen) * device.processes)).item()
+        loss_so_far.total.zero_()
         if not math.isfinite(loss_value):
             raise DivergedError(f"the loss of epoch {epoch} is {loss_value}; a lower train.lr may help")
         seconds = time.perf_counter() - started

@@ -97,7 +97,18 @@ def test_weights_that_cannot_be_had_are_said_at_once(write_grid: WriteGrid, tree
 
 def test_every_command_explains_itself() -> None:
     overview = harness("--help").stdout
-    for command in ("run", "plan", "show", "leaderboard", "compare", "methods", "backbones"):
+    for command in (
+        "run",
+        "plan",
+        "show",
+        "leaderboard",
+        "compare",
+        "submit",
+        "status",
+        "methods",
+        "backbones",
+        "init",
+    ):
         assert command in overview
         assert len(harness(command, "--help").stdout) > 300
 

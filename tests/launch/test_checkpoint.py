@@ -26,13 +26,14 @@ OFTEN = ("--checkpoint-every", "0.005", "--retries", "0")  # minutes
 EPOCHS = 40
 
 
-def write(folder: Path, data: Path) -> Path:
+def write(folder: Path, data: Path, **settings: Any) -> Path:
     document = {
         "name": "tiny",
         "axes": {"method": ["stfpm"], "backbone": ["resnet18"], "dataset": [{"name": "folder", "root": str(data)}]},
         "defaults": {"image_size": 32, "weights": "random", "precision": "fp32", "evaluate.at": [2, EPOCHS // 2]},
     }
     document["defaults"] |= {"train.epochs": EPOCHS, "train.batch_size": 2, "train.select": "val_normal"}
+    document["defaults"] |= settings
     folder.mkdir()
     (folder / "grid.yaml").write_text(yaml.safe_dump(document))
     return folder / "grid.yaml"
@@ -113,6 +114,26 @@ def test_killed_and_told_to_end_it_finds_the_same_numbers(tmp_path: Path) -> Non
     log = (grid.parent / "runs" / "tiny" / training.id / "log.txt").read_text()
     assert log.count("resumed at epoch") == 2
     assert len(numbers(grid)["curve"]) == EPOCHS
+    assert numbers(grid) == numbers(undisturbed)
+
+
+@pytest.mark.slow
+def test_two_processes_told_to_end_find_the_same_numbers(tmp_path: Path) -> None:
+    data = write_mvtec(tmp_path / "data")
+    undisturbed, grid = (write(tmp_path / name, data, processes=2) for name in ("undisturbed", "grid"))
+    run(undisturbed, "--devices", "cpu:2")
+    for number in (signal.SIGINT, signal.SIGKILL):
+        before = saved(grid)
+        line = [*command(grid, *OFTEN), "--devices", "cpu:2"]
+        process = subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        until(lambda: saved(grid) > before, process)  # noqa: B023
+        process.send_signal(number)
+        output, _ = process.communicate(timeout=DEADLINE_S)
+        assert process.returncode == (130 if number == signal.SIGINT else -number), output
+        assert saved(grid)
+    run(grid, *OFTEN, "--devices", "cpu:2")
+    (training,) = records(grid, "train").values()
+    assert training.result["resumed"] == 2
     assert numbers(grid) == numbers(undisturbed)
 
 

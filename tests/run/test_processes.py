@@ -117,9 +117,14 @@ def check_trained(folder: Path, strategy: str, pixels: np.ndarray) -> None:
     """Both ranks ended alike, and as the reference did."""
     first, second = (torch.load(folder / f"{strategy}-{rank}.pt") for rank in (0, 1))
     for recipe, found in first.items():
-        assert found["losses"] == second[recipe]["losses"]
+        assert found["losses"] == second[recipe]["losses"], recipe
         assert found["kept"] == second[recipe]["kept"]
         assert all(torch.equal(value, second[recipe]["state"][key]) for key, value in found["state"].items())
+    for name in [name for name in first if name.endswith(", stopped")]:
+        stopped, undisturbed = first.pop(name), first[name.removesuffix(", stopped")]
+        assert stopped["resumed"] == 2
+        assert (stopped["losses"], stopped["maps"]) == (undisturbed["losses"], undisturbed["maps"])
+        assert all(torch.equal(value, undisturbed["state"][key]) for key, value in stopped["state"].items())
     for recipe in first.keys() - {"selected"}:
         losses, state = reference(recipe, pixels)
         # BatchNorm over two images magnifies rounding from step to step (and ReLU what is near 0).

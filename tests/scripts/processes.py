@@ -5,6 +5,7 @@ What a scenario needs lies in the folder (`pixels.npy`, jobs), and each rank lea
 
 import os
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -14,11 +15,13 @@ import torch.distributed
 from dskd import Distiller, Teacher, get_method, replace
 from harness.launch.job import decode
 from harness.run import execute
+from harness.run.checkpoint import Checkpointing, Interrupted
 from harness.run.device import Device, open_device
 from harness.run.evaluate import Inspected, inspect
 from harness.run.features import TeacherFeatures
 from harness.run.train import train
 from harness.spec import Data, EvaluateSpec, Strategy, TrainSpec, Weights
+from tests.run.test_checkpoint import StopAfter
 
 RANK = int(os.environ.get("RANK", "0"))
 SGD = {"train.epochs": 1, "train.batch_size": 4, "train.lr": 0.01, "train.select": "last"}
@@ -37,16 +40,32 @@ def spec(recipe: str, processes: int = 2, strategy: Strategy = "ddp") -> TrainSp
     return TrainSpec(method, "resnet18", Weights(), data, image_size=64, processes=processes, strategy=strategy)
 
 
-def trained(run: TrainSpec, images: int, pixels: np.ndarray, device: Device) -> dict[str, object]:
+def trained(
+    run: TrainSpec, images: int, pixels: np.ndarray, device: Device, checkpointing: Checkpointing | None = None
+) -> dict[str, object]:
     torch.manual_seed(run.seed)
     model = Distiller(run.method, "resnet18", Teacher("resnet18"))
     model.to(memory_format=torch.channels_last)
     features = TeacherFeatures(model.teacher, torch.from_numpy(pixels), run.process_batch_size, device)
     positions = np.arange(len(pixels))
-    curve, kept = train(model, run, features, positions[:images], positions[images:], device, lambda *_: None)
+    chosen, held_out = positions[:images], positions[images:]
+    curve, kept = train(model, run, features, chosen, held_out, device, lambda *_: None, checkpointing=checkpointing)
     maps = [epoch.held_out_map for epoch in curve]
     losses = [epoch.loss for epoch in curve]
     return {"losses": losses, "maps": maps, "kept": kept, "state": model.students.state_dict()}
+
+
+def stopped_and_resumed(recipe: str, strategy: Strategy, pixels: np.ndarray, folder: Path) -> dict[str, object]:
+    """As `trained`, in three attempts: the second process is told to stop after its second step and its next one."""
+    run = spec(recipe, strategy=strategy)
+    for steps in (2, 1, 1000):
+        device = open_device("cpu", "fp32", 2, strategy)
+        stop = StopAfter(steps if RANK else 1000)
+        checkpointing = Checkpointing(folder / f"{recipe}-{strategy}", run.id, device, 1000.0, stop)
+        with suppress(Interrupted):
+            found = trained(run, RECIPES[recipe][0], pixels, device, checkpointing)
+            return found | {"resumed": checkpointing.resumed}
+    raise AssertionError
 
 
 def inspected(method: str, pixels: np.ndarray, device: Device) -> list[Inspected]:
@@ -72,6 +91,9 @@ def main() -> None:
                 for recipe, (images, _) in RECIPES.items()
                 if (recipe, strategy) != ("averaged", "deepspeed_zero3")
             }
+            for recipe in ("selected", "averaged"):
+                if recipe in found:
+                    found[f"{recipe}, stopped"] = stopped_and_resumed(recipe, strategy, pixels, folder)
             torch.save(found, folder / f"{strategy}-{RANK}.pt")
     elif scenario == "inspect":
         pixels = np.load(folder / "pixels.npy")

@@ -1,0 +1,56 @@
+"""Where memory is too small for a batch that is only looked at, a smaller one is taken and the record says so."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from dskd import Distiller, get_method
+from harness.run.device import open_device
+from harness.run.throughput import throughput
+from harness.spec import BenchSpec
+from tests.run.test_checkpoint import attempt, job_of
+
+
+def small_memory(monkeypatch: pytest.MonkeyPatch, name: str, most: int) -> None:
+    """A method of the model that takes batches of `most` images."""
+    method = getattr(Distiller, name)
+
+    def limited(self: Distiller, images: torch.Tensor, *args: Any, **options: Any) -> Any:
+        if len(images) > most:
+            raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory")
+        return method(self, images, *args, **options)
+
+    monkeypatch.setattr(Distiller, name, limited)
+
+
+def evaluation(grid: Path) -> dict[str, Any]:
+    job = job_of(grid, every_s=600.0)
+    return attempt(job).record(job.evaluations[0].id).result
+
+
+def test_an_evaluation_is_that_of_the_batch_that_fits(
+    tree: Path, write_grid: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = evaluation(write_grid(tree, defaults={"eval.batch_size": 2}))
+    small_memory(monkeypatch, "discrepancies", 3)
+    lowered = evaluation(write_grid(tree, defaults={"eval.batch_size": 8}))
+    assert lowered.pop("lowered_batch_size") == 2
+    assert lowered | {"inspect_s": 0} == asked | {"inspect_s": 0}
+
+
+def test_a_batch_of_one_that_does_not_fit_is_a_failure(
+    tree: Path, write_grid: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small_memory(monkeypatch, "discrepancies", 0)
+    job = job_of(write_grid(tree))
+    assert attempt(job).last_failure(job.evaluations[0].id).reason == "out_of_memory"
+
+
+def test_throughput_of_the_batches_that_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    small_memory(monkeypatch, "discrepancies", 3)
+    spec = BenchSpec(get_method("stfpm"), "resnet18", 32, "fp32", "cpu", 1, batch_sizes=(1, 5, 8), seconds=0.01)
+    found = throughput(spec, open_device("cpu", "fp32"))["offline"]
+    assert [(batch["batch_size"], batch.get("lowered_from")) for batch in found] == [(1, None), (2, 5)]
