@@ -1,5 +1,6 @@
 """The comparison of a set of runs: what all its tables share (`Board`), what a table is, and the table of scores."""
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -269,4 +270,13 @@ def protocol_line(board: Board) -> str:
     shown = [
         f"{key} {board.shared[key]}" for key in (*keys, *(["crop"] if board.shared.get("crop", "0") != "0" else []))
     ]
-    return " · ".join([*shown, f"seeds {', '.join(map(str, board.seeds))}"])
+    return " · ".join([*shown, f"seeds {in_ranges(board.seeds)}"])
+
+
+def in_ranges(numbers: Sequence[int]) -> str:
+    """Ascending numbers: `0, 1, 5–9`"""
+    blocks = [
+        [number for _, number in block]
+        for _, block in itertools.groupby(enumerate(numbers), key=lambda pair: pair[1] - pair[0])
+    ]
+    return ", ".join(f"{block[0]}–{block[-1]}" if len(block) > 2 else ", ".join(map(str, block)) for block in blocks)
