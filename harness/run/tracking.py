@@ -21,7 +21,7 @@ from harness.records import Results
 
 log = logging.getLogger(__name__)
 Emit = Callable[..., None]
-GRACE_S = 10.0  # that the end of a run waits for its tracker
+GRACE_S = 30.0  # that the end of a run waits for its tracker
 
 
 @contextmanager
