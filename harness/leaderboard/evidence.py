@@ -161,8 +161,8 @@ def differences(board: Board, against: str | None = None) -> Table:
                 if pairs:
                     rows.append(((dataset, metric, names[reference], names[key]), difference_cells(pairs)))
     notes = [
-        "in points; paired by category, seed and test images; 95 % bootstrap over images × seeds where scores by image "
-        "are there (image AUROC), else over seeds within categories; ▲ ▼: the interval excludes 0",
+        "in points; paired by category, seed and test images; 95 % interval over images × seeds (bootstrap) where "
+        "scores by image are there (image AUROC), else over seeds (Student's t within categories); ▲ ▼: it excludes 0",
         "P(above): how often a run of the first is above one of the second, over pairs of seeds within categories",
     ]
     return Table(
