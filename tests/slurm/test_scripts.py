@@ -89,11 +89,11 @@ def test_submit_and_status(cluster: Cluster, work: Path, undisturbed: dict[str, 
 def test_a_preempted_job_goes_on_to_the_same_numbers(
     cluster: Cluster, tmp_path: Path, images: Path, work: Path
 ) -> None:
-    grid = write(work / "grid.yaml", images, epochs=150, seeds=1)
+    grid = write(work / "grid.yaml", images, epochs=100, seeds=1)
     (tmp_path / "calm").mkdir()
     harness("run", "--grid", grid, cwd=tmp_path / "calm")
     job = cluster.sbatch("--partition=low", "--nodelist=node1", *SMALL, "slurm/sweep.sh", "grid.yaml", cwd=work)
-    await_(lambda: f"/150  (node1, job {job})" in harness_status(work))
+    await_(lambda: f"/100  (node1, job {job})" in harness_status(work))
     cluster.sbatch("--nodelist=node1", "--exclusive", "--mem=0", "--wrap=sleep 1", cwd=work)
     assert cluster.wait(job) == {"COMPLETED"}, cluster.output(work)
     assert "requeued" in (work / f"slurm-{job}.out").read_text()
@@ -126,7 +126,7 @@ def test_runs_that_span_nodes(strategy: str, cluster: Cluster, work: Path, mtd_r
     grid = write(work / "grid.yaml", mtd_root, epochs=1, seeds=1, processes=2, strategy=strategy)
     document = yaml.safe_load(grid.read_text())
     document["axes"]["dataset"] = [{"name": "mtd", "root": str(mtd_root)}]
-    document["defaults"] |= {"image_size": 64, "train.batch_size": 32}
+    document["defaults"] |= {"image_size": 32, "train.batch_size": 32}
     grid.write_text(yaml.safe_dump(document))
     job = cluster.sbatch("--nodes=2", *SMALL, "slurm/multinode.sh", "grid.yaml", cwd=work)
     (work / "here").mkdir()
