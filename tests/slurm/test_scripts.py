@@ -86,21 +86,21 @@ def test_submit_and_status(cluster: Cluster, work: Path, undisturbed: dict[str, 
     assert "nothing to submit, all 6 runs are done" in harness("submit", "--grid", "grid.yaml", cwd=work)
 
 
-def test_a_preempted_job_goes_on_to_the_same_numbers(
+def test_preempted_elements_go_on_to_the_same_numbers(
     cluster: Cluster, tmp_path: Path, images: Path, work: Path
 ) -> None:
-    grid = write(work / "grid.yaml", images, epochs=150, seeds=1)
+    grid = write(work / "grid.yaml", images, epochs=100, seeds=2)
     (tmp_path / "calm").mkdir()
     harness("run", "--grid", grid, cwd=tmp_path / "calm")
-    job = cluster.sbatch("--partition=low", "--nodelist=node1", *SMALL, "slurm/sweep.sh", "grid.yaml", cwd=work)
-    await_(lambda: f"/150  (node1, job {job})" in harness_status(work))
+    options = ("--array=0-1", "--partition=low", "--nodelist=node1", *SMALL)
+    job = cluster.sbatch(*options, "slurm/sweep.sh", "grid.yaml", cwd=work)
+    await_(lambda: harness_status(work).count(f"/100  (node1, job {job}_") == 2)
     cluster.sbatch("--nodelist=node1", "--exclusive", "--mem=0", "--wrap=sleep 1", cwd=work)
     assert cluster.wait(job) == {"COMPLETED"}, cluster.output(work)
-    assert "requeued" in (work / f"slurm-{job}.out").read_text()
-    (training,) = [
-        item for item in Results(work / "runs" / "tiles") if isinstance(item, Record) and item.kind == "train"
-    ]
-    assert training.result["resumed"] == 1
+    for element in range(2):  # the last one has the number of the whole array
+        assert (work / f"slurm-{job}_{element}.out").read_text().count("requeued: it goes on") == 1
+    trainings = [item for item in Results(work / "runs" / "tiles") if isinstance(item, Record) and item.kind == "train"]
+    assert [training.result["resumed"] for training in trainings] == [1, 1]
     assert metrics(work / "runs" / "tiles") == metrics(tmp_path / "calm" / "runs" / "tiles")
 
 
@@ -126,7 +126,7 @@ def test_runs_that_span_nodes(strategy: str, cluster: Cluster, work: Path, mtd_r
     grid = write(work / "grid.yaml", mtd_root, epochs=1, seeds=1, processes=2, strategy=strategy)
     document = yaml.safe_load(grid.read_text())
     document["axes"]["dataset"] = [{"name": "mtd", "root": str(mtd_root)}]
-    document["defaults"] |= {"image_size": 64, "train.batch_size": 32}
+    document["defaults"] |= {"image_size": 32, "train.batch_size": 32}
     grid.write_text(yaml.safe_dump(document))
     job = cluster.sbatch("--nodes=2", *SMALL, "slurm/multinode.sh", "grid.yaml", cwd=work)
     (work / "here").mkdir()

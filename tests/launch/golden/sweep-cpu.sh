@@ -43,12 +43,12 @@ srun --output="$log" --open-mode=append "${HARNESS[@]}" run --grid "$@" --out "$
 code=$?
 echo "$(date -Is) job $id ended with $code"
 
-state=$(squeue --noheader --jobs="$SLURM_JOB_ID" --format=%T)
+state=$(squeue --noheader --jobs="$id" --format=%T)  # not $SLURM_JOB_ID, which for one element names the whole array
 case $code in
   130 | 138 | 143) # told to stop (138, 143: before it was ready for signals); not to be requeued if by scancel
     if [ "$state" = RUNNING ]; then
       echo "requeued: it goes on from its checkpoints"
-      scontrol requeue "$SLURM_JOB_ID" && sleep 60  # in which SLURM ends this script
+      scontrol requeue "$id" && sleep 60  # in which SLURM ends this script
     fi
     ;;
   2) cat "${log/\%N/$SLURMD_NODENAME}" ;; # what is wrong with the input
