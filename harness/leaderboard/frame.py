@@ -181,9 +181,12 @@ def select(lines: pd.DataFrame, conditions: Sequence[str]) -> pd.DataFrame:
 
 
 def mixed(lines: pd.DataFrame, named: Collection[str] = ()) -> list[str]:
-    """The protocol keys in which lines of one data set differ, less those that are `named` (rows of their own)."""
+    """The protocol keys in which lines of one data set differ, less those that are `named` (rows of their own). Weights
+    are those of a backbone: two backbones cannot have the same.
+    """
     keys = [key for key in settings_of(lines) if is_protocol(key) and key not in named]
     differ = lines.groupby("dataset")[keys].nunique() > 1
+    differ["weights"] = lines.groupby(["dataset", "backbone"])["weights"].nunique().groupby("dataset").max() > 1
     return [key for key in keys if differ[key].any()]
 
 

@@ -270,6 +270,9 @@ def protocol_line(board: Board) -> str:
     shown = [
         f"{key} {board.shared[key]}" for key in (*keys, *(["crop"] if board.shared.get("crop", "0") != "0" else []))
     ]
+    if "weights" not in board.shared:
+        each = board.lines.groupby("backbone")["weights"].unique()
+        shown.append("weights " + ", ".join(f"{name}: {' and '.join(own)}" for name, own in each.items()))
     return " · ".join([*shown, f"seeds {in_ranges(board.seeds)}"])
 
 

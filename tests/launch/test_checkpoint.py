@@ -143,7 +143,9 @@ def worker() -> Iterator[tuple[subprocess.Popen[bytes], channel.Connection]]:
     with closing(channel.Door()) as door:
         process = subprocess.Popen([sys.executable, "-m", "harness.launch.worker"], env=os.environ | door.environment())
         connection, _ = door.take()
-        assert channel.receive(connection) == {"event": "ready"}
+        while (heard := channel.receive(connection)) == {"event": "alive"}:  # imports took long
+            pass
+        assert heard == {"event": "ready"}
         yield process, connection
         connection.close()
         process.wait(timeout=DEADLINE_S)

@@ -76,8 +76,8 @@ def test_a_claim_that_was_left_behind_is_taken_over(tmp_path: Path, monkeypatch:
     first.release("another")
     second.release("run")
     assert first.take("run")
-    first.content = first.content.replace(f'"pid": {os.getpid()}', '"pid": 999999999')
     first.release("run")
+    first.content = first.content.replace(f'"pid": {os.getpid()}', '"pid": 999999999')
     assert first.take("run")
     assert second.take("run")  # of a process that is no more
     assert claims.STALE_S > 60

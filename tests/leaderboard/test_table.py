@@ -14,7 +14,7 @@ from dskd.methods import get_method
 from harness.leaderboard.frame import load
 from harness.leaderboard.render import FORMATS, print_sections, remarks
 from harness.leaderboard.sections import NAMES, make_sections
-from harness.leaderboard.table import boards, scores
+from harness.leaderboard.table import boards, protocol_line, scores
 from harness.records import Failure, Record, Results
 from harness.spec import BenchSpec, Data, EvaluateSpec, TrainSpec, Weights
 
@@ -31,10 +31,12 @@ def evaluation(
     dataset: str = "set",
     manifest: str = "m",
     commit: str = "0123456789ab",
+    backbone: str = "resnet18",
+    weights: Weights = Weights("random"),  # noqa: B008 - frozen
 ) -> Record:
     config = replace(get_method(method), values or {})
     data = Data(dataset, category, manifest, (("resize", "square"),))
-    train = TrainSpec(config, "resnet18", Weights("random"), data, seed, 64)
+    train = TrainSpec(config, backbone, weights, data, seed, 64)
     spec = EvaluateSpec(train, config.map, config.score)
     metrics = {"image_auroc": image_auroc, "pixel_auroc": 0.9, "aupro_0.30": 0.5 if method == "dskd" else 0.25}
     metrics |= {"degenerate": image_auroc is not None and image_auroc <= 0.5, "precision": precision}
@@ -127,6 +129,16 @@ def test_mixed_protocols_are_refused_or_split(folder: Path) -> None:
         "precision fp32 · images 1",
         "precision fp32 · images 2",
     ]
+
+
+def test_each_backbone_has_weights_of_its_own(folder: Path) -> None:
+    results = Results(folder)
+    results.publish(evaluation("dskd", "a", 0, 0.9, backbone="resnet50", weights=Weights("imagenet", "ab" * 32)))
+    (board,) = boards(load([folder]))
+    assert "weights resnet18: random, resnet50: imagenet (abababab) ·" in protocol_line(board)
+    results.publish(evaluation("dskd", "a", 1, 0.9, backbone="resnet50"))
+    with pytest.raises(ConfigError, match=r"mixed protocols: weights is imagenet \(abababab\) and random"):
+        boards(load([folder]))
 
 
 def test_by_where_metric_and_sort(folder: Path) -> None:
