@@ -20,78 +20,31 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy import stats
 
 from dskd.methods import METHODS as KNOWN
 from harness.data.layouts import MagneticTile
-from harness.leaderboard.table import METRICS, Found, build
+from harness.leaderboard.evidence import last_quarter
+from harness.leaderboard.frame import METRICS as TITLES
+from harness.leaderboard.frame import SHOWN, provenance, training_key
+from harness.leaderboard.statistics import (
+    comparisons,
+    deviation,
+    deviation_factors,
+    mean,
+    percentile_interval,
+    resample,
+    resampled_auroc,
+    resampled_difference,
+)
 from harness.records import Damaged, Failure, Record, Results
 
+METRICS = {metric: TITLES[metric] for metric in SHOWN}
 IMAGE, PIXEL, AUPRO = METRICS  # keys of a record's result
 HOLE = "–"
 # Normal images, anomalous images and seeds are drawn apart; every comparison sees the same draws of each.
 NORMALS, ANOMALIES, SEEDS = np.random.SeedSequence(0).spawn(3)
 
 Key = tuple[str, str]  # method, recipe
-
-
-# Statistics
-
-
-def comparisons(normal: np.ndarray, anomalous: np.ndarray) -> np.ndarray:
-    """(N, A) float64 of (N,) and (A,) scores: 1 where the anomalous one is higher, 0.5 where they tie, else 0.
-
-    Its mean is the AUROC (Mann-Whitney).
-    """
-    return (anomalous > normal[:, None]) + 0.5 * (anomalous == normal[:, None])
-
-
-def resample(groups: np.ndarray, draws: int, stream: np.random.SeedSequence) -> np.ndarray:
-    """(draws, n) float64, rows of sum 1: the share of each item in samples of whole groups, drawn with replacement.
-
-    groups: (n,) labels; items of equal label are drawn together, and as many groups are drawn as there are.
-    """
-    names, place = np.unique(groups, return_inverse=True)
-    generator = np.random.default_rng(stream)
-    counts = generator.multinomial(len(names), np.full(len(names), 1 / len(names)), draws)[:, place]
-    return counts / counts.sum(axis=1, keepdims=True)
-
-
-def resampled_auroc(pairs: np.ndarray, normal_shares: np.ndarray, anomalous_shares: np.ndarray) -> np.ndarray:
-    """(draws,) AUROC in [0, 1] of each resample, ties half: from (N, A) `comparisons`, (draws, N) and (draws, A)."""
-    return np.einsum("da,da->d", normal_shares @ pairs, anomalous_shares)
-
-
-def resampled_difference(first: np.ndarray, second: np.ndarray, seed_shares: np.ndarray) -> np.ndarray:
-    """(draws,) differences of means over seeds: from two (draws, S), paired in draw and seed, and (draws, S) shares."""
-    return ((first - second) * seed_shares).sum(axis=1)
-
-
-def percentile_interval(values: np.ndarray) -> tuple[float, float]:
-    """The 2.5 % and 97.5 % quantiles of (draws,) values: the percentile bootstrap's 95 % interval (Efron, 1979)."""
-    low, high = np.quantile(values, (0.025, 0.975))
-    return float(low), float(high)
-
-
-def mean(values: Iterable[float]) -> float | None:
-    """None for no values."""
-    values = list(values)
-    return float(np.mean(values)) if values else None
-
-
-def deviation(values: Iterable[float]) -> float | None:
-    """Standard deviation (n - 1), in the values' unit; None for fewer than two."""
-    values = list(values)
-    return float(np.std(values, ddof=1)) if len(values) > 1 else None
-
-
-def deviation_factors(n: int) -> tuple[float, float, float]:
-    """How rough a standard deviation of n >= 2 normal values is.
-
-    Factors that make its 95 % interval (chi-square), and the ratio from which on two such deviations differ (F, 5 %).
-    """
-    low, high = np.sqrt((n - 1) / stats.chi2.ppf((0.975, 0.025), n - 1))
-    return float(low), float(high), float(np.sqrt(stats.f.ppf(0.975, n - 1, n - 1)))
 
 
 # Records
@@ -133,12 +86,6 @@ def train_of(item: Record | Failure) -> dict[str, Any]:
     return item.spec["train"] if item.kind == "evaluate" else item.spec
 
 
-def training_key(train: dict[str, Any]) -> str:
-    """What a training and its evaluations share: the spec without map and score, which are the evaluation's."""
-    method = {name: value for name, value in train["method"].items() if name not in ("map", "score")}
-    return json.dumps(train | {"method": method}, sort_keys=True)
-
-
 def recipe_of(evaluation: Record) -> str:
     """Loss, map, score and training: what the common recipe makes equal."""
     method = evaluation.spec["train"]["method"]
@@ -159,11 +106,18 @@ def read(folder: Path) -> Study:
             continue
         train = record.spec["train"]
         training = trainings.get(training_key(train))
-        along = _along(results.run_folder(training.id), train["method"]["train"]["epochs"]) if training else None
+        along = None
+        if training is not None:
+            along = last_quarter(results.run_folder(training.id), train["method"]["train"]["epochs"])
         group = study.runs.setdefault(key_of(train), {})
         if train["seed"] in group:
             raise ValueError(f"{key_of(train)}, seed {train['seed']}, has two evaluations; expected one setting of all")
-        group[train["seed"]] = Run(record, training, _scores(results.run_folder(record.id), record), along)
+        group[train["seed"]] = Run(
+            record,
+            training,
+            _scores(results.run_folder(record.id), record),
+            along if along is None else along.dropna(subset=[IMAGE]),
+        )
     evaluations = [run.evaluation for group in study.runs.values() for run in group.values()]
     if not evaluations:
         raise ValueError(f"{folder} holds no finished evaluation")
@@ -187,13 +141,6 @@ def _scores(folder: Path, record: Record) -> pd.DataFrame | None:
     if record.result[IMAGE] is None or abs(auroc - record.result[IMAGE]) > 1e-6:
         raise ValueError(f"{folder}: scores.csv gives an image AUROC of {auroc}, the record {record.result[IMAGE]}")
     return table
-
-
-def _along(folder: Path, epochs: int) -> pd.DataFrame | None:
-    if not (folder / "metrics.csv").exists():
-        return None
-    table = pd.read_csv(folder / "metrics.csv", index_col="epoch")
-    return table[table.index > 0.75 * epochs].dropna(subset=[IMAGE])
 
 
 def tiles_of(images: Iterable[str]) -> np.ndarray | None:
@@ -373,9 +320,9 @@ class Report:
         train, result = train_of(evaluations[0]), evaluations[0].result
         size = train.get("crop") or train["image_size"]
         print(f"# Architecture and recipe: {train['data']['name']}, {train['backbone']}, {size}x{size}\n")
-        provenance = build(Found(evaluations=evaluations)).provenance
+        measured = provenance(evaluations)
         test = f"{result['test_normal']} normal and {result['test_anomalous']} anomalous images to test"
-        print(textwrap.fill(f"{provenance[0].upper()}{provenance[1:]}. {test}.", 120) + "\n")
+        print(textwrap.fill(f"{measured[0].upper()}{measured[1:]}. {test}.", 120) + "\n")
         wanted = [(key, seed) for key in self.keys for seed in study.seeds]
         missing = [self.label(*each) + self._reason(*each) for each in wanted if each not in runs]
         bullet(f"{len(runs)} of {len(wanted)} evaluations are there")

@@ -110,13 +110,15 @@ def run(
 def _print_outcome(terminal: Console, plan: Plan, results: Results) -> None:
     """The table of the plan's runs that have a record, and those that failed with their reason."""
     from harness.launch.schedule import works
-    from harness.leaderboard.render import print_failures, print_table
-    from harness.leaderboard.table import build, load
+    from harness.leaderboard.frame import load
+    from harness.leaderboard.render import print_failures, print_sections
+    from harness.leaderboard.sections import make_sections
+    from harness.leaderboard.table import boards
 
     done = results.done()
     # A training that is done is not in the table.
     wanted = {spec.id for spec in works(plan) if spec.kind != "train" or spec.id not in done}
     found = load([results.folder], wanted)
     if found.evaluations:
-        print_table(terminal, build(found))
+        print_sections(terminal, make_sections(boards(found, allow_mixed=True)))
     print_failures(terminal, found.failures)

@@ -54,12 +54,12 @@ def show(
 
 def _metrics(path: Path) -> Table:
     """Epoch and the leaderboard's metrics, in %."""
-    from harness.leaderboard.table import METRICS
+    from harness.leaderboard.frame import METRICS, SHOWN
 
-    table = Table("epoch", *METRICS.values(), box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table("epoch", *(METRICS[key] for key in SHOWN), box=box.SIMPLE_HEAD, pad_edge=False)
     with path.open(newline="") as stream:
         for row in csv.DictReader(stream):
-            cells = [f"{100 * float(row[key]):.1f}" if row.get(key) else "undefined" for key in METRICS]
+            cells = [f"{100 * float(row[key]):.1f}" if row.get(key) else "undefined" for key in SHOWN]
             table.add_row(row["epoch"], *cells)
     return table
 

@@ -1,38 +1,151 @@
-"""A table as text: for the terminal, Markdown, CSV, LaTeX and JSON."""
+"""Tables as text: for the terminal, Markdown, CSV, LaTeX and JSON. The schema of the last ones: docs/leaderboard.md."""
 
 import csv
 import io
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table as RichTable
+from rich.text import Text
 
-from harness.leaderboard.table import METRICS, SPEED, Cell, Found, Table
+from dskd.config import require
+from harness.leaderboard.frame import Found
+from harness.leaderboard.table import Board, Cell, Column, Table, protocol_line
 from harness.records import Failure
 from harness.spec import title_of
 
-SPEED_TITLE = "images/s"
-# The settings that decide what a number means, shown under the table where all rows share them.
-PROTOCOL = ("image_size", "weights", "precision", "train.epochs", "data.split", "data.resize", "aupro_limits")
-LEGEND = "AUROC and AUPRO in %; mean over categories ± standard deviation over seeds"
+SCHEMA = 1  # of CSV and JSON: raised when a key changes its name or meaning
+MEDALS = ("🥇", "🥈", "🥉")
+KEY_WIDTH = 12  # a row's key is folded before a column is left for the next block
+BAR = 8  # characters of the bar beside a speed
+LEGEND = "shares in %; mean over categories ± 95 % interval over seeds (Student's t); best in bold"
+MOST_DAMAGED = 5  # named; the others are counted
 
 
-def print_table(console: Console, table: Table) -> None:
-    """The table with the best of each column in bold, and a footer with the protocol that its rows share."""
-    rich = RichTable(box=box.SIMPLE_HEAD, pad_edge=False)
-    for key in table.by:
-        rich.add_column(key, overflow="fold")
-    for column in table.columns:
-        rich.add_column(_title(column, "\n"), justify="right", no_wrap=True)
-    for key, cells in table.rows:
-        texts = [_bold(table, column, cells.get(column), "[bold]{}[/]") for column in table.columns]
-        rich.add_row(*(escape(part) for part in key), *texts)
-    console.print(rich)
-    for line in footer(table):
-        console.print(f"[dim]{escape(line)}[/]", soft_wrap=True)
+@dataclass(frozen=True)
+class Section:
+    """The tables of one protocol, with what is said under them."""
+
+    protocol: str
+    tables: list[Table]
+    about: dict[str, object]
+    footer: list[str]
+
+
+def section(board: Board, tables: Sequence[Table]) -> Section:
+    about = {"shared": board.shared, "seeds": board.seeds, "provenance": board.provenance}
+    return Section(
+        board.protocol, list(tables), about, [LEGEND, protocol_line(board), *board.cautions, board.provenance]
+    )
+
+
+def print_sections(console: Console, sections: Sequence[Section]) -> None:
+    """Every table, in as many blocks of columns as the console is narrow, and the footer of each section."""
+    for each in sections:
+        if each.protocol:
+            console.rule(f"[bold]{escape(each.protocol)}[/]", align="left")
+        for table in each.tables:
+            _print_table(console, table, titled=len(each.tables) > 1)
+        for line in each.footer:
+            console.print(f"[dim]{escape(line)}[/]")
+
+
+def _print_table(console: Console, table: Table, titled: bool) -> None:
+    if titled:
+        console.print(f"[bold]{escape(table.title)}[/]")
+    if not table.rows:
+        console.print("  nothing to show")
+    left = list(table.columns) if table.rows else []
+    if left and _width(console, _rich(table, left)) > console.width:
+        table = _without_constants(console, table)
+    while left:
+        count = len(left)
+        while count > 1 and _width(console, _rich(table, left[:count])) > console.width:
+            count -= 1
+        console.print(_rich(table, left[:count]))
+        left = left[count:]
+    for note in table.notes:
+        console.print(f"[dim]{escape(note)}[/]")
+
+
+def _without_constants(console: Console, table: Table) -> Table:
+    """Without the keys that all rows share, which are said above it instead."""
+    texts = list(zip(*(key for key, _ in table.rows), strict=True))
+    same = {name: values[0] for name, values in zip(table.by, texts, strict=True) if len(set(values)) == 1}
+    kept = [place for place, name in enumerate(table.by) if name not in same]
+    if not same or not kept:
+        return table
+    console.print(f"[dim]{escape(' · '.join(f'{name} {value}' for name, value in same.items()))}[/]")
+    rows = [(tuple(key[place] for place in kept), cells) for key, cells in table.rows]
+    return replace(table, by=[table.by[place] for place in kept], rows=rows)
+
+
+def _width(console: Console, made: RichTable) -> int:
+    return console.measure(made, options=console.options.update(width=10_000)).minimum
+
+
+def _rich(table: Table, columns: Sequence[Column]) -> RichTable:
+    made = RichTable(box=box.SIMPLE_HEAD, pad_edge=False)
+    medals = _medals(table) if columns[0] is table.columns[0] else []
+    if medals:
+        made.add_column("", no_wrap=True, min_width=2)
+    for place, key in enumerate(table.by):
+        longest = max(len(key), *(len(row[place]) for row, _ in table.rows))
+        made.add_column(key, overflow="fold", min_width=min(KEY_WIDTH, longest))
+    best = _best(table)
+    texts = [[_rich_cell(table, best, column, cells.get(column.key)) for column in columns] for _, cells in table.rows]
+    for column, shown in zip(columns, zip(*texts, strict=True), strict=True):
+        if column.unit == "text":
+            made.add_column(column.title)
+        else:  # rich measures a column by its longest word, and would cut what is longer off
+            width = max(text.cell_len for text in shown)
+            made.add_column(column.title, justify="right", no_wrap=True, min_width=width)
+    for number, (key, _) in enumerate(table.rows):
+        made.add_row(*medals[number : number + 1], *map(Text, key), *texts[number])
+    return made
+
+
+def _rich_cell(table: Table, best: Mapping[str, str], column: Column, cell: Cell | None) -> Text:
+    return Text.from_markup(_marked(best, column, cell, "[bold]{}[/]", escape) + _bar(table, column, cell))
+
+
+def _ranked(cell: Cell | None) -> bool:
+    """Whether the cell competes: a mean with a hole would win by what it lacks."""
+    return cell is not None and cell.whole and isinstance(cell.value, (int, float))
+
+
+def _best(table: Table) -> dict[str, str]:
+    """The best value of each column as shown: two equal texts of which one is bold would puzzle."""
+    best = {}
+    for column in table.columns if len(table.rows) > 1 else ():
+        competing = [row[column.key] for _, row in table.rows if column.best and _ranked(row.get(column.key))]
+        if competing:
+            best[column.key] = _number(column, max(competing, key=lambda cell: float(cell.value or 0)))
+    return best
+
+
+def _medals(table: Table) -> list[str]:
+    """Of each row, by the first column; empty for a table without a contest."""
+    first = table.columns[0]
+    cells = [row.get(first.key) for _, row in table.rows]
+    values = [float(_number(first, cell).replace(",", "")) for cell in cells if _ranked(cell)] if first.best else []
+    if len(values) < 3:
+        return []
+    ranks = [sum(v > float(_number(first, c).replace(",", "")) for v in values) if _ranked(c) else 9 for c in cells]
+    return [MEDALS[rank] if rank < 3 else "" for rank in ranks]
+
+
+def _bar(table: Table, column: Column, cell: Cell | None) -> str:
+    if column.unit != "speed":
+        return ""
+    highest = max(float(row[column.key].value or 0) for _, row in table.rows if column.key in row)
+    eighths = round(8 * BAR * float(cell.value or 0) / highest) if cell and highest else 0
+    bar = "█" * (eighths // 8) + (" ▏▎▍▌▋▊▉"[eighths % 8] if eighths % 8 else "")
+    return f" [cyan]{bar:{BAR}}[/]"
 
 
 def print_failures(console: Console, failures: Sequence[Failure]) -> None:
@@ -53,72 +166,110 @@ def failure_title(failure: Failure) -> str:
     return f"{method} {spec['backbone']}{where}"
 
 
-def footer(table: Table) -> list[str]:
-    """The legend, the shared protocol, and what holes and collapsed runs there are."""
-    shared = [f"{key} {table.shared[key]}" for key in PROTOCOL if key in table.shared]
-    lines = [LEGEND, " · ".join([*shared, f"seeds {', '.join(map(str, table.seeds))}"])]
-    cells = [cell for _, row in table.rows for (_, metric), cell in row.items() if metric != SPEED]
-    if any(cell.runs < cell.expected for cell in cells):
-        lines.append("[k/n]: only k of n runs (categories × seeds) are there")
-    if any(cell.degenerate for cell in cells):
-        lines.append("†k: k runs collapsed (image AUROC ≤ 50 or pixel AUROC < 50) and are in the mean")
-    return [*lines, table.provenance]
+def remarks(found: Found) -> list[str]:
+    """What was passed over while loading: counted, and the first ones named."""
+    lines = [f"skipped {damaged.folder}: {damaged.message}" for damaged in found.damaged[:MOST_DAMAGED]]
+    if found.damaged:
+        count = len(found.damaged)
+        lines.append(f"{count} damaged record{'s' if count > 1 else ''} skipped; the runs are missing above")
+    return lines
 
 
-def to_markdown(table: Table) -> str:
-    titles = [*table.by, *(_title(column, " ") for column in table.columns)]
-    lines = ["| " + " | ".join(titles) + " |"]
-    lines.append("|" + "|".join([" --- "] * len(table.by) + [" ---: "] * len(table.columns)) + "|")
-    for key, cells in table.rows:
-        texts = [_bold(table, column, cells.get(column), "**{}**") for column in table.columns]
-        lines.append("| " + " | ".join([*(part or " " for part in key), *texts]) + " |")
-    return "\n".join([*lines, "", *(f"{line}  " for line in footer(table))]) + "\n"
+def to_markdown(sections: Sequence[Section]) -> str:
+    lines: list[str] = []
+    for each in sections:
+        lines += [f"## {each.protocol}", ""] if each.protocol else []
+        for table in each.tables:
+            lines += [f"### {table.title}", ""] if len(each.tables) > 1 else []
+            lines += ["| " + " | ".join([*table.by, *map(_title, table.columns)]) + " |"]
+            rules = [" --- " if column.unit == "text" else " ---: " for column in table.columns]
+            lines.append("|" + "|".join([*[" --- "] * len(table.by), *rules]) + "|")
+            best = _best(table)
+            for key, cells in table.rows:
+                texts = [_marked(best, column, cells.get(column.key), "**{}**") for column in table.columns]
+                lines.append("| " + " | ".join(part.replace("|", r"\|") or " " for part in (*key, *texts)) + " |")
+            lines += ["", *(f"{note}  " for note in table.notes), *([""] if table.notes else [])]
+        lines += [*(f"{line}  " for line in each.footer), ""]
+    return "\n".join(lines[:-1]) + "\n"
 
 
-def to_latex(table: Table) -> str:
-    """A tabular for booktabs."""
-    head = [_latex(title) for title in (*table.by, *(_title(column, " ") for column in table.columns))]
-    lines = [rf"\begin{{tabular}}{{{'l' * len(table.by)}{'r' * len(table.columns)}}}", r"\toprule"]
-    lines += [" & ".join(head) + r" \\", r"\midrule"]
-    for key, cells in table.rows:
-        texts = [_latex(_bold(table, column, cells.get(column), r"\textbf{{{}}}")) for column in table.columns]
-        lines.append(" & ".join([*map(_latex, key), *texts]) + r" \\")
-    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", *(f"% {line}" for line in footer(table))]) + "\n"
+def to_latex(sections: Sequence[Section]) -> str:
+    """Tabulars for booktabs, with the notes as comments."""
+    lines: list[str] = []
+    for each in sections:
+        lines += [f"% {each.protocol}"] if each.protocol else []
+        for table in each.tables:
+            lines += [f"% {table.title}"] if len(each.tables) > 1 else []
+            layout = "".join("l" if column.unit == "text" else "r" for column in table.columns)
+            lines += [rf"\begin{{tabular}}{{{'l' * len(table.by)}{layout}}}", r"\toprule"]
+            lines += [" & ".join(map(_latex, [*table.by, *map(_title, table.columns)])) + r" \\", r"\midrule"]
+            best = _best(table)
+            for key, cells in table.rows:
+                texts = [
+                    _marked(best, column, cells.get(column.key), r"\textbf{{{}}}", _latex) for column in table.columns
+                ]
+                lines.append(" & ".join([*map(_latex, key), *texts]) + r" \\")
+            lines += [r"\bottomrule", r"\end{tabular}", *(f"% {note}" for note in table.notes)]
+        lines += [f"% {line}" for line in each.footer]
+    return "\n".join(lines) + "\n"
 
 
-def to_csv(table: Table) -> str:
-    """Numbers as they are (shares, not %): per metric its mean, spread, and runs of those expected."""
+def to_csv(sections: Sequence[Section]) -> str:
+    """One table, numbers as they are (shares, not %): of each column its value and its parts. Several sections: their
+    protocol is the first column. Raises ConfigError for several tables.
+    """
+    require(
+        all(len(each.tables) == 1 for each in sections), "--format: csv holds one table; write --table with one name"
+    )
+    split = len(sections) > 1
+    columns = list({column.key: column for each in sections for column in each.tables[0].columns}.values())
+    by = list(dict.fromkeys(key for each in sections for key in each.tables[0].by))
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    parts = ("", "_spread", "_runs", "_expected")
-    names = [f"{dataset}_{metric}" if dataset else metric for dataset, metric in table.columns]
-    writer.writerow([*table.by, *(name + part for name in names for part in parts)])
-    for key, cells in table.rows:
-        values: list[object] = []
-        for column in table.columns:
-            cell = cells.get(column)
-            values += ["", "", "", ""] if cell is None else [cell.mean, cell.spread, cell.runs, cell.expected]
-        writer.writerow([*key, *values])
+    names = [name for column in columns for name in (column.key, *(f"{column.key}_{part}" for part in column.parts))]
+    writer.writerow([*(["protocol"] if split else []), *by, *names])
+    for each in sections:
+        for key, cells in each.tables[0].rows:
+            named = dict(zip(each.tables[0].by, key, strict=True))
+            values = [_plain(column, cells.get(column.key)) for column in columns]
+            flat = [value for column, found in zip(columns, values, strict=True) for value in found.values()]
+            writer.writerow([*([each.protocol] if split else []), *(named.get(name, "") for name in by), *flat])
     return text.getvalue()
 
 
-def to_json(table: Table) -> str:
-    rows = [
-        dict(zip(table.by, key, strict=True))
-        | {
-            "metrics": [
-                {"dataset": dataset, "metric": metric, "mean": cell.mean, "spread": cell.spread, "runs": cell.runs}
-                | {"expected": cell.expected, "degenerate": cell.degenerate}
-                for (dataset, metric), cell in cells.items()
-            ]
-        }
-        for key, cells in table.rows
-    ]
-    about = {"shared": table.shared, "seeds": table.seeds, "provenance": table.provenance}
-    return json.dumps({"rows": rows} | about, indent=1) + "\n"
+def _plain(column: Column, cell: Cell | None) -> dict[str, object]:
+    """A cell's value and parts under their names; all None where there is no cell."""
+    return {part: None if cell is None else getattr(cell, part) for part in ("value", *column.parts)}
 
 
-FORMATS: dict[str, Callable[[Table], str]] = {
+def to_json(sections: Sequence[Section]) -> str:
+    document = {
+        "schema": SCHEMA,
+        "sections": [
+            {
+                "protocol": each.protocol,
+                **each.about,
+                "tables": [
+                    {
+                        "name": table.name,
+                        "columns": [{"key": c.key, "title": _title(c), "unit": c.unit} for c in table.columns],
+                        "rows": [
+                            dict(zip(table.by, key, strict=True))
+                            | {"cells": {c.key: _plain(c, cells[c.key]) for c in table.columns if c.key in cells}}
+                            for key, cells in table.rows
+                        ],
+                        "notes": table.notes,
+                    }
+                    for table in each.tables
+                ],
+            }
+            for each in sections
+        ],
+    }
+    return json.dumps(document, indent=1, ensure_ascii=False) + "\n"
+
+
+FORMATS: dict[str, Callable[[Sequence[Section]], str]] = {
     "markdown": to_markdown,
     "csv": to_csv,
     "latex": to_latex,
@@ -126,39 +277,69 @@ FORMATS: dict[str, Callable[[Table], str]] = {
 }
 
 
-def remarks(found: Found) -> list[str]:
-    """What was passed over while loading."""
-    return [f"skipped {damaged.folder}: {damaged.message}" for damaged in found.damaged]
+def _title(column: Column) -> str:
+    return column.title.replace("\n", " ")
 
 
-def _title(column: tuple[str, str], gap: str) -> str:
-    dataset, metric = column
-    return SPEED_TITLE if metric == SPEED else f"{dataset}{gap}{METRICS[metric]}"
+def _same(text: str) -> str:
+    return text
 
 
-def _bold(table: Table, column: tuple[str, str], cell: Cell | None, form: str) -> str:
-    if cell is None:
+def _marked(
+    best: Mapping[str, str], column: Column, cell: Cell | None, form: str, dress: Callable[[str], str] = _same
+) -> str:
+    """The cell's text, in `form` where it is the best of its column."""
+    text = dress(cell_text(column, cell))
+    wins = cell is not None and _ranked(cell) and _number(column, cell) == best.get(column.key)
+    return form.format(text) if wins else text
+
+
+def cell_text(column: Column, cell: Cell | None) -> str:
+    """As people read it: `87.5 ± 2.2`, `+1.2 [-0.3, +2.9]`, `65.0 [5/6] †1 (68.8)`."""
+    if cell is None or cell.value is None:
         return "–"
-    text = _text(column, cell)
-    # Compared as shown: two equal texts of which one is bold would puzzle.
-    best = max((row[column] for _, row in table.rows if column in row), key=lambda other: other.mean)
-    shown = _mean(column, cell) == _mean(column, best)
-    return form.format(text) if shown and len(table.rows) > 1 else text
+    text = _number(column, cell) + _interval(column, cell)
+    if not cell.whole:
+        text += f" [{cell.runs}/{cell.expected}]"
+    if cell.degenerate:
+        without = cell.without_degenerate
+        text += f" †{cell.degenerate}" + (f" ({100 * without:.1f})" if without is not None else "")
+    return text + {1: " ▲", -1: " ▼", 0: ""}[cell.sign]
 
 
-def _mean(column: tuple[str, str], cell: Cell) -> str:
-    if column[1] == SPEED:
-        return f"{cell.mean:,.0f}" if cell.mean >= 100 else f"{cell.mean:.1f}"
-    return f"{100 * cell.mean:.1f}"
+def _number(column: Column, cell: Cell, value: float | str | None = None) -> str:
+    value = cell.value if value is None else value
+    match column.unit:
+        case "share":
+            return f"{100 * float(value):.1f}"
+        case "points":
+            return f"{100 * float(value):+.1f}"
+        case "speed":
+            return f"{float(value):,.0f}" if float(value) >= 100 else f"{float(value):.1f}"
+        case "p":
+            return "<0.001" if float(value) < 0.001 else f"{float(value):.3f}"
+        case "number":
+            return f"{value}" if isinstance(value, int) else f"{float(value):.2f}"
+    return str(value)
 
 
-def _text(column: tuple[str, str], cell: Cell) -> str:
-    spread = "" if cell.spread is None else f" ± {100 * cell.spread:.1f}"
-    hole = f" [{cell.runs}/{cell.expected}]" if cell.runs < cell.expected else ""
-    return _mean(column, cell) + spread + hole + (f" †{cell.degenerate}" if cell.degenerate else "")
+def _interval(column: Column, cell: Cell) -> str:
+    """`± half` of an interval by Student's t, which a mean over seeds has; the two ends of a bootstrap's."""
+    if cell.low is None or cell.high is None:
+        return ""
+    if "sd" in column.parts:
+        return f" ± {100 * (cell.high - cell.low) / 2:.1f}"
+    return f" [{_number(column, cell, cell.low)}, {_number(column, cell, cell.high)}]"
 
 
 def _latex(text: str) -> str:
-    for plain, escaped in (("_", r"\_"), ("%", r"\%"), ("&", r"\&"), ("#", r"\#"), ("†", r"\dag "), ("±", r"$\pm$")):
+    signs = (("_", r"\_"), ("<", "$<$"), ("%", r"\%"), ("&", r"\&"), ("#", r"\#"), ("†", r"\dag "), ("±", r"$\pm$"))
+    for plain, escaped in (
+        *signs,
+        ("×", r"$\times$"),
+        ("▲", r"$\uparrow$"),
+        ("▼", r"$\downarrow$"),
+        ("Δ", r"$\Delta$"),
+    ):
         text = text.replace(plain, escaped)
     return text

@@ -1,258 +1,272 @@
-"""From records to one comparison table: rows of models, columns of metrics per data set, mean and spread over seeds."""
+"""The comparison of a set of runs: what all its tables share (`Board`), what a table is, and the table of scores."""
 
-import functools
-import itertools
-import json
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
 
 import pandas as pd
 
-from dskd.config import ConfigError, require, suggest, to_mapping
-from dskd.methods import METHODS, get_method
-from harness.records import Damaged, Failure, Record, Results
+from dskd.config import ConfigError, require, suggest
+from harness.leaderboard import frame as tidy
+from harness.leaderboard.frame import SHOWN, SPEED, Found, is_protocol, metric_title
+from harness.leaderboard.statistics import Interval, caution, deviation, t_interval
 
-METRICS = {
-    "image_auroc": "image AUROC",
-    "pixel_auroc": "pixel AUROC",
-    "aupro_0.30": "AUPRO 0.3",
-}
-SPEED = "images_per_s"
+# How a value is written: a share in %, a difference of shares in points, images/s, a plain number, a p value, words.
+Unit = Literal["share", "points", "speed", "number", "p", "text"]
+Part = Literal["low", "high", "sd", "runs", "expected", "degenerate", "without_degenerate"]
+SPREAD: tuple[Part, ...] = ("low", "high")
+MEASURED: tuple[Part, ...] = (*SPREAD, "sd", "runs", "expected", "degenerate", "without_degenerate")
 
 
-@dataclass
-class Found:
-    """What a selection of results folders holds."""
+@dataclass(frozen=True)
+class Column:
+    """`key`: in CSV and JSON; `title`: for people, a line break where the terminal may have one.
 
-    evaluations: list[Record] = field(default_factory=list)
-    benches: list[Record] = field(default_factory=list)
-    failures: list[Failure] = field(default_factory=list)
-    damaged: list[Damaged] = field(default_factory=list)
+    parts: which fields of its cells beside the value belong to it. best: the highest value of the column stands out.
+    """
+
+    key: str
+    title: str
+    unit: Unit
+    parts: tuple[Part, ...] = ()
+    best: bool = False
 
 
 @dataclass(frozen=True)
 class Cell:
-    """Mean over categories of the mean over seeds; `spread`: standard deviation over the seeds that have every
-    category.
-
-    `runs` of `expected` went in: fewer is a hole, not a zero. `degenerate` of them collapsed.
+    """A value with its 95 % interval (`low`, `high`), the standard deviation over seeds (`sd`), and how many `runs` of
+    those `expected` went in: fewer is a hole, not a zero. `degenerate` of them collapsed; `without_degenerate` is the
+    value without those. sign: 1 or -1 for an improvement or a regression beyond noise.
     """
 
-    mean: float
-    spread: float | None
-    runs: int
-    expected: int
+    value: float | str | None
+    low: float | None = None
+    high: float | None = None
+    sd: float | None = None
+    runs: int | None = None
+    expected: int | None = None
     degenerate: int = 0
+    without_degenerate: float | None = None
+    sign: int = 0
+
+    @property
+    def whole(self) -> bool:
+        return self.runs is None or self.expected is None or self.runs >= self.expected
+
+
+def with_interval(value: float, interval: Interval | None, **fields: Any) -> Cell:
+    return Cell(value, *(interval or (None, None)), **fields)
 
 
 @dataclass(frozen=True)
 class Table:
-    """`by`: names of the row keys; `columns`: (data set, metric) pairs, and ("", images_per_s) where speed was
-    measured.
+    """Rows of cells under the columns' keys; `by` names the row's key. `notes`: what a reader must know, by line."""
 
-    `shared`: settings that all rows have in common; `provenance`: when, where and with what it was measured.
+    name: str
+    title: str
+    by: list[str]
+    columns: list[Column]
+    rows: list[tuple[tuple[str, ...], dict[str, Cell]]]
+    notes: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Board:
+    """The runs of one protocol. Line i of `lines` (see `frame`) belongs to the row `lines["row"][i]`, a tuple of texts
+    under `by`; `speeds` as by `frame.speeds`.
+
+    protocol: what tells it from the other boards, empty for one alone; shared: settings that all lines have in common.
     """
 
+    protocol: str
+    lines: pd.DataFrame
     by: list[str]
-    columns: list[tuple[str, str]]
-    rows: list[tuple[tuple[str, ...], dict[tuple[str, str], Cell]]]
+    metrics: list[str]
     shared: dict[str, str]
-    seeds: list[int]
     provenance: str
+    speeds: pd.DataFrame
+    found: Found
+
+    @property
+    def datasets(self) -> list[str]:
+        return list(self.lines["dataset"].unique())
+
+    @property
+    def seeds(self) -> list[int]:
+        return sorted(int(seed) for seed in self.lines["seed"].unique())
+
+    @property
+    def cautions(self) -> list[str]:
+        """What so few seeds or categories cannot say: of the data set that has the fewest."""
+        counts = self.lines.groupby("dataset")[["seed", "category"]].nunique()
+        return caution(int(counts["seed"].min()), int(counts["category"].min()))
+
+    def parts(self) -> dict[tuple[str, ...], pd.DataFrame]:
+        """The lines of each row, in the order found."""
+        return {tuple(key): part for key, part in self.lines.groupby("row", sort=False)}
+
+    def values(self, part: pd.DataFrame, metric: str) -> pd.DataFrame:
+        """Seeds × categories, NaN where a run or its metric is missing. `part`: lines of one row and data set."""
+        return part.pivot(index="seed", columns="category", values=metric)
 
 
-def load(folders: Sequence[Path], wanted: Collection[str] | None = None) -> Found:
-    """Records and failures of results folders (`runs/NAME`, or a folder of such folders), each run once.
+def label(key: Sequence[str]) -> str:
+    return " ".join(part for part in key if part)
+
+
+def boards(
+    found: Found,
+    by: Sequence[str] = ("method", "backbone"),
+    metrics: Sequence[str] = SHOWN,
+    where: Sequence[str] = (),
+    allow_mixed: bool = False,
+) -> list[Board]:
+    """One board for each protocol. Lines that differ in a setting are never merged: what differs is in the row's key.
+
+    Raises:
+        ConfigError: nothing to show, an unknown key, metric or condition, or mixed protocols without `allow_mixed`.
+    """
+    lines = tidy.select(tidy.frame(found), where)
+    settings = tidy.settings_of(lines)
+    _check("--by", by, ["method", "backbone", "category", "seed", *settings])
+    known = tidy.metrics_of(lines)
+    if tuple(metrics) == SHOWN:  # not asked for: an evaluation may have other limits of AUPRO
+        metrics = [metric for metric in metrics if metric in known]
+    _check("--metric", metrics, known)
+    require(bool(metrics), f"--metric: write one or more of {', '.join(known)}")
+    records = {record.id: record for record in found.evaluations}
+    made = []
+    for protocol, part in tidy.split(lines, by, allow_mixed):
+        part = part.assign(variant=tidy.variants(part))
+        chosen = [*by, *(["variant"] if (part["variant"] != "").any() and "variant" not in by else [])]
+        part["row"] = list(part[chosen].astype(str).itertuples(index=False, name=None))
+        counts = part[settings].nunique()
+        shared = {key: part[key].iloc[0] for key in settings if counts[key] == 1 and part[key].iloc[0]}
+        said = tidy.provenance([records[each] for each in part["id"]])
+        made.append(Board(protocol, part, chosen, list(metrics), shared, said, tidy.speeds(found), found))
+    return made
+
+
+def _check(option: str, words: Sequence[str], known: Sequence[str]) -> None:
+    for word in words:
+        if word not in known:
+            kind = "metric" if option == "--metric" else "key"
+            raise ConfigError(f"{option}: unknown {kind} {word!r}; {suggest(word, known)}")
+
+
+def scores(board: Board, sort: str = "") -> Table:
+    """Mean of each metric and data set over categories and seeds, and images/s on each device.
 
     Args:
-        wanted: ids to keep, all if None.
+        sort: a column's key, a metric (its first column) or one of `by`; the first column if empty. Numbers are sorted
+            best first.
 
     Raises:
-        ConfigError: a folder that is not there or holds no runs.
+        ConfigError: `sort` is none of these.
     """
-    found = Found()
-    seen: set[str] = set()
-    for folder in folders:
-        require(folder.is_dir(), f"{folder} is not a folder; write a results folder such as runs/NAME")
-        own = (folder / "grid.yaml").exists()
-        inner = [folder] if own else [path.parent for path in sorted(folder.glob("*/grid.yaml"))] or [folder]
-        each = (Results(path) if wanted is None else Results(path).items(sorted(wanted)) for path in inner)
-        for item in itertools.chain.from_iterable(each):
-            if isinstance(item, Damaged):
-                found.damaged.append(item)
-                continue
-            if item.id in seen:
-                continue
-            seen.add(item.id)
-            if isinstance(item, Failure):
-                found.failures.append(item)
-            elif item.kind == "evaluate":
-                found.evaluations.append(item)
-            elif item.kind == "bench":
-                found.benches.append(item)
-    return found
-
-
-def frame(found: Found) -> pd.DataFrame:
-    """One line for each evaluation: labels, settings (dotted, as grids write them), metrics, speed of its model."""
-    speeds = {_model_key(bench.spec): bench.result[SPEED] for bench in found.benches}
-    lines = []
-    for record in found.evaluations:
-        train = record.spec["train"]
-        labels = {"method": train["method"]["name"], "backbone": train["backbone"], "dataset": train["data"]["name"]}
-        labels |= {"category": train["data"]["category"], "seed": train["seed"]}
-        values = {key: record.result.get(key) for key in (*METRICS, "degenerate")}
-        settings = _settings(record)
-        lines.append({**labels, **values, SPEED: speeds.get(_model_key(train)), "settings": settings, "id": record.id})
-    return pd.DataFrame(lines)
-
-
-def _settings(record: Record) -> dict[str, str]:
-    """All that decides the numbers of an evaluation but its labels (method, backbone, data set, category, seed)."""
-    train = record.spec["train"]
-    weights = train["weights"]
-    settings = {
-        "image_size": train["image_size"],
-        "crop": train.get("crop", 0),
-        # The file's hash tells weights apart; its name is for people.
-        "weights": weights["name"] + (f" ({weights['sha256'][:8]})" if weights["sha256"] else ""),
-        "precision": record.result["precision"],  # what `auto` became
-        "eval.batch_size": train["eval_batch_size"],
-        "processes": train.get("processes", 1),
-        "strategy": train.get("strategy", "ddp"),
-        **{f"data.{key}": value for key, value in train["data"]["options"]},
-        **_flat({key: value for key, value in train["method"].items() if key not in ("name", "map", "score")}),
-        **_flat({"map": record.spec["map"], "score": record.spec["score"]}),
-        "aupro_limits": record.spec["aupro_limits"],
-    }
-    return {key: _text(value) for key, value in settings.items()}
-
-
-def build(found: Found, by: Sequence[str] = ("method", "backbone")) -> Table:
-    """The comparison table. Rows that differ in a setting are never merged: the setting becomes part of the row's key.
-
-    Raises:
-        ConfigError: an unknown key in `by`, or no evaluation to show.
-    """
-    require(bool(found.evaluations), "no finished evaluation to show; `harness plan --grid GRID` tells what is to do")
-    lines = frame(found)
-    settings = list(lines["settings"])
-    names = list(dict.fromkeys(key for entry in settings for key in entry))
-    keys = ["method", "backbone", "category", "seed", *names]
-    for key in by:
-        if key not in keys:
-            raise ConfigError(f"--by: unknown key {key!r}; {suggest(key, keys)}")
-    shared = {key: settings[0][key] for key in names if len({entry.get(key) for entry in settings}) == 1}
-    lines["variant"] = _variants(lines)
-    chosen = [key for key in by if key in lines.columns]
-    for key in by:
-        if key not in lines.columns:
-            lines[key] = [entry.get(key, "") for entry in settings]
-            chosen.append(key)
-    if (lines["variant"] != "").any():
-        chosen.append("variant")
-    columns = [(dataset, metric) for dataset in dict.fromkeys(lines["dataset"]) for metric in METRICS]
-    if lines[SPEED].notna().any():
-        columns.append(("", SPEED))
-    expected = {
-        dataset: (part["category"].unique(), part["seed"].unique()) for dataset, part in lines.groupby("dataset")
-    }
+    columns = [
+        Column(f"{dataset}.{metric}", f"{dataset}\n{metric_title(metric)}", "share", MEASURED, best=True)
+        for dataset in board.datasets
+        for metric in board.metrics
+    ]
+    fast = board.speeds[board.speeds["model"].isin(board.lines["model"])]
+    devices = sorted(fast["device"].unique())
+    speed_keys = {device: SPEED if len(devices) == 1 else f"{SPEED}@{device}" for device in devices}
+    speed_titles = {device: "images/s" + (f"\n{device}" if len(devices) > 1 else "") for device in devices}
+    columns += [Column(speed_keys[device], speed_titles[device], "speed", best=True) for device in devices]
     rows = []
-    for key, part in lines.groupby(chosen, sort=False):
+    expected = dict(list(board.lines.groupby("dataset", sort=False)))
+    for key, part in board.parts().items():
         cells = {}
-        for dataset, metric in columns:
-            if metric == SPEED:
-                cell = _speed(part)
-            else:
-                cell = _cell(part[part["dataset"] == dataset], metric, by, *expected[dataset])
-            if cell is not None:
-                cells[dataset, metric] = cell
-        rows.append((tuple(str(value) for value in key), cells))
-    first = columns[0]
-    rows.sort(key=lambda row: row[1][first].mean if first in row[1] else -1.0, reverse=True)
-    seeds = sorted(int(seed) for seed in lines["seed"].unique())
-    return Table(chosen, columns, rows, shared, seeds, _provenance(found.evaluations))
+        for dataset, own in part.groupby("dataset", sort=False):
+            for metric in board.metrics:
+                cell = measured(board, own, str(metric), expected[dataset])
+                if cell is not None:
+                    cells[f"{dataset}.{metric}"] = cell
+        for device, values in fast[fast["model"].isin(part["model"])].groupby("device")[SPEED]:
+            cells[speed_keys[device]] = Cell(float(values.iloc[0]))
+        rows.append((key, cells))
+    table = Table("scores", "Scores", board.by, columns, rows, _remarks(rows))
+    return arranged(table, sort)
 
 
-def _provenance(records: Sequence[Record]) -> str:
-    """`measured 2026-01-01 to 2026-01-02 on NVIDIA H200; torch 2.11.0, dskd-harness 0.1.0, commit 0123456789ab`"""
-
-    def listed(values: Iterable[object]) -> str:
-        return ", ".join(dict.fromkeys(str(value) for value in values if value))
-
-    days = sorted(record.started_at[:10] for record in records)
-    text = f"measured {days[0]}" + (f" to {days[-1]}" if days[-1] != days[0] else "")
-    devices = listed(f"{r.result.get('device')}, {r.result.get('threads')} threads" for r in records)
-    packages = [record.environment.get("packages", {}) for record in records]
-    versions = [f"{name} {listed(found.get(name) for found in packages)}" for name in ("torch", "dskd-harness")]
-    commits = listed(record.environment.get("commit") for record in records)
-    return f"{text} on {devices}; {', '.join(versions)}" + (f", commit {commits}" if commits else "")
-
-
-def _cell(part: pd.DataFrame, metric: str, by: Sequence[str], categories: Any, seeds: Any) -> Cell | None:
-    part = part.dropna(subset=[metric])
-    if part.empty:
-        return None
-    categories = part["category"].unique() if "category" in by else categories
-    seeds = part["seed"].unique() if "seed" in by else seeds
-    grid = part.pivot_table(index="seed", columns="category", values=metric, aggfunc="mean")
-    mean = float(grid.mean(axis=0).mean())
-    whole = grid.dropna() if len(grid.columns) == len(categories) else grid.iloc[:0]
-    spread = float(whole.mean(axis=1).std(ddof=1)) if len(whole) > 1 else None
-    return Cell(mean, spread, len(part), len(categories) * len(seeds), int(part["degenerate"].sum()))
-
-
-def _speed(part: pd.DataFrame) -> Cell | None:
-    speeds = part[SPEED].dropna().unique()
-    return Cell(float(speeds[0]), None, 1, 1) if len(speeds) else None
-
-
-def _variants(lines: pd.DataFrame) -> list[str]:
-    """What tells a row from the others of its method and backbone: settings that differ there and are not the default.
-
-    Compared within a data set: what one data set alone has (`data.split`) does not tell rows apart.
+def measured(board: Board, own: pd.DataFrame, metric: str, all_lines: pd.DataFrame) -> Cell | None:
+    """Of the lines of one row and data set: mean over categories of the mean over seeds, and its 95 % interval and
+    standard deviation over the seeds that have every category. `all_lines`: of all rows, which say what is expected.
     """
-    keys = list(zip(lines["method"], lines["backbone"], lines["dataset"], strict=True))
-    values: dict[tuple[str, ...], dict[str, set[str]]] = {}
-    for key, settings in zip(keys, lines["settings"], strict=True):
-        for name, value in settings.items():
-            values.setdefault(key, {}).setdefault(name, set()).add(value)
-    differing = {key: [name for name, seen in found.items() if len(seen) > 1] for key, found in values.items()}
-    texts = []
-    for key, settings in zip(keys, lines["settings"], strict=True):
-        default = _defaults(key[0], settings.get("recipe", "own"))
-        named = [name for name in differing[key] if settings.get(name) != default.get(name)]
-        texts.append(" ".join(f"{name}={settings.get(name)}" for name in named))
-    return texts
-
-
-@functools.cache
-def _defaults(method: str, recipe: str) -> dict[str, str]:
-    """The named method's values under the recipe, as `_settings` writes them; `recipe` itself is own by default."""
-    if method not in METHODS:
-        return {}
-    values = _flat(to_mapping(get_method(method, recipe)))
-    return {key: _text(value) for key, value in (values | {"recipe": "own"}).items()}
-
-
-def _model_key(spec: Mapping[str, Any]) -> str:
-    """What decides the speed of a model and is known to its training and its bench alike."""
-    parts = {key: value for key, value in spec["method"].items() if key not in ("train", "loss")}
-    return json.dumps(
-        [parts, spec["backbone"], spec.get("crop") or spec["image_size"], spec["precision"]], sort_keys=True
+    grid = board.values(own, metric)
+    runs = int(grid.notna().to_numpy().sum())
+    if not runs:
+        return None
+    categories = own["category"].unique() if "category" in board.by else all_lines["category"].unique()
+    seeds = own["seed"].unique() if "seed" in board.by else all_lines["seed"].unique()
+    by_seed = seed_means(grid.reindex(columns=categories))
+    collapsed = own["degenerate"].to_numpy()
+    kept = board.values(own[~collapsed], metric) if collapsed.any() else grid
+    return with_interval(
+        mean_of(grid),
+        t_interval(by_seed),
+        sd=deviation(by_seed),
+        runs=runs,
+        expected=len(categories) * len(seeds),
+        degenerate=int(own.loc[own[metric].notna(), "degenerate"].sum()),
+        without_degenerate=mean_of(kept) if collapsed.any() and kept.notna().to_numpy().any() else None,
     )
 
 
-def _flat(mapping: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in mapping.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
-    return flat
+def mean_of(grid: pd.DataFrame) -> float:
+    """Of seeds × categories: over seeds for each category, then over categories."""
+    return float(grid.mean(axis=0).mean())
 
 
-def _text(value: Any) -> str:
-    if isinstance(value, list):
-        return f"[{', '.join(map(_text, value))}]"
-    return f"{value:g}" if isinstance(value, float) else str(value)
+def seed_means(grid: pd.DataFrame) -> list[float]:
+    """Means over categories of the seeds that have every category."""
+    return [float(value) for value in grid.dropna().mean(axis=1)]
+
+
+def _remarks(rows: Sequence[tuple[tuple[str, ...], Mapping[str, Cell]]]) -> list[str]:
+    cells = [cell for _, row in rows for cell in row.values()]
+    notes = []
+    if any(not cell.whole for cell in cells):
+        notes.append("[k/n]: only k of n runs (categories × seeds) are there; such a mean is never marked best")
+    if any(cell.degenerate for cell in cells):
+        notes.append(
+            "†k: k runs collapsed (image AUROC ≤ 50 or pixel AUROC < 50) and are in the mean; (m) without them"
+        )
+    return notes
+
+
+def arranged(table: Table, sort: str = "") -> Table:
+    """The table with its rows sorted by a column's key, the metric of one, or one of `by`. Raises ConfigError."""
+    keys = [column.key for column in table.columns]
+    named = sort in table.by
+    chosen = [key for key in keys if named or sort in ("", key, key.rpartition(".")[2], key.partition(".")[2])]
+    if not chosen:
+        raise ConfigError(f"--sort: unknown column {sort!r}; {suggest(sort, [*table.by, *keys])}")
+
+    def place_of(row: tuple[tuple[str, ...], dict[str, Cell]]) -> float:
+        cell = row[1].get(chosen[0])
+        return -float(cell.value) if cell is not None and cell.value is not None else float("inf")
+
+    rows = sorted(table.rows, key=place_of)
+    if named:
+        rows.sort(key=lambda row: _natural(row[0][table.by.index(sort)]))
+    return replace(table, rows=rows)
+
+
+def _natural(text: str) -> tuple[float, str]:
+    try:
+        return float(text), text
+    except ValueError:
+        return float("inf"), text
+
+
+def protocol_line(board: Board) -> str:
+    """The settings that decide what a number means, where all rows share them, and the seeds."""
+    keys = [
+        key for key in board.shared if (is_protocol(key) and key not in ("images", "crop")) or key == "train.epochs"
+    ]
+    shown = [
+        f"{key} {board.shared[key]}" for key in (*keys, *(["crop"] if board.shared.get("crop", "0") != "0" else []))
+    ]
+    return " · ".join([*shown, f"seeds {', '.join(map(str, board.seeds))}"])

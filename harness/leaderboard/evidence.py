@@ -1,0 +1,298 @@
+"""How sure a lead is: tables of aggregates and ranks, of stability, of paired differences and of tests."""
+
+import itertools
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from dskd.config import ConfigError, suggest
+from harness.leaderboard import statistics
+from harness.leaderboard.frame import training_key
+from harness.leaderboard.statistics import LEAST_CATEGORIES, Pair
+from harness.leaderboard.table import SPREAD, Board, Cell, Column, Table, label, seed_means, with_interval
+
+LETTERS = "abcdefghijklmnopqrstuvwxyz"
+
+Key = tuple[str, ...]
+Values = dict[Key, pd.DataFrame]  # of each row its seeds × categories
+Rows = list[tuple[Key, dict[str, Cell]]]
+
+
+def _each(board: Board) -> Iterable[tuple[str, str, Values]]:
+    """Data set, metric, and the values of each row that has any."""
+    parts = board.parts()
+    for dataset, metric in itertools.product(board.datasets, board.metrics):
+        own = {key: part[part["dataset"] == dataset] for key, part in parts.items()}
+        values = {key: board.values(part, metric).dropna(how="all") for key, part in own.items() if len(part)}
+        yield dataset, metric, {key: grid for key, grid in values.items() if not grid.empty}
+
+
+def aggregate(board: Board) -> Table:
+    """Interquartile mean with its bootstrap interval over seeds within categories; average rank over the categories
+    that all rows have; and letters: rows that share one are not told apart by the critical difference.
+    """
+    rows: Rows = []
+    notes = []
+    for dataset, metric, values in _each(board):
+        found: dict[Key, dict[str, Cell]] = {}
+        for key, grid in values.items():
+            strata = [grid[category].dropna().to_numpy() for category in grid if grid[category].notna().any()]
+            middle = float(statistics.interquartile_mean(np.concatenate(strata)))
+            drawn = statistics.bootstrap_over_seeds(strata, statistics.DRAWS, np.random.SeedSequence(0))
+            interval = statistics.percentile_interval(statistics.interquartile_mean(drawn))
+            repeated = any(len(stratum) > 1 for stratum in strata)
+            found[key] = {"iqm": with_interval(middle, interval if repeated else None)}
+        shared = _by_category(list(values.values()))
+        if len(values) > 1 and shared.shape[1]:
+            ranks = statistics.average_ranks(shared)
+            for key, rank in zip(found, ranks, strict=True):
+                found[key]["rank"] = Cell(float(rank), runs=shared.shape[1])
+            if shared.shape[1] >= LEAST_CATEGORIES:
+                limit = statistics.critical_difference(len(ranks), shared.shape[1])
+                groups = statistics.cliques(ranks, limit)
+                for place, key in enumerate(found):
+                    letters = (LETTERS[i % len(LETTERS)] for i, group in enumerate(groups) if place in group)
+                    found[key]["alike"] = Cell("".join(letters))
+                notes.append(
+                    f"{dataset} {metric}: average ranks over {shared.shape[1]} categories differ at 5 % from "
+                    f"{limit:.2f} on (Nemenyi); rows that share a letter do not"
+                )
+        order = sorted(found, key=lambda key: -float(found[key]["iqm"].value or 0))
+        rows += [((dataset, metric, *key), found[key]) for key in order]
+    columns = [
+        Column("iqm", "IQM [95 %]", "share", SPREAD),
+        Column("rank", "average\nrank", "number"),
+        Column("alike", "alike", "text"),
+    ]
+    said = "IQM: mean of the middle half of all runs; bootstrap over seeds within categories"
+    return Table("aggregate", "Aggregates and ranks", ["dataset", "metric", *board.by], columns, rows, [said, *notes])
+
+
+def _by_category(grids: Sequence[pd.DataFrame]) -> np.ndarray:
+    """(M, C) means over seeds, of the categories that all M have."""
+    means = pd.DataFrame([grid.mean(axis=0) for grid in grids])
+    return means.dropna(axis=1).to_numpy()
+
+
+def stability(board: Board) -> Table:
+    """Over seeds: standard deviation and worst seed, of means over categories; over the recorded epochs of the last
+    quarter of each training: range and standard deviation, averaged over trainings.
+    """
+    curves = _curves(board)
+    rows: Rows = []
+    for dataset, metric, values in _each(board):
+        for key, grid in values.items():
+            by_seed = seed_means(grid)
+            cells = {"sd_over_seeds": Cell(statistics.deviation(by_seed), runs=len(by_seed))}
+            cells["worst_seed"] = Cell(min(by_seed, default=None))
+            ids = board.lines.loc[(board.lines["row"] == key) & (board.lines["dataset"] == dataset), "id"]
+            found = [curves[each][metric].dropna() for each in ids if each in curves and metric in curves[each]]
+            found = [curve for curve in found if len(curve) > 1]
+            cells["range_over_epochs"] = Cell(statistics.mean(curve.max() - curve.min() for curve in found))
+            cells["sd_over_epochs"] = Cell(statistics.mean(curve.std(ddof=1) for curve in found))
+            cells["trainings"] = Cell(len(found))
+            rows.append(((dataset, metric, *key), cells))
+    columns = [
+        Column("sd_over_seeds", "SD over\nseeds", "share"),
+        Column("worst_seed", "worst\nseed", "share"),
+        Column("range_over_epochs", "range over\nepochs", "share"),
+        Column("sd_over_epochs", "SD over\nepochs", "share"),
+        Column("trainings", "trainings\nwith epochs", "number"),
+    ]
+    notes = [
+        "SD: standard deviation (n - 1), in points. Over epochs: the recorded epochs of the last quarter of a training "
+        "(`evaluate.at` in the grid), mean over trainings; – where fewer than two were recorded"
+    ]
+    return Table("stability", "Stability", ["dataset", "metric", *board.by], columns, rows, notes)
+
+
+def last_quarter(training: Path, epochs: int) -> pd.DataFrame | None:
+    """Metrics by epoch, of the recorded epochs beyond three quarters; None where none were recorded."""
+    path = training / "metrics.csv"
+    if not path.exists():
+        return None
+    table = pd.read_csv(path, index_col="epoch")
+    return table[table.index > 0.75 * epochs]
+
+
+def _curves(board: Board) -> dict[str, pd.DataFrame]:
+    """Of each evaluation that has them; a variant of map or score has not: metrics are recorded by the method's own."""
+    trainings = {training_key(record.spec): record for record in board.found.trainings}
+    found = {}
+    ids = set(board.lines["id"])
+    for record in board.found.evaluations:
+        spec = record.spec
+        own = spec["train"]["method"]
+        if record.id not in ids or (spec["map"], spec["score"]) != (own["map"], own["score"]):
+            continue
+        training = trainings.get(training_key(spec["train"]))
+        curve = last_quarter(board.found.folders[training.id], own["train"]["epochs"]) if training else None
+        if curve is not None:
+            found[record.id] = curve
+    return found
+
+
+def differences(board: Board, against: str | None = None) -> Table:
+    """One row minus each other one, paired by category and seed, with its interval; and how often a run of the first
+    is above one of the second.
+
+    Args:
+        against: what names the first row: its label or one value of its key; the best of the first column if None.
+
+    Raises:
+        ConfigError: no row, or several, have that name.
+    """
+    keys = list(board.parts())
+    reference = None if against is None else _named(keys, against)
+    names = labels(keys)
+    read = Scores(board.found.folders)
+    rows: Rows = []
+    for dataset, metric, values in _each(board):
+        if len(values) < 2 or (reference is not None and reference not in values):
+            continue
+        if reference is None:
+            reference = max(values, key=lambda key: float(values[key].mean(axis=0).mean()))
+        ids = {key: _ids(board, key, dataset) for key in values}
+        for key in values:
+            if key != reference:
+                pairs = paired(values[reference], values[key], ids[reference], ids[key], metric, read)
+                rows.append(((dataset, metric, names[reference], names[key]), difference_cells(pairs)))
+    notes = [
+        "in points; paired by category, seed and test images; 95 % bootstrap over images × seeds where scores by image "
+        "are there (image AUROC), else over seeds within categories; ▲ ▼: the interval excludes 0",
+        "P(above): how often a run of the first is above one of the second, over pairs of seeds within categories",
+    ]
+    return Table(
+        "differences", "Paired differences", ["dataset", "metric", "first", "minus"], DIFFERENCE_COLUMNS, rows, notes
+    )
+
+
+DIFFERENCE_COLUMNS = [
+    Column("difference", "difference\n[95 %]", "points", SPREAD),
+    Column("probability", "P(above)", "share", SPREAD),
+    Column("pairs", "pairs", "number"),
+    Column("over", "interval over", "text"),
+]
+
+
+def difference_cells(pairs: Sequence[Pair]) -> dict[str, Cell]:
+    """Of the categories of one comparison; all holes where there is none."""
+    if not pairs:
+        return {"pairs": Cell(0)}
+    found = statistics.paired_difference(pairs)
+    probability = statistics.probability_of_improvement([(pair.first, pair.second) for pair in pairs])
+    return {
+        "difference": with_interval(found.mean, found.interval, sign=found.sign),
+        "probability": with_interval(*probability),
+        "pairs": Cell(sum(len(pair.first) for pair in pairs)),
+        "over": Cell(found.over or "–"),
+    }
+
+
+Ids = pd.Series  # evaluation ids by (category, seed)
+
+
+def _ids(board: Board, key: Key, dataset: str) -> Ids:
+    part = board.lines[(board.lines["row"] == key) & (board.lines["dataset"] == dataset)]
+    return part.set_index(["category", "seed"])["id"]
+
+
+def paired(
+    first: pd.DataFrame, second: pd.DataFrame, first_ids: Ids, second_ids: Ids, metric: str, read: "Scores"
+) -> list[Pair]:
+    """One pair for each category that both have, of their common seeds; with scores where all have them (image AUROC
+    of the same test images).
+    """
+    made = []
+    for category in first.columns.intersection(second.columns):
+        columns = pd.DataFrame({"first": first[category], "second": second[category]}).dropna()
+        if columns.empty:
+            continue
+        scores = None
+        if metric == "image_auroc":
+            ids = [[of[category, seed] for seed in columns.index] for of in (first_ids, second_ids)]
+            scores = read.together(*ids)
+        made.append(Pair(columns["first"].to_numpy(), columns["second"].to_numpy(), scores))
+    return made
+
+
+class Scores:
+    """Scores by image of evaluations, read once each."""
+
+    def __init__(self, folders: dict[str, Path]) -> None:
+        self.folders = folders
+        self.tables: dict[str, pd.DataFrame | None] = {}
+
+    def __getitem__(self, run_id: str) -> pd.DataFrame | None:
+        """`anomalous` and `score` by path, sorted; None where they were not saved."""
+        if run_id not in self.tables:
+            path = self.folders[run_id] / "scores.csv"
+            table = pd.read_csv(path, index_col="path").sort_index() if path.exists() else None
+            self.tables[run_id] = table
+        return self.tables[run_id]
+
+    def together(
+        self, *sides: Sequence[str]
+    ) -> tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]] | None:
+        """For each side the scores of normal (S, N) and anomalous (S, A) images; None unless all are of the same."""
+        tables = [[self[run_id] for run_id in side] for side in sides]
+        flat = [table for side in tables for table in side]
+        if any(table is None for table in flat):
+            return None
+        anomalous = flat[0]["anomalous"]
+        if any(not table["anomalous"].equals(anomalous) for table in flat) or anomalous.nunique() < 2:
+            return None
+        chosen = anomalous.to_numpy() == 1
+        stacked = [np.stack([table["score"].to_numpy() for table in side]) for side in tables]
+        first, second = ((values[:, ~chosen], values[:, chosen]) for values in stacked)
+        return first, second
+
+
+def tests(board: Board) -> Table:
+    """Wilcoxon's signed-rank test between all pairs of rows over categories, seeds averaged first; p corrected for the
+    number of pairs (Holm), and the effect size.
+    """
+    names = labels(list(board.parts()))
+    rows: Rows = []
+    few = []
+    for dataset, metric, values in _each(board):
+        found = {}
+        for first, second in itertools.combinations(values, 2):
+            found[first, second] = statistics.wilcoxon(*_by_category([values[first], values[second]]))
+        known = {pair: test for pair, test in found.items() if test is not None}
+        if len(known) < len(found) or len(values) < 2:
+            few.append(f"{dataset} ({max((grid.shape[1] for grid in values.values()), default=0)})")
+        corrected = statistics.holm([test.p for test in known.values()])
+        for ((first, second), test), p in zip(known.items(), corrected, strict=True):
+            cells = {"p": Cell(test.p), "p_holm": Cell(p), "effect": Cell(test.effect)}
+            rows.append(((dataset, metric, names[first], names[second]), cells | {"categories": Cell(test.categories)}))
+    columns = [
+        Column("p", "p", "p"),
+        Column("p_holm", "p (Holm)", "p"),
+        Column("effect", "effect", "number"),
+        Column("categories", "categories", "number"),
+    ]
+    notes = [
+        "Wilcoxon over categories, two-sided, seeds averaged first; effect: rank-biserial, above 0: first is ahead"
+    ]
+    if few:
+        named = ", ".join(dict.fromkeys(few))
+        notes.append(f"no test with fewer than {LEAST_CATEGORIES} categories or two rows that share them: {named}")
+    return Table("tests", "Tests over categories", ["dataset", "metric", "first", "second"], columns, rows, notes)
+
+
+def labels(keys: Sequence[Key]) -> dict[Key, str]:
+    """A short name of each row: the parts of its key in which rows differ."""
+    differing = [i for i, parts in enumerate(zip(*keys, strict=True)) if len(set(parts)) > 1]
+    return {key: label([key[i] for i in differing]) or label(key) for key in keys}
+
+
+def _named(keys: Sequence[Key], name: str) -> Key:
+    exact = [key for key in keys if name in (label(key), labels(keys)[key])]
+    found = exact or [key for key in keys if name in key]
+    if len(found) != 1:
+        kind = "several rows" if found else "no row"
+        raise ConfigError(f"--against: {name!r} names {kind}; {suggest(name, [label(key) for key in keys])}")
+    return found[0]

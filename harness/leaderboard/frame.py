@@ -1,0 +1,294 @@
+"""From results folders to tidy data: one line for each evaluation, with its labels, settings, metrics and speed."""
+
+import functools
+import json
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from dskd.config import ConfigError, require, suggest, to_mapping
+from dskd.methods import METHODS, get_method
+from harness.records import Damaged, Failure, Record, Results
+
+LABELS = ("method", "backbone", "dataset", "category", "seed")
+METRICS = {  # in the order of tables; those of AUPRO are in a record by the limits of its evaluation
+    "image_auroc": "image AUROC",
+    "image_ap": "image AP",
+    "image_f1_max": "image F1-max",
+    "pixel_auroc": "pixel AUROC",
+    "pixel_ap": "pixel AP",
+    "pixel_f1_max": "pixel F1-max",
+    "aupro_0.30": "AUPRO 0.3",
+    "aupro_0.05": "AUPRO 0.05",
+}
+SHOWN = ("image_auroc", "pixel_auroc", "aupro_0.30")  # of a table that says nothing else
+SPEED = "images_per_s"
+# What decides whether two numbers may stand in one table; `images` tells apart test sets of one name, and what belongs
+# to a data set alone (`data.split`) is its protocol too. The rest are settings of a model: rows of their own.
+PROTOCOL = ("image_size", "crop", "weights", "precision", "images")
+
+
+@dataclass
+class Found:
+    """What a selection of results folders holds. `folders`: of each run by its id."""
+
+    evaluations: list[Record] = field(default_factory=list)
+    trainings: list[Record] = field(default_factory=list)
+    benches: list[Record] = field(default_factory=list)
+    failures: list[Failure] = field(default_factory=list)
+    damaged: list[Damaged] = field(default_factory=list)
+    folders: dict[str, Path] = field(default_factory=dict)
+
+
+def load(folders: Sequence[Path], wanted: Collection[str] | None = None) -> Found:
+    """Records and failures of results folders (`runs/NAME`, or a folder of such folders), each run once.
+
+    Args:
+        wanted: ids to keep, all if None.
+
+    Raises:
+        ConfigError: a folder that is not there or holds no runs.
+    """
+    found = Found()
+    kinds = {"evaluate": found.evaluations, "train": found.trainings, "bench": found.benches}
+    for folder in folders:
+        require(folder.is_dir(), f"{folder} is not a folder; write a results folder such as runs/NAME")
+        own = (folder / "grid.yaml").exists()
+        inner = [folder] if own else [path.parent for path in sorted(folder.glob("*/grid.yaml"))] or [folder]
+        for results in map(Results, inner):
+            for item in results if wanted is None else results.items(sorted(wanted)):
+                if isinstance(item, Damaged):
+                    found.damaged.append(item)
+                elif item.id not in found.folders:
+                    found.folders[item.id] = results.run_folder(item.id)
+                    (found.failures if isinstance(item, Failure) else kinds[item.kind]).append(item)
+    return found
+
+
+def frame(found: Found) -> pd.DataFrame:
+    """One line for each evaluation: the labels, every setting as text (dotted, as grids write it; empty where a data
+    set has no such setting), the metrics as shares (NaN where undefined), `degenerate`, `model` (what a bench of it
+    is known by) and `id`.
+
+    Raises:
+        ConfigError: there is no evaluation.
+    """
+    require(bool(found.evaluations), "no finished evaluation to show; `harness plan --grid GRID` tells what is to do")
+    known: dict[str, int] = {}
+    configurations: list[dict[str, str]] = []
+    numbers: dict[tuple[str, str, str], int] = {}  # of a category's test sets, in the order found
+    versions: dict[tuple[str, str], int] = {}
+    lines = []
+    metrics = _metrics(found.evaluations)
+    for record in found.evaluations:
+        train, result = record.spec["train"], record.result
+        data = train["data"]
+        place = data["name"], data["category"]
+        if (*place, data["manifest"]) not in numbers:
+            versions[place] = numbers[*place, data["manifest"]] = versions.get(place, 0) + 1
+        rest = {key: value for key, value in train.items() if key not in ("data", "seed")}
+        key = json.dumps([rest, data["options"], result["precision"], {**record.spec, "train": None}])
+        if key not in known:  # a grid of 10,000 runs has few
+            known[key] = len(configurations)
+            configurations.append(_settings(record) | {"model": model_key(train)})
+        own = (str(numbers[*place, data["manifest"]]), bool(result.get("degenerate")), record.id)
+        labels = (train["method"]["name"], train["backbone"], *place, train["seed"])
+        lines.append((*labels, known[key], *own, *map(result.get, metrics)))
+    columns = [*LABELS, "configuration", "images", "degenerate", "id", *metrics]
+    table = pd.DataFrame.from_records(lines, columns=columns)
+    table = table.astype(dict.fromkeys(metrics, float) | {"images": str})
+    settings = pd.DataFrame(configurations).fillna("")
+    table = table.join(settings.iloc[table.pop("configuration")].reset_index(drop=True))
+    return table.sort_values([*LABELS, "id"], ignore_index=True)  # whatever order the folders gave
+
+
+def _metrics(records: Iterable[Record]) -> list[str]:
+    """Those that the records hold, in the order of METRICS."""
+    found = {key for record in records for key in record.result if key in METRICS or key.startswith("aupro_")}
+    return [*(key for key in METRICS if key in found), *sorted(found - METRICS.keys())]
+
+
+def metric_title(metric: str) -> str:
+    """`image AUROC`, `AUPRO 0.1`"""
+    return METRICS.get(metric) or f"AUPRO {float(metric.removeprefix('aupro_')):g}"
+
+
+def metrics_of(lines: pd.DataFrame) -> list[str]:
+    return [column for column in lines.columns if column in METRICS or column.startswith("aupro_0")]
+
+
+def settings_of(lines: pd.DataFrame) -> list[str]:
+    """The columns that are settings, protocol first."""
+    fixed = {*LABELS, *metrics_of(lines), "degenerate", "id", "model", "row", "variant"}
+    order = {key: place for place, key in enumerate(PROTOCOL)}
+    found = [column for column in lines.columns if column not in fixed]
+    return sorted(found, key=lambda key: order.get(key, len(order) + (not is_protocol(key))))
+
+
+def is_protocol(key: str) -> bool:
+    return key in PROTOCOL or key.startswith("data.")
+
+
+def select(lines: pd.DataFrame, conditions: Sequence[str]) -> pd.DataFrame:
+    """Those lines that meet every condition `key=value` or `key!=value`; of the same key, `=` means one or the other.
+
+    Keys are labels, settings and `degenerate`.
+
+    Raises:
+        ConfigError: a condition that cannot be read, an unknown key, or nothing left (with what there is).
+    """
+    keys = [*LABELS, "degenerate", *settings_of(lines)]
+    wanted: dict[tuple[str, bool], list[str]] = {}
+    for condition in conditions:
+        name, equals, value = condition.partition("=")
+        require(bool(equals), f"--where: {condition!r} is not possible; write key=value or key!=value")
+        key = name.removesuffix("!")
+        if key not in keys:
+            raise ConfigError(f"--where: unknown key {key!r}; {suggest(key, keys)}")
+        wanted.setdefault((key, name != key), []).append(value)
+    for (key, inverted), values in wanted.items():
+        texts = lines[key].astype(str)
+        kept = lines[texts.isin(values) != inverted]
+        if kept.empty:
+            there = ", ".join(sorted(texts.unique()))
+            sign = "!=" if inverted else "="
+            raise ConfigError(f"--where: no evaluation has {key}{sign}{','.join(values)}; {key} is {there}")
+        lines = kept
+    return lines.reset_index(drop=True)
+
+
+def mixed(lines: pd.DataFrame, named: Collection[str] = ()) -> list[str]:
+    """The protocol keys in which lines of one data set differ, less those that are `named` (rows of their own)."""
+    keys = [key for key in settings_of(lines) if is_protocol(key) and key not in named]
+    differ = lines.groupby("dataset")[keys].nunique() > 1
+    return [key for key in keys if differ[key].any()]
+
+
+def split(lines: pd.DataFrame, named: Collection[str], allow_mixed: bool) -> list[tuple[str, pd.DataFrame]]:
+    """One (protocol, lines) for each protocol; the text is empty where there is only one.
+
+    Raises:
+        ConfigError: several, unless `allow_mixed`.
+    """
+    keys = mixed(lines, named)
+    if not keys:
+        return [("", lines)]
+    if not allow_mixed:
+        key = keys[0]
+        first, *_ = values = sorted(lines[key].unique())
+        if key == "images":
+            raise ConfigError(
+                "mixed protocols: runs of one category were tested on different images; name one results folder, or "
+                "write --allow-mixed for a table each"
+            )
+        raise ConfigError(
+            f"mixed protocols: {key} is {' and '.join(value or 'not set' for value in values)}; write --where "
+            f"{key}={first}, --by method,backbone,{key} for rows of their own, or --allow-mixed for a table each"
+        )
+    parts = lines.groupby(keys, sort=True)
+    return [
+        (" · ".join(f"{key} {value or '–'}" for key, value in zip(keys, values, strict=True)), part)
+        for values, part in parts
+    ]
+
+
+def variants(lines: pd.DataFrame) -> list[str]:
+    """For each line what tells it from the others of its method and backbone: settings that differ there and are not
+    the default. Compared within a data set: what one data set alone has (`data.split`) does not tell rows apart.
+    """
+    names = [name for name in settings_of(lines) if not is_protocol(name)]
+    texts = pd.Series("", index=lines.index)
+    for (method, *_), part in lines.groupby(["method", "backbone", "dataset"], sort=False):
+        differing = [name for name in names if part[name].nunique() > 1]
+        for values, same in part.groupby(differing, sort=False) if differing else []:
+            found = dict(zip(differing, values, strict=True))
+            default = _defaults(str(method), str(found.get("recipe", same["recipe"].iloc[0])))
+            texts[same.index] = " ".join(f"{k}={v}" for k, v in found.items() if v != default.get(k))
+    return list(texts)
+
+
+def _settings(record: Record) -> dict[str, str]:
+    """All that decides the numbers of an evaluation but its labels and its test images."""
+    train = record.spec["train"]
+    weights = train["weights"]
+    settings = {
+        "image_size": train["image_size"],
+        "crop": train.get("crop", 0),
+        # The file's hash tells weights apart; its name is for people.
+        "weights": weights["name"] + (f" ({weights['sha256'][:8]})" if weights["sha256"] else ""),
+        "precision": record.result["precision"],  # what `auto` became
+        "eval.batch_size": train["eval_batch_size"],
+        "processes": train.get("processes", 1),
+        "strategy": train.get("strategy", "ddp"),
+        **{f"data.{key}": value for key, value in train["data"]["options"]},
+        **_flat({key: value for key, value in train["method"].items() if key not in ("name", "map", "score")}),
+        **_flat({"map": record.spec["map"], "score": record.spec["score"]}),
+        "aupro_limits": record.spec["aupro_limits"],
+    }
+    return {key: _text(value) for key, value in settings.items()}
+
+
+@functools.cache
+def _defaults(method: str, recipe: str) -> dict[str, str]:
+    """The named method's values under the recipe, as `_settings` writes them; `recipe` itself is own by default."""
+    if method not in METHODS:
+        return {}
+    values = _flat(to_mapping(get_method(method, recipe)))
+    return {key: _text(value) for key, value in (values | {"recipe": "own"}).items()}
+
+
+def model_key(spec: Mapping[str, Any]) -> str:
+    """What decides the speed of a model and is known to its training and its bench alike."""
+    parts = {key: value for key, value in spec["method"].items() if key not in ("train", "loss")}
+    return json.dumps(
+        [parts, spec["backbone"], spec.get("crop") or spec["image_size"], spec["precision"]], sort_keys=True
+    )
+
+
+def training_key(train: Mapping[str, Any]) -> str:
+    """What a training and its evaluations share: the spec without map and score, which are the evaluation's."""
+    method = {name: value for name, value in train["method"].items() if name not in ("map", "score")}
+    return json.dumps({**train, "method": method}, sort_keys=True)
+
+
+def speeds(found: Found) -> pd.DataFrame:
+    """One line for each throughput measurement: `model`, `device` (with its threads where it is a processor) and
+    `images_per_s`.
+    """
+    lines = []
+    for bench in found.benches:
+        device, threads = bench.spec["device"], bench.spec["threads"]
+        place = f"{device}, {threads} threads" if bench.result.get("device_type", "cpu") == "cpu" else device
+        lines.append((model_key(bench.spec), place, float(bench.result[SPEED])))
+    return pd.DataFrame(lines, columns=["model", "device", SPEED])
+
+
+def _flat(mapping: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in mapping.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
+    return flat
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, list):
+        return f"[{', '.join(map(_text, value))}]"
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def provenance(records: Sequence[Record]) -> str:
+    """`measured 2026-01-01 to 2026-01-02 on NVIDIA H200; torch 2.11.0, dskd-harness 0.1.0, commit 0123456789ab`"""
+
+    def listed(values: Iterable[object]) -> str:
+        return ", ".join(dict.fromkeys(str(value) for value in values if value))
+
+    days = sorted(record.started_at[:10] for record in records)
+    text = f"measured {days[0]}" + (f" to {days[-1]}" if days[-1] != days[0] else "")
+    devices = listed(f"{r.result.get('device')}, {r.result.get('threads')} threads" for r in records)
+    packages = [record.environment.get("packages", {}) for record in records]
+    versions = [f"{name} {listed(found.get(name) for found in packages)}" for name in ("torch", "dskd-harness")]
+    commits = listed(record.environment.get("commit") for record in records)
+    return f"{text} on {devices}; {', '.join(versions)}" + (f", commit {commits}" if commits else "")
