@@ -9,6 +9,7 @@ from harness.cli.backbones import backbones
 from harness.cli.leaderboard import leaderboard
 from harness.cli.methods import methods
 from harness.cli.plan import plan
+from harness.cli.report import report
 from harness.cli.run import run
 from harness.cli.show import show
 
@@ -21,7 +22,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (run, plan, show, leaderboard, methods, backbones):
+for command in (run, plan, show, leaderboard, report, methods, backbones):
     app.command()(command)
 
 

@@ -57,12 +57,12 @@ def leaderboard(
     formats = ["table", *FORMATS]
     if output not in formats:
         raise ConfigError(f"--format: {output!r} is not possible; {suggest(output, formats)}")
-    names = list(NAMES) if table == "all" else _listed(table)
+    names = list(NAMES) if table == "all" else listed(table)
     for name in names:
         if name not in NAMES:
             raise ConfigError(f"--table: unknown table {name!r}; {suggest(name, [*NAMES, 'all'])}")
     found = load(runs)
-    made = boards(found, _listed(by), _listed(metric) if metric is not None else SHOWN, where or (), allow_mixed)
+    made = boards(found, listed(by), listed(metric) if metric is not None else SHOWN, where or (), allow_mixed)
     values = read(published_file) if published or published_file else None
     sections = make_sections(made, names, sort, against, values)
     if output == "table":
@@ -75,5 +75,5 @@ def leaderboard(
         notes.print(remark, markup=False, soft_wrap=True)
 
 
-def _listed(text: str) -> list[str]:
+def listed(text: str) -> list[str]:
     return [part.strip() for part in text.split(",") if part.strip()]
