@@ -6,6 +6,7 @@ import typer
 
 from dskd.config import ConfigError
 from harness.cli.backbones import backbones
+from harness.cli.compare import compare
 from harness.cli.leaderboard import leaderboard
 from harness.cli.methods import methods
 from harness.cli.plan import plan
@@ -22,7 +23,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (run, plan, show, leaderboard, report, methods, backbones):
+for command in (run, plan, show, leaderboard, compare, report, methods, backbones):
     app.command()(command)
 
 

@@ -43,6 +43,11 @@ def console(*, stderr: bool = False) -> Console:
     return made if made.is_terminal else Console(stderr=stderr, highlight=False, width=160)
 
 
+def listed(text: str) -> list[str]:
+    """`"a, b"` to `["a", "b"]`."""
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
 def parse_only(only: list[str] | None) -> dict[str, list[str]]:
     """`["method=dskd", "seed=0"]` to a rule for `matches`; the same key again means one or the other."""
     rule: dict[str, list[str]] = {}

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from dskd.config import ConfigError, suggest
-from harness.cli.common import console
+from harness.cli.common import console, listed
 
 
 def leaderboard(
@@ -73,7 +73,3 @@ def leaderboard(
     notes = console(stderr=True)
     for remark in remarks(found):
         notes.print(remark, markup=False, soft_wrap=True)
-
-
-def listed(text: str) -> list[str]:
-    return [part.strip() for part in text.split(",") if part.strip()]

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from dskd.config import ConfigError, require
-from harness.cli.common import console
+from harness.cli.common import console, listed
 
 
 def report(
@@ -47,7 +47,6 @@ def report(
     Pictures are those that `save: {maps: 8}` in the grid left; curves of a metric need `evaluate.at`. The page names
     no folder of this machine and no host.
     """
-    from harness.cli.leaderboard import listed
     from harness.leaderboard.frame import SHOWN, load
     from harness.leaderboard.published import read
     from harness.leaderboard.render import remarks

@@ -158,17 +158,17 @@ def differences(board: Board, against: str | None = None) -> Table:
     keys = list(board.parts())
     reference = None if against is None else _named(keys, against)
     names = labels(keys)
-    read = Scores(board.found.folders)
+    read = Scores()
     rows: Rows = []
     for dataset, metric, values in _each(board):
         if len(values) < 2 or (reference is not None and reference not in values):
             continue
         if reference is None:
             reference = max(values, key=lambda key: float(values[key].mean(axis=0).mean()))
-        ids = {key: _ids(board, key, dataset) for key in values}
+        folders = {key: _folders(board, key, dataset) for key in values}
         for key in values:
             if key != reference:
-                pairs = paired(values[reference], values[key], ids[reference], ids[key], metric, read)
+                pairs = paired(values[reference], values[key], folders[reference], folders[key], metric, read)
                 rows.append(((dataset, metric, names[reference], names[key]), difference_cells(pairs)))
     notes = [
         "in points; paired by category, seed and test images; 95 % bootstrap over images × seeds where scores by image "
@@ -202,16 +202,21 @@ def difference_cells(pairs: Sequence[Pair]) -> dict[str, Cell]:
     }
 
 
-Ids = pd.Series  # evaluation ids by (category, seed)
+Folders = pd.Series  # of evaluations, by (category, seed)
 
 
-def _ids(board: Board, key: Key, dataset: str) -> Ids:
+def _folders(board: Board, key: Key, dataset: str) -> Folders:
     part = board.lines[(board.lines["row"] == key) & (board.lines["dataset"] == dataset)]
-    return part.set_index(["category", "seed"])["id"]
+    return part.set_index(["category", "seed"])["id"].map(board.found.folders)
 
 
 def paired(
-    first: pd.DataFrame, second: pd.DataFrame, first_ids: Ids, second_ids: Ids, metric: str, read: "Scores"
+    first: pd.DataFrame,
+    second: pd.DataFrame,
+    first_folders: Folders,
+    second_folders: Folders,
+    metric: str,
+    read: "Scores",
 ) -> list[Pair]:
     """One pair for each category that both have, of their common seeds; with scores where all have them (image AUROC
     of the same test images).
@@ -223,8 +228,8 @@ def paired(
             continue
         scores = None
         if metric == "image_auroc":
-            ids = [[of[category, seed] for seed in columns.index] for of in (first_ids, second_ids)]
-            scores = read.together(*ids)
+            both = (first_folders, second_folders)
+            scores = read.together(*([folders[category, seed] for seed in columns.index] for folders in both))
         made.append(Pair(columns["first"].to_numpy(), columns["second"].to_numpy(), scores))
     return made
 
@@ -232,23 +237,21 @@ def paired(
 class Scores:
     """Scores by image of evaluations, read once each."""
 
-    def __init__(self, folders: dict[str, Path]) -> None:
-        self.folders = folders
-        self.tables: dict[str, pd.DataFrame | None] = {}
+    def __init__(self) -> None:
+        self.tables: dict[Path, pd.DataFrame | None] = {}
 
-    def __getitem__(self, run_id: str) -> pd.DataFrame | None:
+    def __getitem__(self, folder: Path) -> pd.DataFrame | None:
         """`anomalous` and `score` by path, sorted; None where they were not saved."""
-        if run_id not in self.tables:
-            path = self.folders[run_id] / "scores.csv"
-            table = pd.read_csv(path, index_col="path").sort_index() if path.exists() else None
-            self.tables[run_id] = table
-        return self.tables[run_id]
+        if folder not in self.tables:
+            path = folder / "scores.csv"
+            self.tables[folder] = pd.read_csv(path, index_col="path").sort_index() if path.exists() else None
+        return self.tables[folder]
 
     def together(
-        self, *sides: Sequence[str]
+        self, *sides: Sequence[Path]
     ) -> tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]] | None:
         """For each side the scores of normal (S, N) and anomalous (S, A) images; None unless all are of the same."""
-        tables = [[self[run_id] for run_id in side] for side in sides]
+        tables = [[self[folder] for folder in side] for side in sides]
         flat = [table for side in tables for table in side]
         if any(table is None for table in flat):
             return None

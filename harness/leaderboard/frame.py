@@ -70,8 +70,8 @@ def load(folders: Sequence[Path], wanted: Collection[str] | None = None) -> Foun
 
 def frame(found: Found) -> pd.DataFrame:
     """One line for each evaluation: the labels, every setting as text (dotted, as grids write it; empty where a data
-    set has no such setting), the metrics as shares (NaN where undefined), `degenerate`, `model` (what a bench of it
-    is known by) and `id`.
+    set has no such setting), the metrics as shares (NaN where undefined), `degenerate`, `manifest` (its images),
+    `model` (what a bench of it is known by) and `id`.
 
     Raises:
         ConfigError: there is no evaluation.
@@ -81,6 +81,7 @@ def frame(found: Found) -> pd.DataFrame:
     configurations: list[dict[str, str]] = []
     numbers: dict[tuple[str, str, str], int] = {}  # of a category's test sets, in the order found
     versions: dict[tuple[str, str], int] = {}
+    names: dict[str, str] = {}  # of weights by their hash: the first that a record calls them
     lines = []
     metrics = _metrics(found.evaluations)
     for record in found.evaluations:
@@ -93,11 +94,11 @@ def frame(found: Found) -> pd.DataFrame:
         key = json.dumps([rest, data["options"], result["precision"], {**record.spec, "train": None}])
         if key not in known:  # a grid of 10,000 runs has few
             known[key] = len(configurations)
-            configurations.append(_settings(record) | {"model": model_key(train)})
-        own = (str(numbers[*place, data["manifest"]]), bool(result.get("degenerate")), record.id)
+            configurations.append(_settings(record, names) | {"model": model_key(train)})
+        own = (str(numbers[*place, data["manifest"]]), data["manifest"], bool(result.get("degenerate")), record.id)
         labels = (train["method"]["name"], train["backbone"], *place, train["seed"])
         lines.append((*labels, known[key], *own, *map(result.get, metrics)))
-    columns = [*LABELS, "configuration", "images", "degenerate", "id", *metrics]
+    columns = [*LABELS, "configuration", "images", "manifest", "degenerate", "id", *metrics]
     table = pd.DataFrame.from_records(lines, columns=columns)
     table = table.astype(dict.fromkeys(metrics, float) | {"images": str})
     settings = pd.DataFrame(configurations).fillna("")
@@ -122,7 +123,7 @@ def metrics_of(lines: pd.DataFrame) -> list[str]:
 
 def settings_of(lines: pd.DataFrame) -> list[str]:
     """The columns that are settings, protocol first."""
-    fixed = {*LABELS, *metrics_of(lines), "degenerate", "id", "model", "row", "variant"}
+    fixed = {*LABELS, *metrics_of(lines), "manifest", "degenerate", "id", "model", "row", "variant"}
     order = {key: place for place, key in enumerate(PROTOCOL)}
     found = [column for column in lines.columns if column not in fixed]
     return sorted(found, key=lambda key: order.get(key, len(order) + (not is_protocol(key))))
@@ -205,20 +206,19 @@ def variants(lines: pd.DataFrame) -> list[str]:
         differing = [name for name in names if part[name].nunique() > 1]
         for values, same in part.groupby(differing, sort=False) if differing else []:
             found = dict(zip(differing, values, strict=True))
-            default = _defaults(str(method), str(found.get("recipe", same["recipe"].iloc[0])))
+            default = defaults_of(str(method), str(found.get("recipe", same["recipe"].iloc[0])))
             texts[same.index] = " ".join(f"{k}={v}" for k, v in found.items() if v != default.get(k))
     return list(texts)
 
 
-def _settings(record: Record) -> dict[str, str]:
+def _settings(record: Record, names: dict[str, str]) -> dict[str, str]:
     """All that decides the numbers of an evaluation but its labels and its test images."""
     train = record.spec["train"]
     weights = train["weights"]
     settings = {
         "image_size": train["image_size"],
         "crop": train.get("crop", 0),
-        # The file's hash tells weights apart; its name is for people.
-        "weights": weights["name"] + (f" ({weights['sha256'][:8]})" if weights["sha256"] else ""),
+        "weights": _weights(weights["name"], weights["sha256"], names),
         "precision": record.result["precision"],  # what `auto` became
         "eval.batch_size": train["eval_batch_size"],
         "processes": train.get("processes", 1),
@@ -231,8 +231,13 @@ def _settings(record: Record) -> dict[str, str]:
     return {key: _text(value) for key, value in settings.items()}
 
 
+def _weights(name: str, sha256: str | None, names: dict[str, str]) -> str:
+    """The file's hash tells weights apart; a name is for people: `imagenet (552b3ecf)`."""
+    return f"{names.setdefault(sha256, name)} ({sha256[:8]})" if sha256 else name
+
+
 @functools.cache
-def _defaults(method: str, recipe: str) -> dict[str, str]:
+def defaults_of(method: str, recipe: str) -> dict[str, str]:
     """The named method's values under the recipe, as `_settings` writes them; `recipe` itself is own by default."""
     if method not in METHODS:
         return {}
@@ -255,15 +260,17 @@ def training_key(train: Mapping[str, Any]) -> str:
 
 
 def speeds(found: Found) -> pd.DataFrame:
-    """One line for each throughput measurement: `model`, `device` (with its threads where it is a processor) and
-    `images_per_s`.
+    """One line for each throughput measurement: `model`, its `method` and `backbone`, `device` (with its threads where
+    it is a processor) and `images_per_s`.
     """
     lines = []
     for bench in found.benches:
         device, threads = bench.spec["device"], bench.spec["threads"]
         place = f"{device}, {threads} threads" if bench.result.get("device_type", "cpu") == "cpu" else device
-        lines.append((model_key(bench.spec), place, float(bench.result[SPEED])))
-    return pd.DataFrame(lines, columns=["model", "device", SPEED])
+        spec = bench.spec
+        labels = (model_key(spec), spec["method"]["name"], spec["backbone"])
+        lines.append((*labels, place, float(bench.result[SPEED])))
+    return pd.DataFrame(lines, columns=["model", "method", "backbone", "device", SPEED])
 
 
 def _flat(mapping: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -68,16 +68,17 @@ def choose(board: Board, names: Mapping[tuple[str, ...], str], most: int) -> lis
 
     One seed of a category is shown, the lowest that the most rows have pictures of.
     """
-    cases = _cases(board, names)
+    by_category = itertools.groupby(_cases(board, names), key=lambda case: (case.dataset, case.category))
+    groups = [(of, list(cases)) for of, cases in by_category]
     turns: list[tuple[int, int, str, Case]] = []
-    for order, (_, group) in enumerate(itertools.groupby(cases, key=lambda case: (case.dataset, case.category))):
-        own = list(group)
+    for order, (_, own) in enumerate(groups):
         for name in names.values():
             known = [(case.standing(name), i) for i, case in enumerate(own)]
             ranked = [own[i] for _, i in sorted((standing, i) for standing, i in known if standing is not None)]
             best = [case for case in reversed(ranked) if case.defect != "good"]
             for turn in range(min(MOST_PER_ROW, len(ranked) // 2)):
-                turns.append((2 * turn, order, f"worst of {name}", ranked[turn]))
+                if (ranked[turn].standing(name) or 0) < 1:  # else it has no bad case
+                    turns.append((2 * turn, order, f"worst of {name}", ranked[turn]))
                 turns += [(2 * turn + 1, order, f"best of {name}", case) for case in best[turn : turn + 1]]
         if not any(case.scored for case in own):
             turns += [(2 * i, order, "", case) for i, case in enumerate(own[: 2 * MOST_PER_ROW])]
@@ -91,7 +92,12 @@ def choose(board: Board, names: Mapping[tuple[str, ...], str], most: int) -> lis
             chosen[id(case)] = case
         if role:
             case.roles.append(role)
-    return [case for case in cases if id(case) in chosen]
+    return [case for _, group in groups for case in sorted(group, key=_hardest) if id(case) in chosen]
+
+
+def _hardest(case: Case) -> float:
+    """The standing by the row that does worst on it."""
+    return min((scored.standing for scored in case.scored.values() if scored.standing is not None), default=0)
 
 
 def _cases(board: Board, names: Mapping[tuple[str, ...], str]) -> list[Case]:

@@ -1,0 +1,201 @@
+"""Two sets of results against each other, run by run: what became better, worse, faster or slower."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from dskd.config import ConfigError, require, suggest
+from harness.leaderboard.evidence import Scores, difference_cells, paired
+from harness.leaderboard.frame import (
+    LABELS,
+    SHOWN,
+    SPEED,
+    Found,
+    defaults_of,
+    frame,
+    load,
+    metrics_of,
+    mixed,
+    provenance,
+    settings_of,
+    speeds,
+    variants,
+)
+from harness.leaderboard.render import Section
+from harness.leaderboard.statistics import caution
+from harness.leaderboard.table import SPREAD, Cell, Column, Table
+
+AFTER = " after"  # ends the names of the second side's columns
+NEVER = ("images", "aupro_limits")  # `manifest` says which images; a metric's name says its limit
+COLUMNS = [
+    Column("before", "before", "share"),
+    Column("after", "after", "share"),
+    Column("difference", "after - before\n[95 %]", "points", SPREAD),
+    Column("pairs", "runs", "number"),
+    Column("equal", "equal", "number"),
+    Column("over", "interval over", "text"),
+]
+SPEED_COLUMNS = [
+    Column("before", "before\nimages/s", "speed"),
+    Column("after", "after\nimages/s", "speed"),
+    Column("ratio", "after :\nbefore", "number"),
+]
+
+
+@dataclass(frozen=True)
+class Side:
+    """One of the two: its name as the user wrote it, and its runs."""
+
+    name: str
+    found: Found
+
+
+def read_side(text: str) -> Side:
+    """`runs/NAME`, or `runs/NAME@COMMIT` for the runs of one commit (the start of its hash is enough).
+
+    Raises:
+        ConfigError: no such folder, no runs in it, or none of that commit (with those that there are).
+    """
+    path, _, commit = text.rpartition("@") if not Path(text).is_dir() and "@" in text else (text, "", "")
+    found = load([Path(path)])
+    require(bool(found.evaluations), f"{path}: no finished evaluation to compare")
+    if commit:
+        commits = sorted({record.environment.get("commit") or "unknown" for record in found.evaluations})
+        for records in (found.evaluations, found.trainings, found.benches):
+            records[:] = [record for record in records if (record.environment.get("commit") or "").startswith(commit)]
+        require(bool(found.evaluations), f"{path}: no run is of commit {commit}; there are: {', '.join(commits)}")
+    return Side(text, found)
+
+
+def compare(
+    first: Side, second: Side, metrics: Sequence[str] = SHOWN, ignore: Sequence[str] = ()
+) -> tuple[Section, list[str]]:
+    """The section of two tables, `differences` (second minus first, of the runs of equal content) and `speed` (on the
+    same device), and a line for each side's runs that the other has not.
+
+    Args:
+        ignore: settings in which matched runs may differ.
+
+    Raises:
+        ConfigError: no run is in both (with the settings in which they differ), or an unknown metric or setting.
+    """
+    lines = [frame(side.found) for side in (first, second)]
+    settings = list(dict.fromkeys(name for each in lines for name in settings_of(each)))
+    known = [metric for metric in metrics_of(lines[0]) if metric in metrics_of(lines[1])]
+    _check("--ignore", ignore, settings)
+    _check("--metric", metrics, known) if tuple(metrics) != SHOWN else None
+    metrics = [metric for metric in metrics if metric in known]
+    lines = [_comparable(each, settings) for each in lines]
+    keys = [*LABELS, "manifest", *(name for name in settings if name not in (*ignore, *NEVER))]
+    for side, each in zip((first, second), lines, strict=True):
+        require(
+            not each.duplicated(keys).any(),
+            f"{side.name}: several runs differ only in what --ignore leaves out; ignore less",
+        )
+    matched = lines[0].merge(lines[1], on=keys, suffixes=("", AFTER))
+    require(not matched.empty, f"no run is in both {first.name} and {second.name}; {_reason(*lines, keys)}")
+    rest = [
+        f"{len(each) - len(matched)} of {len(each)} evaluations are in {side.name} alone"
+        for side, each in zip((first, second), lines, strict=True)
+        if len(each) > len(matched)
+    ]
+    tables = [_differences(first.found, second.found, matched, metrics), *_speed(first, second)]
+    counts = matched.groupby("dataset")[["seed", "category"]].nunique()
+    said = [f"{side.name}: {provenance(side.found.evaluations)}" for side in (first, second)]
+    about = {"first": first.name, "second": second.name, "unmatched": rest}
+    notes = caution(int(counts["seed"].min()), int(counts["category"].max()))[: int(counts["seed"].min() < 5)]
+    return Section("", tables, about, [*rest, *notes, *said]), rest
+
+
+def _check(option: str, words: Sequence[str], known: Sequence[str]) -> None:
+    for word in words:
+        if word not in known:
+            raise ConfigError(f"{option}: unknown name {word!r}; {suggest(word, known)}")
+
+
+def _comparable(lines: pd.DataFrame, settings: Sequence[str]) -> pd.DataFrame:
+    """With every setting as a column (one that older records do not know has its default) and weights by their hash."""
+    missing = [name for name in settings if name not in lines]
+    defaults = [defaults_of(*names) for names in zip(lines["method"], lines["recipe"], strict=True)] if missing else []
+    more = {name: [default.get(name, "") for default in defaults] for name in missing}
+    return lines.assign(**more, weights=lines["weights"].str.extract(r"([^ ()]+)\)?$", expand=False))
+
+
+def _reason(first: pd.DataFrame, second: pd.DataFrame, keys: Sequence[str]) -> str:
+    """`they differ in train.lr (0.4, 0.1)`"""
+    differing: dict[str, str] = {}
+    for key in keys:
+        values = [set(side[key].astype(str)) for side in (first, second)]
+        if not values[0] & values[1]:
+            differing[key] = f"{key} ({' and '.join(', '.join(sorted(found)[:3]) or 'nothing' for found in values)})"
+    if not differing:
+        return "no two have the same settings and images"
+    said = f"they differ in {', '.join(list(differing.values())[:3])}"
+    if set(differing) & {*LABELS, "manifest"}:
+        return said
+    return f"{said}; write --ignore {','.join(differing)} to compare them all the same"
+
+
+def _differences(first: Found, second: Found, matched: pd.DataFrame, metrics: Sequence[str]) -> Table:
+    own = matched[[name for name in matched if not name.endswith(AFTER)]]
+    matched = matched.assign(variant=variants(own))
+    by = ["method", "backbone", *(name for name in mixed(own) if name not in NEVER)]
+    by += ["variant"] if (matched["variant"] != "").any() else []
+    read = Scores()
+    rows = []
+    for dataset, of_dataset in matched.groupby("dataset"):
+        for metric in metrics:
+            for key, part in of_dataset.groupby(by):
+                columns = (metric, metric + AFTER)
+                grids = [part.pivot(index="seed", columns="category", values=column) for column in columns]
+                places = part.set_index(["category", "seed"])
+                folders = places["id"].map(first.folders), places["id" + AFTER].map(second.folders)
+                pairs = paired(grids[1], grids[0], folders[1], folders[0], metric, read)
+                cells = difference_cells(pairs)
+                cells.pop("probability", None)
+                if pairs:
+                    cells["before"] = Cell(float(sum(pair.second.mean() for pair in pairs) / len(pairs)))
+                    cells["after"] = Cell(float(sum(pair.first.mean() for pair in pairs) / len(pairs)))
+                cells["equal"] = Cell(sum(int((pair.first == pair.second).sum()) for pair in pairs))
+                rows.append(((str(dataset), metric, *map(str, key)), cells))
+    notes = ["▲ ▼: better or worse beyond noise (the 95 % interval excludes 0); equal: runs equal to the last digit"]
+    return Table("differences", "Differences", ["dataset", "metric", *by], COLUMNS, rows, notes)
+
+
+def _speed(first: Side, second: Side) -> list[Table]:
+    """Images/s of the models that both measured on one device; none where neither measured any."""
+    sides = [speeds(side.found) for side in (first, second)]
+    if all(side.empty for side in sides):
+        return []
+    keys = ["model", "method", "backbone", "device"]
+    best = [side.groupby(keys, as_index=False)[SPEED].max() for side in sides]
+    matched = best[0].merge(best[1], on=keys, suffixes=("", AFTER))
+    rows = []
+    for line in matched.to_dict("records"):
+        before, after = line[SPEED], line[SPEED + AFTER]
+        cells = {"before": Cell(before), "after": Cell(after), "ratio": Cell(after / before)}
+        rows.append(((line["device"], line["method"], line["backbone"]), cells))
+    devices = [", ".join(sorted(side["device"].unique())) or "nothing" for side in sides]
+    notes = ["one measurement each: there is no interval"] if rows else []
+    if devices[0] != devices[1]:
+        notes.append(
+            f"throughput is compared on one device only: {first.name} measured on {devices[0]}, {second.name} on "
+            f"{devices[1]}"
+        )
+    return [Table("speed", "Throughput", ["device", "method", "backbone"], SPEED_COLUMNS, rows, notes)]
+
+
+def regressions(table: Table, limit: float) -> list[str]:
+    """The rows whose difference is below `limit` points (such as -0.5) and not noise: the interval excludes 0, or there
+    is none to tell.
+    """
+    found = []
+    for key, cells in table.rows:
+        cell = cells.get("difference")
+        if cell is None or cell.value is None or 100 * float(cell.value) >= limit:
+            continue
+        if cell.sign < 0 or cell.low is None:
+            found.append(f"{' '.join(part for part in key if part)}: {100 * float(cell.value):+.2f} points")
+    return found
