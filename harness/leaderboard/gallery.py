@@ -69,9 +69,9 @@ def choose(board: Board, names: Mapping[tuple[str, ...], str], most: int) -> lis
     One seed of a category is shown, the lowest that the most rows have pictures of.
     """
     by_category = itertools.groupby(_cases(board, names), key=lambda case: (case.dataset, case.category))
-    groups = [(of, list(cases)) for of, cases in by_category]
+    groups = [list(cases) for _, cases in by_category]
     turns: list[tuple[int, int, str, Case]] = []
-    for order, (_, own) in enumerate(groups):
+    for order, own in enumerate(groups):
         for name in names.values():
             known = [(case.standing(name), i) for i, case in enumerate(own)]
             ranked = [own[i] for _, i in sorted((standing, i) for standing, i in known if standing is not None)]
@@ -92,7 +92,7 @@ def choose(board: Board, names: Mapping[tuple[str, ...], str], most: int) -> lis
             chosen[id(case)] = case
         if role:
             case.roles.append(role)
-    return [case for _, group in groups for case in sorted(group, key=_hardest) if id(case) in chosen]
+    return [case for group in groups for case in sorted(group, key=_hardest) if id(case) in chosen]
 
 
 def _hardest(case: Case) -> float:
@@ -112,11 +112,12 @@ def _cases(board: Board, names: Mapping[tuple[str, ...], str]) -> list[Case]:
         if not by_seed:
             continue
         seed = max(by_seed, key=lambda seed: (len(by_seed[seed]), -seed))
+        folders = {name: by_seed[seed][name] for name in names.values() if name in by_seed[seed]}
         files: dict[str, dict[str, Path]] = {}
-        for name, folder in by_seed[seed].items():
+        for name, folder in folders.items():
             for path in (folder / "maps").glob("*.png"):
                 files.setdefault(path.name, {})[name] = path
-        scores = {name: _scores(folder / "scores.csv") for name, folder in by_seed[seed].items()}
+        scores = {name: _scores(folder / "scores.csv") for name, folder in folders.items()}
         for file, pictures in sorted(files.items()):
             position = int(file.split("_", 1)[0])  # `<position>_<defect>_<image>.png`: the line in scores.csv
             scored = {name: scores[name][position] for name in pictures if position < len(scores[name])}
