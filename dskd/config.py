@@ -31,7 +31,7 @@ def suggest(word: object, options: Iterable[str]) -> str:
 
 
 @functools.cache
-def _field_types(cls: type) -> dict[str, Any]:
+def field_types(cls: type) -> dict[str, Any]:
     hints = typing.get_type_hints(cls)
     return {field.name: hints[field.name] for field in dataclasses.fields(cls)}
 
@@ -39,7 +39,7 @@ def _field_types(cls: type) -> dict[str, Any]:
 def dotted_keys(cls: type, prefix: str = "") -> list[str]:
     """All keys that `replace` accepts for this class, nested ones as `train.epochs`."""
     keys = []
-    for name, kind in _field_types(cls).items():
+    for name, kind in field_types(cls).items():
         keys += dotted_keys(kind, f"{prefix}{name}.") if dataclasses.is_dataclass(kind) else [prefix + name]
     return keys
 
@@ -50,7 +50,7 @@ def replace(config: T, values: Mapping[str, Any], where: str = "") -> T:
     Raises:
         ConfigError: a key that does not exist (with the near match), or a value that its field does not take.
     """
-    kinds = _field_types(type(config))
+    kinds = field_types(type(config))
     changes: dict[str, Any] = {}
     nested: dict[str, dict[str, Any]] = {}
     for key, value in values.items():
@@ -125,7 +125,7 @@ def from_mapping(cls: type[T], mapping: Mapping[str, Any], where: str = "") -> T
         raise ConfigError(
             f"{where or cls.__name__}: {mapping!r} is not possible; write a mapping of {cls.__name__}'s keys"
         )
-    kinds = _field_types(cls)
+    kinds = field_types(cls)
     for key in mapping:
         if key not in kinds:
             raise ConfigError(f"unknown key {prefix + key!r}; {suggest(key, kinds)}")
@@ -138,7 +138,7 @@ def from_mapping(cls: type[T], mapping: Mapping[str, Any], where: str = "") -> T
 def to_mapping(config: Any) -> Any:
     """Nested plain data, ready for JSON; tuples become lists."""
     if dataclasses.is_dataclass(config):
-        return {name: to_mapping(getattr(config, name)) for name in _field_types(type(config))}
+        return {name: to_mapping(getattr(config, name)) for name in field_types(type(config))}
     return [to_mapping(item) for item in config] if isinstance(config, tuple) else config
 
 

@@ -8,11 +8,11 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any
 
 import yaml
 
-from dskd.config import ConfigError, coerce, dotted_keys, from_mapping, replace, require, suggest
+from dskd.config import ConfigError, coerce, dotted_keys, field_types, from_mapping, replace, require, suggest
 from dskd.methods import METHODS, get_method
 from dskd.switches import Method, Score
 from harness.backbones import remember
@@ -271,8 +271,7 @@ def expand(grid: Grid, facts: Facts) -> Plan:
                 if training is None or training.spec.id in trainings:
                     continue
                 trainings[training.spec.id] = training
-                if grid.bench:
-                    bench = _bench(training.spec, grid.bench, facts)
+                for bench in _benches(training.spec, grid.bench, facts):
                     benches.setdefault(bench.id, bench)
     return Plan(list(trainings.values()), list(benches.values()))
 
@@ -340,7 +339,7 @@ def _configured(name: str, settings: str) -> Method:
 @functools.lru_cache(maxsize=4096)
 def _run_values(run: str) -> Settings:
     """Brought to their types once per distinct setting (a grid of 10,000 runs has few); `TrainSpec` checks the rest."""
-    kinds, keys = get_type_hints(TrainSpec), {field: key for key, field in RUN_KEYS.items()}
+    kinds, keys = field_types(TrainSpec), {field: key for key, field in RUN_KEYS.items()}
     return {field: coerce(value, kinds[field], keys[field]) for field, value in json.loads(run).items()}
 
 
@@ -354,26 +353,26 @@ def _variant(method: Method, settings: str) -> Settings:
     return {"map": replace(method.map, changes, "map."), "score": score, "aupro_limits": limits}
 
 
-def _bench(spec: TrainSpec, bench: Bench, facts: Facts) -> BenchSpec:
-    return BenchSpec(
-        spec.method,
-        spec.backbone,
-        spec.side,
-        spec.precision,
-        facts.device,
-        facts.threads,
-        bench.batch_sizes,
-        bench.seconds,
-    )
+def _benches(spec: TrainSpec, bench: Bench | None, facts: Facts) -> list[BenchSpec]:
+    if bench is None:
+        return []
+    model = (spec.method, spec.backbone, spec.side, spec.precision, facts.device, facts.threads)
+    return [BenchSpec(*model, bench.batch_sizes, bench.seconds, compiled) for compiled in bench.compile]
 
 
-def check_processes(plan: Plan, kind: str, count: int) -> None:
-    """Raises ConfigError for a training that `count` devices of this kind (`cpu` or `cuda`) cannot do together."""
+def check_processes(plan: Plan, kind: str, count: int, nodes: int = 1) -> None:
+    """Raises ConfigError for a training that `count` devices of this kind (`cpu` or `cuda`) on each of `nodes` cannot
+    do together.
+    """
     for spec in (training.spec for training in plan.trainings):
         require(
-            spec.processes <= count,
-            f"processes: {spec.processes} is more than the devices to run on, {count} ({kind}); write processes: "
-            f"{count} or give --devices more",
+            spec.processes <= count * nodes,
+            f"processes: {spec.processes} is more than the devices to run on, {count * nodes} ({kind}); write "
+            f"processes: {count * nodes}, give --devices more, or span nodes (slurm/multinode.sh)",
+        )
+        require(
+            spec.processes % nodes == 0,
+            f"processes: {spec.processes} does not divide over --nodes {nodes}; write processes: {count * nodes}",
         )
         require(
             spec.method.train.batch_norm == "local" or kind == "cuda",

@@ -17,7 +17,8 @@ from dskd.backbones import get_backbone
 from dskd.config import difference, require, to_mapping
 from dskd.switches import Map, Method, Score
 
-METRIC_REVISION = 1  # raised by hand when a fix in `harness.run` changes metrics, maps or bench; part of the ids
+METRIC_REVISION = 1  # raised by hand when a fix in `harness.run` changes metrics or maps; part of the ids
+BENCH_REVISION = 2  # of the throughput protocol (docs/protocol.md)
 
 Precision = Literal["auto", "fp32", "tf32", "bf16"]
 Kind = Literal["train", "evaluate", "bench"]
@@ -222,8 +223,9 @@ class BenchSpec:
     precision: Precision
     device: str
     threads: int
-    batch_sizes: tuple[int, ...] = (1, 32)
-    seconds: float = 2.0
+    batch_sizes: tuple[int, ...] = (1, 8, 32)
+    seconds: float = 10.0
+    compile: bool = False
 
     kind: ClassVar[Kind] = "bench"
 
@@ -237,8 +239,8 @@ class BenchSpec:
     @functools.cached_property
     def id(self) -> str:
         model = [_method_digest(self.method, "train", "loss"), self.backbone, self.image_size, self.precision]
-        measure = [self.device, self.threads, list(self.batch_sizes), self.seconds]
-        return digest([self.kind, METRIC_REVISION, dskd.methods.REVISION, model, measure])
+        measure = [self.device, self.threads, list(self.batch_sizes), self.seconds, self.compile]
+        return digest([self.kind, BENCH_REVISION, dskd.methods.REVISION, model, measure])
 
 
 Spec = TrainSpec | EvaluateSpec | BenchSpec
@@ -258,7 +260,8 @@ class Save:
 
 @dataclass(frozen=True)
 class Bench:
-    """The grid's `bench:` section."""
+    """The grid's `bench:` section. `seconds`: of each measurement; `compile`: `[false, true]` for both models."""
 
-    batch_sizes: tuple[int, ...] = (1, 32)
-    seconds: float = 2.0
+    batch_sizes: tuple[int, ...] = (1, 8, 32)
+    seconds: float = 10.0
+    compile: tuple[bool, ...] = (False,)

@@ -1,4 +1,5 @@
-"""How the supervisor fills a machine: rates of 1, 2 and 4 workers on one grid, and what 10,000 finished runs cost.
+"""How the supervisor fills a machine: rates of 1, 2 and 4 workers on one grid, what the supervisor itself takes, how
+well it tells the time that is left, and what 10,000 finished runs cost.
 
     python benchmarks/speed/devices.py [--runs 40] [--finished 10000] [--repeats 3]
 
@@ -9,6 +10,7 @@ record to the last, so that the start of the workers (imports) is not in them; m
 import argparse
 import json
 import os
+import re
 import statistics
 import subprocess
 import sys
@@ -69,6 +71,42 @@ def rates(runs: int, repeats: int) -> dict[int, float]:
     return {workers: statistics.median(values) for workers, values in found.items()}
 
 
+def mixed(folder: Path) -> Path:
+    """A grid of unequal runs: three methods on two sizes."""
+    path = write_grid(folder, 2)
+    document = yaml.safe_load(path.read_text())
+    document["axes"] |= {"method": ["stfpm", "dskd", "reverse_distillation"], "image_size": [64, 96]}
+    del document["defaults"]["image_size"]
+    path.write_text(yaml.safe_dump(document))
+    return path
+
+
+def watched(workers: int) -> tuple[float, float, float]:
+    """Of a mixed grid: the share of a core that the supervisor took once its workers had started, and the seconds that
+    it said were left after a third of the runs, and those that were.
+    """
+    with tempfile.TemporaryDirectory() as scratch:
+        line = command(mixed(Path(scratch)), Path(scratch), "--devices", f"cpu:{workers}")
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+        process = subprocess.Popen(line, stdout=subprocess.PIPE, text=True, env=environment)
+        seen: list[tuple[float, float]] = []  # (when, CPU seconds of the supervisor)
+        at_a_third = said = 0.0
+        for text in process.stdout:
+            if found := re.search(r"(\d+)/(\d+) runs  about (\d+) (s|min) left", text):
+                seen.append((time.perf_counter(), cpu_seconds(process.pid)))
+                if not at_a_third and int(found[1]) >= int(found[2]) / 3:
+                    at_a_third, said = seen[-1][0], float(found[3]) * (60 if found[4] == "min" else 1)
+        ended = time.perf_counter()
+        process.wait()
+        (first, before), (last, after) = seen[0], seen[-1]
+        return (after - before) / (last - first), said, ended - at_a_third
+
+
+def cpu_seconds(pid: int) -> float:
+    fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
 def finished(count: int, keep: str = "") -> tuple[float, float]:
     """Seconds and peak MiB of a call that has nothing left to do."""
     with tempfile.TemporaryDirectory() as scratch:
@@ -109,6 +147,9 @@ def main() -> None:
     for workers, value in found.items():
         against = {1: "", 2: f"{value / found[1]:.2f} of one worker's", 4: f"{value / found[2]:.2f} of two workers'"}
         print(f"| {workers} | {value:.2f} | {against[workers]} |")
+    share, said, left = watched(2)
+    print(f"\nA grid of 12 unequal runs on 2 workers: the supervisor takes {100 * share:.2f} % of a core; ", end="")
+    print(f"after a third it says {said:.0f} s are left, {left:.0f} s are ({100 * (said / left - 1):+.0f} %)")
     seconds, peak = finished(options.finished)
     print(
         f"\n`harness run` on {options.finished} finished trainings and as many evaluations: {seconds:.1f} s, ", end=""

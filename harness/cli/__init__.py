@@ -7,12 +7,16 @@ import typer
 from dskd.config import ConfigError
 from harness.cli.backbones import backbones
 from harness.cli.compare import compare
+from harness.cli.init import init
 from harness.cli.leaderboard import leaderboard
 from harness.cli.methods import methods
 from harness.cli.plan import plan
+from harness.cli.profile import profile
 from harness.cli.report import report
 from harness.cli.run import run
 from harness.cli.show import show
+from harness.cli.status import status
+from harness.cli.submit import submit
 
 app = typer.Typer(
     help="Benchmark student-teacher anomaly detection: a grid file becomes runs, runs become records, "
@@ -23,7 +27,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (run, plan, show, leaderboard, compare, report, methods, backbones):
+for command in (run, plan, show, leaderboard, compare, report, submit, status, profile, methods, backbones, init):
     app.command()(command)
 
 

@@ -37,6 +37,11 @@ PluginOption = Annotated[
 ]
 
 
+def results_folder(path: Path, out: Path) -> Path:
+    """A results folder as it is, or that of a grid file. Raises ConfigError for a file that is no grid."""
+    return out / read_grid(path).name if path.is_file() else path
+
+
 def console(*, stderr: bool = False) -> Console:
     """Tables keep their width when they go to a file or a pipe."""
     made = Console(stderr=stderr, highlight=False)

@@ -6,11 +6,11 @@ from typing import Annotated
 import typer
 
 from dskd.config import ConfigError, suggest
-from harness.cli.common import console, listed
+from harness.cli.common import OutOption, console, listed, results_folder
 
 
 def leaderboard(
-    runs: Annotated[list[Path], typer.Argument(help="Results folders (runs/NAME).", show_default=False)],
+    runs: Annotated[list[Path], typer.Argument(help="Results folders (runs/NAME), or grid files.", show_default=False)],
     by: Annotated[
         str, typer.Option(help="Row keys: method, backbone, category, seed or a setting (train.epochs).")
     ] = "method,backbone",
@@ -38,6 +38,7 @@ def leaderboard(
         bool, typer.Option("--allow-mixed", help="Several protocols (sizes, weights, test images): a table for each.")
     ] = False,
     output: Annotated[str, typer.Option("--format", help="table, markdown, csv, latex or json.")] = "table",
+    out: OutOption = "runs",
 ) -> None:
     """Print the comparison of finished runs, from their records alone.
 
@@ -61,7 +62,7 @@ def leaderboard(
     for name in names:
         if name not in NAMES:
             raise ConfigError(f"--table: unknown table {name!r}; {suggest(name, [*NAMES, 'all'])}")
-    found = load(runs)
+    found = load([results_folder(path, Path(out)) for path in runs])
     made = boards(found, listed(by), listed(metric) if metric is not None else SHOWN, where or (), allow_mixed)
     values = read(published_file) if published or published_file else None
     sections = make_sections(made, names, sort, against, values)

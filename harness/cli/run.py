@@ -1,7 +1,8 @@
 """`harness run`"""
 
 import math
-from typing import Annotated
+import os
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -20,6 +21,8 @@ from harness.cli.common import (
 from harness.cli.screen import Screen
 from harness.files import write_atomic
 from harness.grid import Plan, check_processes
+from harness.launch.job import Job
+from harness.launch.slurm import check_submission
 from harness.records import Results
 
 
@@ -42,16 +45,24 @@ def run(
     checkpoint_every: Annotated[
         float, typer.Option(metavar="MINUTES", help="How often the state of an unfinished training is saved.")
     ] = 10.0,
+    shard: Annotated[
+        str | None, typer.Option(metavar="I/N", help="Only part I (from 0) of N of the grid, equal in estimated cost.")
+    ] = None,
+    nodes: Annotated[
+        int, typer.Option(help="In a SLURM job: nodes that each run spans, with equally many processes on each.")
+    ] = 1,
 ) -> None:
     """Run what is missing of a grid on all devices, and print the leaderboard.
 
     Every run leaves a record the moment it ends; finished runs are skipped by the next call and failed ones tried
     again; a training that was stopped goes on from its last checkpoint, to the same numbers. Several calls may share
     one results folder: they share the work. Ctrl-C once lets running trainings write a checkpoint and keeps what is
-    finished; twice stops at once. Exit codes: 0 all done, 1 some runs failed, 2 wrong usage or input, 130 interrupted.
+    finished; twice stops at once; SIGTERM does the same, and SIGUSR1 what Ctrl-C does once. Exit codes: 0 all done, 1
+    some runs failed, 2 wrong usage or input, 130 interrupted.
     """
     from harness.launch import schedule
     from harness.launch.devices import apart, find_slots, whole_machine
+    from harness.launch.shards import Reporter, planned, write_plan
     from harness.launch.supervisor import Limits, ResultsError, WorkerError, supervise
 
     slots = find_slots(devices, runs_per_device)
@@ -61,12 +72,24 @@ def run(
         0 <= checkpoint_every < math.inf,
         f"--checkpoint-every: {checkpoint_every:g} is not possible; write minutes, 0 for after every step",
     )
+    there = int(os.environ.get("SLURM_JOB_NUM_NODES", "1"))
+    require(
+        1 <= nodes <= there,
+        f"--nodes: {nodes} is not possible, there are {there}; "
+        + ("write fewer" if there > 1 else "sbatch slurm/multinode.sh"),
+    )
+    part, parts = schedule.parse_shard(shard) if shard else (0, 1)
     parsed, plan = make_plan(grid, devices, only, plugin)
-    check_processes(plan, slots[0].kind, len(apart(slots)))
+    whole = planned(plan)
+    plan = schedule.shards(plan, parts)[part]
+    check_processes(plan, slots[0].kind, len(apart(slots)), nodes)
     results = Results((out / parsed.name).resolve())
+    check_submission(results.folder)
     try:
         results.folder.mkdir(parents=True, exist_ok=True)
         write_atomic(results.folder / "grid.yaml", grid.read_bytes())
+        if not only:
+            write_plan(results.folder, whole)
     except OSError as error:
         raise ConfigError(
             f"--out: {results.folder} cannot be written ({error.strerror}); name another folder"
@@ -84,16 +107,21 @@ def run(
     )
     rate = schedule.rate_of(results, slots[0].kind)
     costs = [(job, schedule.estimate_s(job, rate, () if force else done)) for job in todo.jobs]
-    phases = schedule.phases(costs, slots, whole_machine(slots))
+    phases = schedule.phases(costs, slots, whole_machine(slots), nodes)
     terminal = console()
     terminal.print(
         f"{parsed.name}: {todo.left} of {len(plan)} works to do, {todo.done} done; results in {out / parsed.name}"
     )
-    screen = Screen(terminal, costs)
+    screen, reporter = Screen(terminal, costs), Reporter(results.folder, shard or "", len(costs))
+
+    def on_event(job: Job, event: dict[str, Any]) -> None:
+        screen.on_event(job, event)
+        reporter.on_event(job, event)
+
     limits = Limits(retries, None if timeout is None else 60 * timeout)
     try:
-        with screen:
-            interrupted = supervise(phases, screen.on_event, results, limits)
+        with screen, reporter:
+            interrupted = supervise(phases, on_event, results, limits)
     except KeyboardInterrupt:
         interrupted = True
     except (WorkerError, ResultsError) as error:

@@ -8,9 +8,8 @@ from typing import Any, Self
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
-from harness.grid import labels_of
 from harness.launch.job import Job
-from harness.spec import title_of
+from harness.launch.shards import title
 
 # How a run's time divides over its phases, roughly: enough for a bar that never runs backwards.
 _SHARES = {
@@ -59,7 +58,7 @@ class Screen:
         if run is None or event["phase"] in ("data", "bench"):  # a retry starts anew
             if run is not None:
                 self.progress.remove_task(run.task)
-            task = self.progress.add_task(title(job), total=1.0, note="")
+            task = self.progress.add_task(title(job.spec), total=1.0, note="")
             run = self.running[job.spec.id] = _Running(task, self.costs[job.spec.id])
         run.shares = _SHARES[event["phase"]]
         self._show(job, 0.0, event["phase"])
@@ -72,21 +71,21 @@ class Screen:
         self._show(job, event["epoch"] / event["epochs"], note)
         if not self.console.is_terminal and time.monotonic() - self.last_line >= LINE_EVERY_S:
             self.last_line = time.monotonic()
-            self.console.print(f"  {title(job)}  {note}  {self._eta()}")
+            self.console.print(f"  {title(job.spec)}  {note}  {self._eta()}")
 
     def _on_record(self, job: Job, event: dict[str, Any]) -> None:
         shown = "  ".join(f"{_NAMES[key]} {_number(key, value)}" for key, value in event["result"].items())
-        self.console.print(f"[green]✓[/] {event['kind']:8} {title(job)}  {shown}  [dim]{event['wall_s']:.1f} s[/]")
+        self.console.print(f"[green]✓[/] {event['kind']:8} {title(job.spec)}  {shown}  [dim]{event['wall_s']:.1f} s[/]")
 
     def _on_failed(self, job: Job, event: dict[str, Any]) -> None:
         if event["reason"] == "interrupted":
-            self.console.print(f"[yellow]◼ interrupted[/] {title(job)}  {event['message']}  [dim]{event['id']}[/]")
+            self.console.print(f"[yellow]◼ interrupted[/] {title(job.spec)}  {event['message']}  [dim]{event['id']}[/]")
             return
         self.failures += 1
-        self.console.print(f"[red]✗ {event['reason']}[/] {title(job)}  {event['message']}  [dim]{event['id']}[/]")
+        self.console.print(f"[red]✗ {event['reason']}[/] {title(job.spec)}  {event['message']}  [dim]{event['id']}[/]")
 
     def _on_retrying(self, job: Job, event: dict[str, Any]) -> None:
-        text = f"[yellow]↻ {event['reason']}[/] {title(job)}  {event['message']}  will be tried again"
+        text = f"[yellow]↻ {event['reason']}[/] {title(job.spec)}  {event['message']}  will be tried again"
         self.console.print(f"{text}  [dim]{event['id']}[/]")
 
     def _on_stopping(self, job: Job, event: dict[str, Any]) -> None:
@@ -142,13 +141,6 @@ def _number(key: str, value: float | None) -> str:
     if value is None:
         return "undefined"
     return f"{100 * value:.1f}" if key.endswith("auroc") else f"{value:.4g}"
-
-
-def title(job: Job) -> str:
-    """`dskd resnet18 mtd/magnetic_tile seed 0`"""
-    labels = labels_of(job.spec)
-    where = f" {labels['dataset']}/{labels['category']} seed {labels['seed']}" if "seed" in labels else ""
-    return f"{title_of(labels['method'], labels['recipe'])} {labels['backbone']}{where}"
 
 
 def duration(seconds: float) -> str:

@@ -18,24 +18,29 @@ GROUP, CPUS = "HARNESS_GROUP", "HARNESS_CPUS"  # so is its group's token, and th
 
 
 class Door:
-    """The supervisor's side: accepts connections in a thread; `fileno` is readable when one is waiting in `take`."""
+    """The supervisor's side: accepts connections in a thread; `fileno` is readable when one is waiting in `take`.
 
-    def __init__(self) -> None:
-        self.key = os.urandom(32)
-        self.listener = Listener(family="AF_UNIX", backlog=64, authkey=self.key)
+    `host`: this machine's name, for workers on others; a Unix socket without it.
+    """
+
+    def __init__(self, host: str | None = None) -> None:
+        self.key, self.host = os.urandom(32), host
+        place = {"address": ("", 0)} if host else {"family": "AF_UNIX"}
+        self.listener = Listener(**place, backlog=64, authkey=self.key)
         self.arrived: queue.SimpleQueue[tuple[Connection, dict[str, Any]]] = queue.SimpleQueue()
         self.read_end, self.write_end = os.pipe()
         self.closed = False
         threading.Thread(target=self._accept, daemon=True).start()
 
     def environment(self) -> dict[str, str]:
-        return {ADDRESS: str(self.listener.address), KEY: self.key.hex()}
+        address = self.listener.address
+        return {ADDRESS: f"tcp:{self.host}:{address[1]}" if self.host else str(address), KEY: self.key.hex()}
 
     def fileno(self) -> int:
         return self.read_end
 
     def take(self) -> tuple[Connection, dict[str, Any]]:
-        """The next connection and its hello: {"rank": ..., "pid": ..., "group": ...}."""
+        """The next connection and its hello: {"rank": ..., "pid": ..., "group": ..., "step": ...}."""
         os.read(self.read_end, 1)
         return self.arrived.get()
 
@@ -63,8 +68,13 @@ def rank() -> int:
 
 def connect() -> Connection:
     """A worker's connection to its supervisor, after its hello."""
-    connection = Client(os.environ[ADDRESS], authkey=bytes.fromhex(os.environ[KEY]))
-    send(connection, {"rank": rank(), "pid": os.getpid(), "group": os.environ.get(GROUP)})
+    address: str | tuple[str, int] = os.environ[ADDRESS]
+    if address.startswith("tcp:"):
+        _, host, port = address.split(":")
+        address = (host, int(port))
+    connection = Client(address, authkey=bytes.fromhex(os.environ[KEY]))
+    step = os.environ.get("SLURM_STEP_ID")  # of what srun started
+    send(connection, {"rank": rank(), "pid": os.getpid(), "group": os.environ.get(GROUP), "step": step})
     return connection
 
 

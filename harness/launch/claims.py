@@ -3,16 +3,42 @@
 A claim that is wrong costs time and corrupts nothing: records are published by link, and the first one wins.
 """
 
+import functools
 import json
 import os
+import tempfile
 import time
 import uuid
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from harness.files import write_atomic
 
 STALE_S = 120.0  # without a sign of life a claim's supervisor is gone
+
+
+def whoami() -> dict[str, Any]:
+    """What tells this process from all others, on any node of a cluster and in any container."""
+    job = {"job": os.environ["SLURM_JOB_ID"], "restart": _restarts()} if "SLURM_JOB_ID" in os.environ else {}
+    return {"host": os.uname().nodename, "pid": os.getpid(), "start": _started(os.getpid()), **_space(), **job}
+
+
+def is_gone(other: Mapping[str, Any], me: Mapping[str, Any], age_s: float, is_alive: bool) -> bool:
+    """Whether the supervisor of a claim has ended. Pure.
+
+    Args:
+        other, me: of the claim and of who asks, as `whoami` gives them.
+        age_s: since the claim's last sign of life.
+        is_alive: whether a process with the claim's pid and start is there; it counts for a claim of this pid space.
+    """
+    if age_s > STALE_S:
+        return True
+    if other.get("space") is not None and other["space"] == me["space"]:
+        return not is_alive
+    # SLURM starts a job again only after it has ended the attempt before, or has lost its node.
+    return "job" in me and other.get("job") == me["job"] and other.get("restart", 0) < me["restart"]
 
 
 class Claims:
@@ -20,7 +46,8 @@ class Claims:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.content = json.dumps({"supervisor": uuid.uuid4().hex, "host": os.uname().nodename, "pid": os.getpid()})
+        self.me = whoami()
+        self.content = json.dumps({"supervisor": uuid.uuid4().hex, **self.me})
         self.held: set[str] = set()
 
     def take(self, run_id: str) -> bool:
@@ -38,29 +65,60 @@ class Claims:
         return True
 
     def release(self, run_id: str) -> None:
-        """Give a run free again; harmless for one that is not held."""
+        """Give a run free again; harmless for one that is not held, or that another supervisor has taken over."""
         if run_id in self.held:
             self.held.discard(run_id)
             with suppress(OSError):
-                self._path(run_id).unlink()
+                if self._is_mine(run_id):
+                    self._path(run_id).unlink()
 
     def touch(self) -> None:
         """Show that this supervisor is alive."""
         for run_id in self.held:
             with suppress(OSError):
-                os.utime(self._path(run_id))
+                if self._is_mine(run_id):
+                    os.utime(self._path(run_id))
+
+    def _is_mine(self, run_id: str) -> bool:
+        return self._path(run_id).read_text() == self.content
 
     def _is_stale(self, path: Path) -> bool:
         try:
-            age = time.time() - path.stat().st_mtime
+            age_s = time.time() + self._ahead_s - path.stat().st_mtime
             other = json.loads(path.read_text())
         except FileNotFoundError:
             return True
         except (OSError, ValueError):  # being written this moment, or torn by a crash
-            return age > STALE_S
-        if other.get("host") == os.uname().nodename and not Path(f"/proc/{other.get('pid')}").exists():
-            return True
-        return age > STALE_S
+            return age_s > STALE_S
+        pid = other.get("pid")
+        is_alive = pid is not None and _started(pid) is not None and other.get("start") in (None, _started(pid))
+        return is_gone(other, self.me, age_s, is_alive)
+
+    @functools.cached_property
+    def _ahead_s(self) -> float:
+        """Of the file system's clock to this machine's: a file server stamps files by its own."""
+        with tempfile.NamedTemporaryFile(prefix=".clock.", dir=self.folder) as file:
+            return os.fstat(file.fileno()).st_mtime - time.time()
 
     def _path(self, run_id: str) -> Path:
         return self.folder / run_id / "claim.json"
+
+
+def _restarts() -> int:
+    return int(os.environ.get("SLURM_RESTART_COUNT", "0"))
+
+
+def _space() -> dict[str, str]:
+    """Within one value pids are unique: this boot of the machine, this pid namespace."""
+    with suppress(OSError):
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return {"space": f"{boot} {os.readlink('/proc/self/ns/pid')}"}
+    return {"space": uuid.uuid4().hex}  # a sandbox without /proc: nobody's pid can be looked up
+
+
+def _started(pid: int) -> int | None:
+    """When a process began, in clock ticks since boot: with its pid that is unique. None without such a process."""
+    try:
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
+    except (OSError, IndexError, ValueError):
+        return None

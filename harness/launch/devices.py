@@ -18,7 +18,7 @@ class Slot:
     """Where one worker process may run.
 
     `visible`: what CUDA_VISIBLE_DEVICES must be for it, none for a CPU; `cpus`: the cores that it is pinned to;
-    `threads`: that it computes with.
+    `threads`: that it computes with; `node`: of a SLURM job whose runs span nodes, 0 for this machine.
     """
 
     name: str
@@ -26,6 +26,7 @@ class Slot:
     visible: str | None
     cpus: tuple[int, ...]
     threads: int
+    node: int = 0
 
 
 def kind_of(devices: str) -> Kind:

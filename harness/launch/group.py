@@ -1,4 +1,4 @@
-"""A group of worker processes: one, or the ranks of one run under torch's launcher."""
+"""A group of worker processes: one, or the ranks of one run under torch's launcher, on several nodes through srun."""
 
 import json
 import os
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from harness import plugins
-from harness.launch import channel
+from harness.launch import channel, slurm
 from harness.launch.devices import Slot
 from harness.launch.job import GroupKind, Job
 
@@ -22,13 +22,17 @@ from harness.launch.job import GroupKind, Job
 TUNABLES = {"hugetlb": 1, "mmap_max": 0, "trim_threshold": 2**34, "top_pad": 2**26}
 MALLOC = {"GLIBC_TUNABLES": ":".join(f"glibc.malloc.{name}={value}" for name, value in TUNABLES.items())}
 WORKER = ["-m", "harness.launch.worker"]
+STEP_ENDS_S = 20.0
 
 
 class Group:
     """Processes that take the same jobs, one after the other. `kind`: what a job must want to be given to it."""
 
-    def __init__(self, process: "subprocess.Popen[bytes]", token: str, kind: GroupKind, log: Path) -> None:
-        self.process, self.token, self.kind, self.log = process, token, kind, log
+    def __init__(
+        self, process: "subprocess.Popen[bytes]", token: str, kind: GroupKind, log: Path, spans: bool = False
+    ) -> None:
+        self.process, self.token, self.kind, self.log, self.spans = process, token, kind, log, spans
+        self.step: str | None = None
         self.pidfd = os.pidfd_open(process.pid)
         self.connections: dict[int, Connection] = {}
         self.pids: set[int] = set()
@@ -48,6 +52,7 @@ class Group:
     def admit(self, connection: Connection, hello: dict[str, Any]) -> None:
         self.connections[hello["rank"]] = connection
         self.pids.add(hello["pid"])
+        self.step = hello["step"]
         self.heard = time.monotonic()
 
     def give(self, number: int, job: Job, message: bytes) -> None:
@@ -81,9 +86,11 @@ class Group:
         if self.killed:
             return
         self.killed = True
+        if self.spans:
+            self._kill_step()
         with suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
-        if self.kind.processes > 1:  # ranks under a launcher have sessions of their own
+        if self.kind.processes > 1 and not self.spans:  # ranks under a launcher have sessions of their own
             for pid in self.pids:
                 with suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
@@ -91,6 +98,17 @@ class Group:
         os.close(self.pidfd)
         for connection in self.connections.values():
             connection.close()
+
+    def _kill_step(self) -> None:
+        """On all nodes, where the pids are of other machines; killing srun would leave the ranks to find out."""
+        if self.process.poll() is None:
+            if self.step is None:
+                self.process.terminate()  # srun passes it on
+            else:
+                step = f"{os.environ['SLURM_JOB_ID']}.{self.step}"
+                subprocess.run(["scancel", "--signal=KILL", step], stderr=subprocess.DEVNULL, check=False)
+            with suppress(subprocess.TimeoutExpired):
+                self.process.wait(timeout=STEP_ENDS_S)
 
     def output(self) -> str:
         return self.log.read_text(errors="replace")[-2000:].strip()
@@ -109,10 +127,15 @@ def start(slots: tuple[Slot, ...], kind: GroupKind, door: channel.Door, scratch:
     environment[channel.GROUP] = token
     environment[channel.CPUS] = json.dumps([slot.cpus for slot in slots])
     environment["OMP_NUM_THREADS"] = str(min(slot.threads for slot in slots))
-    # Empty for a CPU: DeepSpeed would take a GPU that it sees.
-    environment["CUDA_VISIBLE_DEVICES"] = ",".join(slot.visible or "" for slot in slots) if slots[0].visible else ""
+    nodes = len({slot.node for slot in slots})
+    if nodes == 1 or not slots[0].visible:  # on several nodes it is for SLURM to say
+        # Empty for a CPU: DeepSpeed would take a GPU that it sees.
+        environment["CUDA_VISIBLE_DEVICES"] = ",".join(slot.visible or "" for slot in slots) if slots[0].visible else ""
     command = [sys.executable, *WORKER]
-    if kind.processes > 1:
+    if nodes > 1:
+        host, port = slurm.this_node(), slurm.free_port(int(os.environ["SLURM_JOB_ID"]))
+        command = [*slurm.launcher(sys.executable, nodes, kind.processes // nodes, host, port), *WORKER]
+    elif kind.processes > 1:
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
         command += ["--nproc-per-node", str(kind.processes), *WORKER]
     with log.open("wb") as output:
@@ -124,4 +147,4 @@ def start(slots: tuple[Slot, ...], kind: GroupKind, door: channel.Door, scratch:
             start_new_session=True,  # Ctrl-C in the terminal reaches the supervisor alone, which decides
             env=environment,
         )
-    return Group(process, token, kind, log)
+    return Group(process, token, kind, log, spans=nodes > 1)

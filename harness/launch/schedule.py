@@ -1,11 +1,13 @@
 """What is to be done, in which order, and about how long it takes. Pure, but for `rate_of`, which reads records."""
 
+import heapq
 import itertools
+import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from dskd.backbones import BACKBONES, get_backbone
-from dskd.config import from_mapping
+from dskd.config import from_mapping, require
 from dskd.switches import Method
 from harness.data.catalog import entry_of
 from harness.grid import Plan, Training
@@ -36,16 +38,20 @@ class Phase:
     places: list[tuple[Slot, ...]]
 
 
-def phases(jobs: Sequence[tuple[Job, float]], slots: Sequence[Slot], whole: Slot) -> list[Phase]:
+def phases(jobs: Sequence[tuple[Job, float]], slots: Sequence[Slot], whole: Slot, nodes: int = 1) -> list[Phase]:
     """Runs of many processes first, each on as many slots; then the others; then bench, one by one, on `whole`. Pure.
 
-    `grid.check_processes` has seen that there are enough devices.
+    With `nodes` above 1 each run is on equally many slots of every node, which are alike. `grid.check_processes` has
+    seen that there are enough devices.
     """
     found = []
     for processes in sorted({group_of(job).processes for job, _ in jobs}, reverse=True):
         chosen = [pair for pair in jobs if isinstance(pair[0], TrainJob) and group_of(pair[0]).processes == processes]
         usable = slots if processes == 1 else apart(slots)
-        places = [tuple(usable[i * processes : (i + 1) * processes]) for i in range(len(usable) // processes)]
+        size = processes // nodes  # of a place, on each node
+        places = [tuple(usable[i * size : (i + 1) * size]) for i in range(len(usable) // size)]
+        if nodes > 1:
+            places = [tuple(replace(slot, node=node) for node in range(nodes) for slot in place) for place in places]
         found.append(Phase(chosen, places))
     found.append(Phase([pair for pair in jobs if isinstance(pair[0], BenchJob)], [(whole,)]))
     return [phase for phase in found if phase.jobs]
@@ -95,6 +101,37 @@ def remaining(
     return Todo(jobs, len(plan) - left, left)
 
 
+def parse_shard(text: str) -> tuple[int, int]:
+    """`2/8` to (2, 8): the third of eight. Raises ConfigError."""
+    match = re.fullmatch(r"(\d+)/(\d+)", text)
+    require(match is not None, f"--shard: {text!r} is not possible; write INDEX/COUNT: 0/8 to 7/8")
+    index, count = int(match[1]), int(match[2])
+    require(count >= 1, f"--shard: {text} has no shards; write 0/1 for all runs")
+    require(index < count, f"--shard: {text} is out of range; {count} shards are 0/{count} to {count - 1}/{count}")
+    return index, count
+
+
+def shards(plan: Plan, count: int) -> list[Plan]:
+    """The plan in `count` parts of about equal cost, the longest run first to the part with the least. Pure.
+
+    Neither what is done nor what was measured plays a part, nor the machine: all who ask get the same parts. With as
+    many runs as parts or more none is empty.
+    """
+    runs: list[Training | BenchSpec] = [*plan.trainings, *plan.benches]
+    cost = [estimate_s(run, RATE["cpu"]) for run in runs]
+    loads = [(0.0, part) for part in range(count)]
+    part_of = {}
+    for i in sorted(range(len(runs)), key=lambda i: -cost[i]):
+        load, part = heapq.heappop(loads)
+        part_of[i] = part
+        heapq.heappush(loads, (load + cost[i], part))
+    parts = [Plan([], []) for _ in range(count)]
+    for i, run in enumerate(runs):
+        part = parts[part_of[i]]
+        (part.benches if isinstance(run, BenchSpec) else part.trainings).append(run)
+    return parts
+
+
 def works(plan: Plan) -> Iterable[Spec]:
     """Every piece of work of the plan."""
     for training in plan.trainings:
@@ -107,7 +144,7 @@ def estimate_s(job: Job | Training | BenchSpec, rate: float, done: Collection[st
     """About how many seconds the work takes at `rate` (1e9 multiply-adds per second); what is `done` takes none."""
     spec = job if isinstance(job, BenchSpec) else job.spec
     if isinstance(spec, BenchSpec):
-        return FIXED_S + 1.5 * spec.seconds * len(spec.batch_sizes)
+        return FIXED_S + 1.2 * spec.seconds * (2 + len(spec.batch_sizes))
     total = FIXED_S
     if spec.id not in done:
         total += training_gmac(spec) / rate

@@ -20,6 +20,7 @@ from harness.launch.devices import Slot
 from harness.launch.group import Group, start
 from harness.launch.job import Job, TrainJob, encode, failed_attempt, group_of
 from harness.launch.schedule import Item, Phase, affinity, take
+from harness.launch.slurm import this_node
 from harness.records import Results
 
 OnEvent = Callable[[Job, dict[str, Any]], None]
@@ -50,7 +51,8 @@ def supervise(phases: Sequence[Phase], on_event: OnEvent, results: Results, limi
     """Do the jobs of the phases, one phase after the other, on all their places at once.
 
     A worker that dies, hangs or takes too long costs the job it was at and is replaced. A first SIGINT or SIGTERM lets
-    running trainings write a checkpoint and end, a second one stops at once. Waits on connections and pidfds.
+    running trainings write a checkpoint and end, a second one stops at once; SIGUSR1 (a scheduler's warning, which its
+    SIGTERM follows) is never the second. Waits on connections and pidfds.
 
     Args:
         on_event: called as (job, event) with what workers emit, with `failed` or `retrying` where a run did not end
@@ -65,7 +67,8 @@ def supervise(phases: Sequence[Phase], on_event: OnEvent, results: Results, limi
         KeyboardInterrupt: the second signal.
     """
     with tempfile.TemporaryDirectory(prefix="harness-") as scratch, _interrupts() as interrupts:
-        door = channel.Door()
+        spans = any(slot.node for phase in phases for place in phase.places for slot in place)
+        door = channel.Door(this_node() if spans else None)
         try:
             for phase in phases:
                 supervisor = _Supervisor(phase, on_event, results, limits, door, Path(scratch), interrupts)
@@ -90,18 +93,20 @@ def _unwritable(results: Results, why: str) -> ResultsError:
 
 @contextmanager
 def _interrupts() -> Iterator[int]:
-    """A descriptor that is readable after the first SIGINT or SIGTERM; the second raises KeyboardInterrupt."""
+    """A descriptor that is readable after SIGUSR1, SIGINT or SIGTERM; the second of the last two raises
+    KeyboardInterrupt.
+    """
     read_end, write_end = os.pipe()
     count = 0
 
-    def note(*_: object) -> None:
+    def note(number: int, _: object) -> None:
         nonlocal count
-        count += 1
+        count += number != signal.SIGUSR1
         if count > 1:
             raise KeyboardInterrupt
         os.write(write_end, b"1")
 
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)}
     try:
         yield read_end
     finally:

@@ -169,9 +169,8 @@ def _speed(first: Side, second: Side) -> list[Table]:
     sides = [speeds(side.found) for side in (first, second)]
     if all(side.empty for side in sides):
         return []
-    keys = ["model", "method", "backbone", "device"]
-    best = [side.groupby(keys, as_index=False)[SPEED].max() for side in sides]
-    matched = best[0].merge(best[1], on=keys, suffixes=("", AFTER))
+    keys = ["model", "method", "backbone", "device", "protocol"]
+    matched = sides[0].merge(sides[1], on=keys, suffixes=("", AFTER))
     rows = []
     for line in matched.to_dict("records"):
         before, after = line[SPEED], line[SPEED + AFTER]

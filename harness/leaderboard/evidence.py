@@ -165,7 +165,7 @@ def differences(board: Board, against: str | None = None) -> Table:
             continue
         if reference is None:
             reference = max(values, key=lambda key: float(values[key].mean(axis=0).mean()))
-        folders = {key: _folders(board, key, dataset) for key in values}
+        folders = {key: folders_of(board, key, dataset) for key in values}
         for key in values:
             if key != reference:
                 pairs = paired(values[reference], values[key], folders[reference], folders[key], metric, read)
@@ -205,7 +205,7 @@ def difference_cells(pairs: Sequence[Pair]) -> dict[str, Cell]:
 Folders = pd.Series  # of evaluations, by (category, seed)
 
 
-def _folders(board: Board, key: Key, dataset: str) -> Folders:
+def folders_of(board: Board, key: Key, dataset: str) -> Folders:
     part = board.lines[(board.lines["row"] == key) & (board.lines["dataset"] == dataset)]
     return part.set_index(["category", "seed"])["id"].map(board.found.folders)
 

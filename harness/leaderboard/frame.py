@@ -1,8 +1,10 @@
 """From results folders to tidy data: one line for each evaluation, with its labels, settings, metrics and speed."""
 
 import functools
+import gc
 import json
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -54,10 +56,12 @@ def load(folders: Sequence[Path], wanted: Collection[str] | None = None) -> Foun
     """
     found = Found()
     kinds = {"evaluate": found.evaluations, "train": found.trainings, "bench": found.benches}
+    inner: list[Path] = []
     for folder in folders:
         require(folder.is_dir(), f"{folder} is not a folder; write a results folder such as runs/NAME")
         own = (folder / "grid.yaml").exists()
-        inner = [folder] if own else [path.parent for path in sorted(folder.glob("*/grid.yaml"))] or [folder]
+        inner += [folder] if own else [path.parent for path in sorted(folder.glob("*/grid.yaml"))] or [folder]
+    with _no_collection():
         for results in map(Results, inner):
             for item in results if wanted is None else results.items(sorted(wanted)):
                 if isinstance(item, Damaged):
@@ -66,6 +70,18 @@ def load(folders: Sequence[Path], wanted: Collection[str] | None = None) -> Foun
                     found.folders[item.id] = results.run_folder(item.id)
                     (found.failures if isinstance(item, Failure) else kinds[item.kind]).append(item)
     return found
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """Without garbage collection, which would look again and again at records that stay: half the time of 10,000."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def frame(found: Found) -> pd.DataFrame:
@@ -260,17 +276,22 @@ def training_key(train: Mapping[str, Any]) -> str:
 
 
 def speeds(found: Found) -> pd.DataFrame:
-    """One line for each throughput measurement: `model`, its `method` and `backbone`, `device` (with its threads where
-    it is a processor) and `images_per_s`.
+    """One line for each model and device that throughput was measured of: `model`, its `method` and `backbone`,
+    `device` (with its threads where it is a processor, and `compiled`), `protocol` and `images_per_s`.
+
+    Of several measurements the last one counts, and only those of the newest protocol among them.
     """
     lines = []
-    for bench in found.benches:
-        device, threads = bench.spec["device"], bench.spec["threads"]
-        place = f"{device}, {threads} threads" if bench.result.get("device_type", "cpu") == "cpu" else device
-        spec = bench.spec
+    for bench in sorted(found.benches, key=lambda record: record.started_at):
+        spec, result = bench.spec, bench.result
+        on_processor = result.get("device_type", "cpu") == "cpu"
+        device = f"{spec['device']}, {spec['threads']} threads" if on_processor else spec["device"]
+        device += ", compiled" if spec.get("compile") else ""
         labels = (model_key(spec), spec["method"]["name"], spec["backbone"])
-        lines.append((*labels, place, float(bench.result[SPEED])))
-    return pd.DataFrame(lines, columns=["model", "method", "backbone", "device", SPEED])
+        lines.append((*labels, device, int(result.get("protocol", 1)), float(result[SPEED])))
+    table = pd.DataFrame(lines, columns=["model", "method", "backbone", "device", "protocol", SPEED])
+    table = table[table["protocol"] == table["protocol"].max()]
+    return table.drop_duplicates(["model", "device"], keep="last", ignore_index=True)
 
 
 def _flat(mapping: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -208,10 +208,10 @@ def cards(board: Board, names: Names, table: Table) -> list[Card]:
 
 
 def _lead(board: Board, dataset: str, metric: str, first: Key, second: Key, names: Names) -> str:
-    parts = [board.lines[(board.lines["row"] == key) & (board.lines["dataset"] == dataset)] for key in (first, second)]
-    grids = [board.values(part, metric) for part in parts]
-    ids = [part.set_index(["category", "seed"])["id"] for part in parts]
-    pairs = evidence.paired(*grids, *ids, metric, evidence.Scores(board.found.folders))
+    own = board.lines[board.lines["dataset"] == dataset]
+    grids = [board.values(own[own["row"] == key], metric) for key in (first, second)]
+    folders = [evidence.folders_of(board, key, dataset) for key in (first, second)]
+    pairs = evidence.paired(*grids, *folders, metric, evidence.Scores())
     cell = evidence.difference_cells(pairs).get("difference")
     if cell is None:
         return f"next is {names[second]}, with no run of the same category and seed"

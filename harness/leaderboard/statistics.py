@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
+from scipy import special  # scipy.stats takes most of a second to import: only what needs it does
 
 DRAWS = 10_000  # of a bootstrap
 LEAST_CATEGORIES = 6  # below it no outcome of a two-sided Wilcoxon test over categories reaches 5 %
@@ -34,8 +34,8 @@ def deviation_factors(n: int) -> tuple[float, float, float]:
 
     Factors that make its 95 % interval (chi-square), and the ratio from which on two such deviations differ (F, 5 %).
     """
-    low, high = np.sqrt((n - 1) / stats.chi2.ppf((0.975, 0.025), n - 1))
-    return float(low), float(high), float(np.sqrt(stats.f.ppf(0.975, n - 1, n - 1)))
+    low, high = np.sqrt((n - 1) / special.chdtri(n - 1, (0.025, 0.975)))
+    return float(low), float(high), float(np.sqrt(special.fdtri(n - 1, n - 1, 0.975)))
 
 
 def t_interval(values: Sequence[float]) -> Interval | None:
@@ -44,7 +44,7 @@ def t_interval(values: Sequence[float]) -> Interval | None:
     if spread is None:
         return None
     n = len(values)
-    middle, half = float(np.mean(values)), float(stats.t.ppf(0.975, n - 1)) * spread / n**0.5
+    middle, half = float(np.mean(values)), float(special.stdtrit(n - 1, 0.975)) * spread / n**0.5
     return middle - half, middle + half
 
 
@@ -56,6 +56,8 @@ def percentile_interval(values: np.ndarray) -> Interval:
 
 def interquartile_mean(values: np.ndarray, axis: int = -1) -> np.ndarray:
     """The mean of the middle half along an axis: a quarter of the values (rounded down) is cut off at each end."""
+    from scipy import stats
+
     return stats.trim_mean(values, 0.25, axis=axis)
 
 
@@ -191,6 +193,8 @@ def wilcoxon(first: np.ndarray, second: np.ndarray) -> SignedRanks | None:
     """Of (C,) values paired by category, seeds averaged first; None below LEAST_CATEGORIES. Equal pairs are left out,
     as Wilcoxon did; p is exact up to 50 categories without ties.
     """
+    from scipy import stats
+
     n, difference = len(first), first - second
     if n < LEAST_CATEGORIES:
         return None
@@ -214,11 +218,15 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 def average_ranks(values: np.ndarray) -> np.ndarray:
     """(M,) mean rank over categories of (M, C) values, 1 being the highest; ties share their ranks' mean."""
+    from scipy import stats
+
     return stats.rankdata(-values, axis=0).mean(axis=1)
 
 
 def critical_difference(methods: int, categories: int) -> float:
     """From which difference of average ranks on two of several methods differ at 5 % (Nemenyi; Demšar, 2006)."""
+    from scipy import stats
+
     q = float(stats.studentized_range.ppf(0.95, methods, np.inf)) / 2**0.5
     return q * (methods * (methods + 1) / (6 * categories)) ** 0.5
 

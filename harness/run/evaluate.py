@@ -13,6 +13,7 @@ from dskd.anomaly_map import Discrepancies, anomaly_map, calibrate, image_scores
 from dskd.distiller import Distiller, needs_features
 from harness.run import metrics
 from harness.run.device import Device, to_images, whole_batches
+from harness.run.profile import section
 from harness.spec import EvaluateSpec
 
 
@@ -50,8 +51,10 @@ def inspect(
     together = any(needs_features(variant.map) for variant in variants)
 
     def discrepancies(images: np.ndarray, positions: np.ndarray) -> Discrepancies:
-        batch = to_images(torch.from_numpy(images[positions]).to(device.place))
-        with device.autocast():
+        with section("transfer"):
+            pixels = torch.from_numpy(images[positions]).to(device.place)
+        with section("inspect", batch_size), device.autocast():
+            batch = to_images(pixels)
             return distiller.discrepancies(batch, together=together)
 
     calibration = None
@@ -73,13 +76,15 @@ def inspect(
         sent = [int(each) for each in device.gather(torch.tensor(number, device=device.place))]
         rows = {rank: batches[each][0][: batches[each][1]] for rank, each in enumerate(sent) if each not in sent[:rank]}
         for place, variant in enumerate(variants):
-            made = anomaly_map(found, variant.map, (side, side), calibration)
-            score = torch.zeros(batch_size, dtype=torch.float64, device=device.place)
-            score[:real] = image_scores(made[:real], variant.score)
-            all_maps, all_scores = device.gather(made), device.gather(score)
-            for rank, into in rows.items():
-                maps[place][into] = all_maps[rank][: len(into)].cpu().numpy()
-                scores[place][into] = all_scores[rank][: len(into)].cpu().numpy()
+            with section("maps"):
+                made = anomaly_map(found, variant.map, (side, side), calibration)
+                score = torch.zeros(batch_size, dtype=torch.float64, device=device.place)
+                score[:real] = image_scores(made[:real], variant.score)
+                all_maps, all_scores = device.gather(made), device.gather(score)
+            with section("transfer"):
+                for rank, into in rows.items():
+                    maps[place][into] = all_maps[rank][: len(into)].cpu().numpy()
+                    scores[place][into] = all_scores[rank][: len(into)].cpu().numpy()
         for into in rows.values():
             arrived[into] += 1
         report(min(count, (turn + device.processes) * batch_size), count)
@@ -99,7 +104,8 @@ def measure(
     """All metrics of one variant, with what a reader needs to judge them: counts, and regions that resizing lost
     (of `regions_before`).
     """
-    values = metrics.evaluate(inspected.scores, labels, inspected.maps, masks, regions, spec.aupro_limits)
+    with section("metrics"):
+        values = metrics.evaluate(inspected.scores, labels, inspected.maps, masks, regions, spec.aupro_limits)
     image, pixel = values["image_auroc"], values["pixel_auroc"]
     # A collapsed run must not be averaged silently.
     degenerate = (image is not None and image <= 0.5) or (pixel is not None and pixel < 0.5)

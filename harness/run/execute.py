@@ -37,6 +37,7 @@ from harness.run.checkpoint import Checkpointing, Interrupted, discard
 from harness.run.device import Device, PeakMemory, free_memory, is_out_of_memory, open_device
 from harness.run.evaluate import Inspected, inspect, measure
 from harness.run.features import TeacherFeatures
+from harness.run.profile import section
 from harness.run.throughput import throughput
 from harness.run.train import DivergedError, Epoch, train
 from harness.spec import EvaluateSpec, Spec, TrainSpec
@@ -72,12 +73,13 @@ def _train_and_evaluate(job: TrainJob, work: "_Work", device: Device) -> None:
     spec = job.spec
     work.emit("phase", phase="data")
     source = get_source(job.source)
-    with device.accelerator.local_main_process_first():  # it decodes, the others find the cache
+    with section("decode"), device.accelerator.local_main_process_first():  # it decodes, the others find the cache
         category = images.load(source, spec.data, spec.image_size, spec.crop)
     torch.manual_seed(spec.seed)
-    teacher = _teacher(spec.backbone, job.weights_path or "random", device.place)
-    distiller = Distiller(spec.method, spec.backbone, teacher)
-    distiller.students.to(device.place, memory_format=torch.channels_last)
+    with section("build"):
+        teacher = _teacher(spec.backbone, job.weights_path or "random", device.place)
+        distiller = Distiller(spec.method, spec.backbone, teacher)
+        distiller.students.to(device.place, memory_format=torch.channels_last)
     folder = work.results.run_folder(spec.id)
     weights = folder / "students.safetensors"
     if device.agree(job.force or not weights.exists() or work.results.record(spec.id) is None):
@@ -129,11 +131,12 @@ def _train(
     curve, kept = train(distiller, spec, features, *positions, device, report, along, checkpointing)
     seconds = checkpointing.seconds - along.seconds
     if device.main:
-        if along.rows:
-            _save_rows(folder / "metrics.csv", along.rows)
-        state = {key: value.contiguous() for key, value in distiller.students.state_dict().items()}
-        write_atomic(folder / "students.safetensors", serialize(state))
-        _save_rows(folder / "curve.csv", [to_mapping(epoch) for epoch in curve])
+        with section("files"):
+            if along.rows:
+                _save_rows(folder / "metrics.csv", along.rows)
+            state = {key: value.contiguous() for key, value in distiller.students.state_dict().items()}
+            write_atomic(folder / "students.safetensors", serialize(state))
+            _save_rows(folder / "curve.csv", [to_mapping(epoch) for epoch in curve])
     # The first epoch warms up caches and allocator; a run of one epoch has no other.
     steady = curve[1:] or curve
     return {
@@ -173,7 +176,8 @@ class _TestSet:
         self.pixels = category.images[category.indices("test")]
         self.masks = np.array(category.masks)
         self.labels = np.array([sample.anomalous for sample in self.samples])
-        self.regions = metrics.regions(self.masks)
+        with section("metrics"):
+            self.regions = metrics.regions(self.masks)
         self.regions_before = int(category.regions.sum())
         self.normal = category.images[category.indices("train")]
 
@@ -245,9 +249,10 @@ def _evaluate(job: TrainJob, work: "_Work", device: Device, distiller: Distiller
         with work.attempting(evaluation), work.recording(evaluation, device) as result:
             result |= test.measure(seen, evaluation) | {"inspect_s": round(shared_s, 3)} | lowered | device.facts()
             folder = work.results.run_folder(evaluation.id)
-            if job.save.scores:
-                _save_scores(folder / "scores.csv", test.samples, seen)
-            pictures.save_maps(folder / "maps", test.samples, test.pixels, test.masks, seen.maps, job.save.maps)
+            with section("files"):
+                if job.save.scores:
+                    _save_scores(folder / "scores.csv", test.samples, seen)
+                pictures.save_maps(folder / "maps", test.samples, test.pixels, test.masks, seen.maps, job.save.maps)
 
 
 @functools.lru_cache(maxsize=1)
@@ -284,7 +289,8 @@ def _features(
     key = (*key, normal.tobytes(), device.place)
     if key not in _last_features:
         _last_features.clear()  # before the next ones are made: two sets may not fit
-        pixels = torch.from_numpy(category.images[normal]).to(device.place)
+        with section("transfer"):
+            pixels = torch.from_numpy(category.images[normal]).to(device.place)
         _last_features[key] = TeacherFeatures(teacher, pixels, batch, device)
     return _last_features[key]
 

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from dskd.teacher import Teacher
 from harness.run.device import Device, to_images, whole_batches
+from harness.run.profile import section
 
 BUDGET_SHARE = 0.3  # of the memory that is free when they are computed
 
@@ -47,7 +48,7 @@ class TeacherFeatures:
 
     def _compute(self, positions: np.ndarray) -> list[Tensor]:
         filled = positions[np.minimum(np.arange(self.batch_size), len(positions) - 1)]
-        with torch.no_grad(), self.device.autocast():
+        with section("teacher", self.batch_size), torch.no_grad(), self.device.autocast():
             scales = self.teacher(to_images(self.pixels[torch.from_numpy(filled).to(self.pixels.device)]))
         return [scale[: len(positions)] for scale in scales]
 

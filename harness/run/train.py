@@ -20,6 +20,7 @@ from harness.run.checkpoint import Checkpointing, OfRank, ShardedEngine, Statefu
 from harness.run.device import Device, to_images, whole_batches
 from harness.run.features import TeacherFeatures
 from harness.run.processes import dense_copy, fit_to_recipe, gather_parameters, part_of, share_batch_norm
+from harness.run.profile import section
 from harness.spec import TrainSpec
 
 log = logging.getLogger(__name__)
@@ -168,19 +169,23 @@ def train(
         for step in range(progress.step, steps_per_epoch):
             positions = shuffled[step * recipe.batch_size :][: recipe.batch_size]
             part, weight = part_of(positions, device.rank, device.processes)
-            images = to_images(features.pixels[torch.from_numpy(part).to(device.place)])
-            with device.autocast():
-                loss = trained.loss(images, features[part]) * weight
-            accelerator.backward(loss)
-            if recipe.clip:
-                accelerator.clip_grad_norm_(students.parameters(), recipe.clip)
-            for optimizer, schedule in zip(optimizers, schedulers, strict=True):
-                optimizer.step()
-                optimizer.zero_grad()
-                if schedule is not None:
-                    schedule.step()
-            if average:
-                average.update_parameters(learners)
+            with section("batch"):
+                images = to_images(features.pixels[torch.from_numpy(part).to(device.place)])
+                expected = features[part]
+            with section("forward", len(part)), device.autocast():
+                loss = trained.loss(images, expected) * weight
+            with section("backward", len(part)):
+                accelerator.backward(loss)
+            with section("optimizer"):
+                if recipe.clip:
+                    accelerator.clip_grad_norm_(students.parameters(), recipe.clip)
+                for optimizer, schedule in zip(optimizers, schedulers, strict=True):
+                    optimizer.step()
+                    optimizer.zero_grad()
+                    if schedule is not None:
+                        schedule.step()
+                if average:
+                    average.update_parameters(learners)
             loss_so_far.total += loss.detach() * len(positions)
             progress.step, progress.seconds = step + 1, time.perf_counter() - started
             report((epoch - 1) * steps_per_epoch + step + 1, recipe.epochs * steps_per_epoch, None)

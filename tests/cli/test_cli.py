@@ -65,6 +65,9 @@ def test_bad_input_is_one_line_and_exit_code_2(write_grid: WriteGrid, tree: Path
         (["leaderboard", tmp_path / "gone"], "is not a folder"),
         (["leaderboard", tmp_path, "--format", "html"], "--format: 'html' is not possible"),
         (["leaderboard", tmp_path], "no finished evaluation to show"),
+        (["leaderboard", tmp_path, "--table", "scors"], "--table: unknown table 'scors'; did you mean 'scores'"),
+        (["compare", tmp_path, tmp_path / "gone"], "no finished evaluation to compare"),
+        (["compare", tmp_path, tmp_path, "--fail-on", "2"], "--fail-on: 2.0 is not possible; write the points"),
     ]
     for arguments, message in cases:
         error = harness(*arguments, expect=2).stderr
@@ -94,9 +97,32 @@ def test_weights_that_cannot_be_had_are_said_at_once(write_grid: WriteGrid, tree
 
 def test_every_command_explains_itself() -> None:
     overview = harness("--help").stdout
-    for command in ("run", "plan", "show", "leaderboard", "methods", "backbones"):
+    for command in (
+        "run",
+        "plan",
+        "show",
+        "leaderboard",
+        "compare",
+        "submit",
+        "status",
+        "methods",
+        "backbones",
+        "init",
+    ):
         assert command in overview
         assert len(harness(command, "--help").stdout) > 300
+
+
+def test_compare_tells_ci_of_a_regression(tmp_path: Path) -> None:
+    from harness.records import Results
+    from tests.leaderboard.test_table import evaluation
+
+    for name, value in (("a", 0.8), ("b", 0.7)):
+        Results(tmp_path / name).publish(evaluation("dskd", "x", 0, value))
+    found = harness("compare", tmp_path / "a", tmp_path / "b", "--fail-on", -0.5, expect=1)
+    assert "regression: set image_auroc dskd resnet18: -10.00 points" in found.stderr
+    harness("compare", tmp_path / "b", tmp_path / "a", "--fail-on", -0.5)
+    harness("compare", tmp_path / "a", tmp_path / "b")
 
 
 @pytest.mark.parametrize("form", ["markdown", "csv", "latex", "json"])

@@ -76,7 +76,7 @@ def test_a_grid_becomes_records_and_a_second_call_has_nothing_to_do(tree: Path, 
     assert training.environment["packages"]["torch"]
     assert (results / training.id / "curve.csv").read_text().startswith("epoch,loss,held_out_map,seconds,images\n1,")
     (bench,) = [r for r in records(grid, "bench").values() if r.spec["method"]["name"] == "dskd"]
-    assert [batch["batch_size"] for batch in bench.result["batches"]] == [1, 2]
+    assert [batch["batch_size"] for batch in bench.result["offline"]] == [1, 2]
     assert all(len((results / key / "record.json").read_bytes()) < 4096 for key in Results(results).done())
 
     before = {path: path.stat().st_mtime_ns for path in results.glob("*/record.json")}

@@ -50,7 +50,7 @@ def test_a_batch_of_one_that_does_not_fit_is_a_failure(
 
 
 def test_throughput_of_the_batches_that_fit(monkeypatch: pytest.MonkeyPatch) -> None:
-    small_memory(monkeypatch, "anomaly_map", 3)
+    small_memory(monkeypatch, "discrepancies", 3)
     spec = BenchSpec(get_method("stfpm"), "resnet18", 32, "fp32", "cpu", 1, batch_sizes=(1, 5, 8), seconds=0.01)
-    found = throughput(spec, open_device("cpu", "fp32"))["batches"]
+    found = throughput(spec, open_device("cpu", "fp32"))["offline"]
     assert [(batch["batch_size"], batch.get("lowered_from")) for batch in found] == [(1, None), (2, 5)]

@@ -1,0 +1,120 @@
+"""Where each run of a grid is, from records, supervisors and SLURM. Pure, but for `look`."""
+
+import json
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from harness.launch.cluster import snapshot
+from harness.launch.shards import Planned, Running, Shard, read_plan, read_shards
+from harness.launch.slurm import meaning
+from harness.records import Failure, Results
+
+State = Literal["done", "running", "pending", "failed", "to do"]
+SILENT_S = 120.0  # a supervisor that has written nothing for so long is gone, unless SLURM says that it runs
+
+
+@dataclass(frozen=True)
+class Run:
+    """`note`: how far, why it waits, or why it failed."""
+
+    id: str
+    title: str
+    state: State
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What is known of a results folder. `queue`: state and reason by element, None without SLURM."""
+
+    plan: Sequence[Planned]
+    done: Collection[str]
+    failures: Mapping[str, Failure] = field(default_factory=dict)
+    shards: Sequence[tuple[Shard, float]] = ()
+    submissions: Sequence[Mapping[str, Any]] = ()
+    queue: Mapping[str, tuple[str, str]] | None = None
+
+
+def look(folder: Path, queue: Mapping[str, tuple[str, str]] | None = None) -> Seen:
+    """Read a results folder. `queue`: what SLURM said a moment ago; it is asked if None."""
+    results = Results(folder)
+    done, plan = results.done(), read_plan(folder)
+    failures = {one: failure for one in results.failed() if (failure := results.last_failure(one))}
+    if not plan:  # of a harness that wrote none: what there are records of
+        plan = [Planned(one, f"{failure.kind} {one}", (one,)) for one, failure in failures.items()]
+        plan += [Planned(one, one, (one,)) for one in done]
+    submissions = [json.loads(path.read_text()) for path in sorted(folder.glob("slurm/*.json"), key=_age)]
+    shards = read_shards(folder)
+    if queue is None:
+        jobs = {job["id"] for one in submissions for job in one["jobs"]}
+        queue = snapshot(jobs | {shard.job.split("_")[0] for shard, _ in shards if shard.job})
+    return Seen(plan, done, failures, shards, submissions, queue)
+
+
+def overview(seen: Seen) -> list[Run]:
+    """The state of every run of the plan. Pure."""
+    live = [shard for shard, age_s in seen.shards if _lives(shard, age_s, seen.queue)]
+    running = {run.id: f"{_progress(run)}  ({_place(shard)})" for shard in live for run in shard.running}
+    submitted = {job["id"] for submission in seen.submissions for job in submission["jobs"]}
+    element_of = {
+        run_id: f"{job['id']}_{int(number) - job['offset']}"
+        for submission in seen.submissions  # the newest last
+        for number, run_ids in submission["runs"].items()
+        for job in [_job_of(submission, int(number))]
+        if job
+        for run_id in run_ids
+    }
+    # Of those that nobody has said who does which: whoever has runs left may come to them.
+    others = [shard for shard in live if shard.job.split("_")[0] not in submitted]
+    next_in = next((_place(one) for one in others if one.finished + len(one.running) < one.total), None)
+    return [_state(run, seen, running.get(run.id), element_of.get(run.id), next_in) for run in seen.plan]
+
+
+def _state(run: Planned, seen: Seen, progress: str | None, element: str | None, next_in: str | None) -> Run:
+    if all(work in seen.done for work in run.works):
+        return Run(run.id, run.title, "done")
+    if progress:
+        return Run(run.id, run.title, "running", progress)
+    failure = next((seen.failures[work] for work in run.works if work in seen.failures), None)
+    failed = failure is not None and failure.reason != "interrupted"
+    why = f"{failure.reason}: {failure.message}" if failure else ""
+    known = (seen.queue or {}).get(element) if element else None
+    means = meaning(known[0]) if known else None
+    if means and means.kind == "waiting":
+        reason = known[1] if known[1] not in ("", "None") else known[0]
+        return Run(run.id, run.title, "pending", f"{reason} (job {element}){means.advice and ': ' + means.advice}")
+    if failed:
+        return Run(run.id, run.title, "failed", why)
+    if means and means.kind == "running":
+        return Run(run.id, run.title, "pending", f"next in job {element}")
+    if next_in:
+        return Run(run.id, run.title, "pending", f"next on {next_in}")
+    if means:
+        why = f"job {element} {known[0].split()[0]}: {means.advice}"
+    return Run(run.id, run.title, "to do", why)
+
+
+def _progress(run: Running) -> str:
+    return f"{run.phase} {run.note or f'{100 * run.share:.0f} %'}"
+
+
+def _place(shard: Shard) -> str:
+    return f"{shard.host}, job {shard.job}" if shard.job else shard.host
+
+
+def _lives(shard: Shard, age_s: float, queue: Mapping[str, tuple[str, str]] | None) -> bool:
+    if shard.job and queue is not None and shard.job in queue:
+        return meaning(queue[shard.job][0]).kind == "running"
+    return age_s <= SILENT_S
+
+
+def _job_of(submission: Mapping[str, Any], shard: int) -> Mapping[str, Any] | None:
+    return max(
+        (job for job in submission["jobs"] if job["offset"] <= shard), key=lambda job: job["offset"], default=None
+    )
+
+
+def _age(path: Path) -> float:
+    return path.stat().st_mtime

@@ -1,0 +1,145 @@
+"""What a supervisor is at, for others to read: `shards/<id>.json` in the results folder, and the plan, `plan.json`."""
+
+import json
+import os
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from dskd.config import from_mapping
+from harness.environment import utc_now
+from harness.files import write_atomic
+from harness.grid import Plan, labels_of
+from harness.launch.job import Job
+from harness.spec import BenchSpec, TrainSpec, title_of
+
+EVERY_S = 5.0
+
+
+@dataclass
+class Running:
+    """A run that is on: its phase, and how far that is (0 to 1)."""
+
+    id: str
+    phase: str = "starting"
+    share: float = 0.0
+    note: str = ""
+
+
+@dataclass
+class Shard:
+    """One supervisor: where it is, and how far. `job`: SLURM's id of it (`12` or `12_3`), if it has one."""
+
+    id: str
+    host: str
+    job: str
+    part: str
+    total: int
+    started_at: str
+    finished: int = 0
+    failed: int = 0
+    running: tuple[Running, ...] = ()
+
+
+def slurm_id() -> str:
+    """`12`, or `12_3` for an element of an array; empty outside of SLURM."""
+    array = os.environ.get("SLURM_ARRAY_JOB_ID")
+    return f"{array}_{os.environ.get('SLURM_ARRAY_TASK_ID')}" if array else os.environ.get("SLURM_JOB_ID", "")
+
+
+class Reporter:
+    """Hears the supervisor's events and replaces its file at most every EVERY_S; removes it at the end."""
+
+    def __init__(self, results: Path, part: str, total: int) -> None:
+        job, host = slurm_id(), os.uname().nodename
+        name = f"{job}-{host}" if job else f"{host}-{os.getpid()}"
+        self.path = results / "shards" / f"{name}.json"
+        self.shard = Shard(name, host, job, part, total, utc_now())
+        self.running: dict[str, Running] = {}
+        self.written = 0.0
+
+    def __enter__(self) -> Self:
+        self._write()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with suppress(OSError):  # a disk that is lost is the supervisor's to tell
+            self.path.unlink()
+        with suppress(OSError):
+            self.path.parent.rmdir()
+
+    def on_event(self, job: Job, event: dict[str, Any]) -> None:
+        kind, run_id = event["event"], job.spec.id
+        run = self.running.setdefault(run_id, Running(run_id))
+        if kind == "phase":
+            run.phase, run.share, run.note = event["phase"], 0.0, ""
+        elif kind == "step":
+            run.share = round(event["done"] / event["total"], 3)
+        elif kind == "epoch":
+            run.share = round(event["epoch"] / event["epochs"], 3)
+            run.note = f"epoch {event['epoch']}/{event['epochs']}"
+        elif kind == "failed":
+            self.shard.failed += event["reason"] != "interrupted"
+        elif kind == "finished":
+            self.shard.finished += 1
+            del self.running[run_id]
+        if time.monotonic() - self.written >= EVERY_S:
+            self._write()
+
+    def _write(self) -> None:
+        self.written = time.monotonic()
+        self.shard.running = tuple(self.running.values())
+        with suppress(OSError):
+            write_atomic(self.path, json.dumps(asdict(self.shard)))
+
+
+def read_shards(results: Path) -> list[tuple[Shard, float]]:
+    """Each supervisor's file with the seconds since it was written."""
+    found = []
+    for path in sorted(results.glob("shards/*.json")):
+        with suppress(OSError, ValueError):  # it ended this moment
+            found.append((from_mapping(Shard, json.loads(path.read_text())), time.time() - path.stat().st_mtime))
+    return found
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A training with the ids of all its works (its own and its evaluations')."""
+
+    id: str
+    title: str
+    works: tuple[str, ...]
+
+
+def title(spec: TrainSpec | BenchSpec) -> str:
+    """`dskd resnet18 mtd/magnetic_tile seed 0`"""
+    labels = labels_of(spec)
+    where = f" {labels['dataset']}/{labels['category']} seed {labels['seed']}" if "seed" in labels else ""
+    return f"{title_of(labels['method'], labels['recipe'])} {labels['backbone']}{where}"
+
+
+def planned(plan: Plan) -> list[Planned]:
+    return [
+        Planned(run.spec.id, title(run.spec), (run.spec.id, *(one.id for one in run.evaluations)))
+        for run in plan.trainings
+    ]
+
+
+def write_plan(results: Path, runs: Sequence[Planned]) -> None:
+    """The trainings of a whole grid, for who counts what is missing; not written again by every shard."""
+    path, content = results / "plan.json", json.dumps([asdict(run) for run in runs])
+    with suppress(OSError):
+        if path.read_text() == content:
+            return
+    write_atomic(path, content)
+
+
+def read_plan(results: Path) -> list[Planned]:
+    """Empty where none was written."""
+    try:
+        return [from_mapping(Planned, run) for run in json.loads((results / "plan.json").read_text())]
+    except FileNotFoundError:
+        return []

@@ -1,0 +1,62 @@
+"""The throughput protocol on small models: what is measured, that intervals are nested, that a busy machine shows."""
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from dskd import get_method
+from harness.run.device import open_device
+from harness.run.machine import Watch
+from harness.run.throughput import STAGES, throughput
+from harness.spec import BENCH_REVISION, BenchSpec
+
+
+def bench(method: str, **settings: object) -> dict[str, object]:
+    options = {"batch_sizes": (1, 3), "seconds": 0.05} | settings
+    return throughput(
+        BenchSpec(get_method(method), "resnet18", 64, "fp32", "cpu", 1, **options), open_device("cpu", "fp32")
+    )
+
+
+@pytest.mark.parametrize("method", ["dskd", "student_ensemble"])
+def test_what_a_measurement_holds(method: str) -> None:
+    found = bench(method)
+    single = found["single_stream"]
+    latencies = [single[f"latency_p{p}_ms"] for p in (50, 90, 95, 99)]
+    assert latencies == sorted(latencies)
+    assert min(latencies[0], single["latency_std_ms"]) > 0
+    assert single["iterations"] >= 10
+    assert [batch["batch_size"] for batch in found["offline"]] == [1, 3]
+    assert found["images_per_s"] == max(batch["images_per_s"] for batch in found["offline"])
+    for stages in (single["stages"], found["best_batch_stages"]):
+        intervals = [stages[f"{stage}_ms"] for stage in STAGES]
+        assert intervals == sorted(intervals)
+        assert intervals[0] > 0
+    assert found["protocol"] == BENCH_REVISION
+    assert min(found["gmac"], found["peak_host_memory_mib"]) > 0
+
+
+def test_a_compiled_model_computes_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled = []
+    monkeypatch.setattr(torch, "compile", lambda function, **_: compiled.append(function) or function)
+    assert "first_pass_s" in bench("stfpm", compile=True)
+    assert len(compiled) == 1
+
+
+@pytest.mark.skipif(not Path("/proc/stat").exists(), reason="no /proc")
+def test_others_on_the_cores_are_seen() -> None:
+    watch = Watch(torch.device("cpu"))
+    burn = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(2)]
+    try:
+        time.sleep(1)
+        found = watch.read()
+    finally:
+        for process in burn:
+            process.kill()
+            process.wait()
+    assert found["foreign_cpu_share"] > 0.05
+    assert found["disturbed"]
