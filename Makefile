@@ -25,3 +25,4 @@ lint: install
 bench: install
 	$(BIN)/python benchmarks/speed/metrics.py
 	$(BIN)/python benchmarks/speed/training.py
+	$(BIN)/python benchmarks/speed/leaderboard.py

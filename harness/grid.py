@@ -20,7 +20,7 @@ from harness.data import builtin, layouts  # noqa: F401  (they register their da
 from harness.data.catalog import Source, get_source
 from harness.data.manifest import describe
 from harness.environment import device_name, thread_count
-from harness.spec import Bench, BenchSpec, Data, EvaluateSpec, Save, TrainSpec, Weights
+from harness.spec import Bench, BenchSpec, Data, EvaluateSpec, Save, Tracking, TrainSpec, Weights
 from harness.weights import is_folded, locate
 
 Settings = dict[str, Any]
@@ -50,6 +50,7 @@ class Grid:
     evaluate: list[Settings] = field(default_factory=lambda: [{}])
     bench: Bench | None = None
     save: Save = field(default_factory=Save)
+    tracking: Tracking | None = None
 
 
 @dataclass(frozen=True)
@@ -106,7 +107,7 @@ def read_grid(path: Path) -> Grid:
 def parse(document: Any) -> Grid:
     """A grid from the parsed YAML. Raises ConfigError."""
     _require_mapping(document, "a grid file")
-    known = ["name", "axes", "defaults", "include", "exclude", "overrides", "evaluate", "bench", "save"]
+    known = ["name", "axes", "defaults", "include", "exclude", "overrides", "evaluate", "bench", "save", "tracking"]
     _require_keys(document, known, "")
     name = str(document.get("name", ""))
     require(bool(re.fullmatch(r"[\w.-]+", name)), f"name: {name!r} is not possible; write letters, digits, . _ and -")
@@ -136,6 +137,7 @@ def parse(document: Any) -> Grid:
         ],
         bench=from_mapping(Bench, bench, "bench") if bench else None,
         save=from_mapping(Save, document.get("save") or {}, "save"),
+        tracking=coerce(document.get("tracking"), Tracking | None, "tracking"),
     )
     _check_names(grid)
     return grid

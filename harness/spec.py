@@ -22,6 +22,8 @@ BENCH_REVISION = 2  # of the throughput protocol (docs/protocol.md)
 
 Precision = Literal["auto", "fp32", "tf32", "bf16"]
 Kind = Literal["train", "evaluate", "bench"]
+# Those of Accelerate; each is the name of its package too.
+Tracking = Literal["tensorboard", "mlflow", "wandb", "aim", "clearml", "comet_ml", "dvclive", "swanlab", "trackio"]
 Strategy = Literal["ddp", "deepspeed_zero1", "deepspeed_zero2", "deepspeed_zero3"]
 
 

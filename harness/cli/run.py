@@ -1,5 +1,6 @@
 """`harness run`"""
 
+import importlib.util
 import math
 import os
 from typing import Annotated, Any
@@ -80,6 +81,10 @@ def run(
     )
     part, parts = schedule.parse_shard(shard) if shard else (0, 1)
     parsed, plan = make_plan(grid, devices, only, plugin)
+    require(
+        parsed.tracking is None or importlib.util.find_spec(parsed.tracking) is not None,
+        f"tracking: {parsed.tracking} is not installed; run pip install {parsed.tracking} or remove the line",
+    )
     whole = planned(plan)
     plan = schedule.shards(plan, parts)[part]
     check_processes(plan, slots[0].kind, len(apart(slots)), nodes)
@@ -104,6 +109,7 @@ def run(
         force=force,
         grid=parsed.name,
         checkpoint_every_s=60 * checkpoint_every,
+        tracking=parsed.tracking,
     )
     rate = schedule.rate_of(results, slots[0].kind)
     costs = [(job, schedule.estimate_s(job, rate, () if force else done)) for job in todo.jobs]

@@ -18,6 +18,7 @@ class TrainJob:
         source: the data set's grid entry; weights_path: the teacher's file on this machine, None for random weights.
         results: the results folder. force: do it again although there are records.
         checkpoint_every_s: seconds from one save of the unfinished training to the next.
+        tracking: the experiment tracker that hears of it, as the grid names it.
     """
 
     spec: TrainSpec
@@ -30,6 +31,7 @@ class TrainJob:
     force: bool = False
     grid: str = ""
     checkpoint_every_s: float = 600.0
+    tracking: str | None = None
 
     kind: ClassVar[str] = "train"
 

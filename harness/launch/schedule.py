@@ -76,6 +76,7 @@ def remaining(
     force: bool,
     grid: str,
     checkpoint_every_s: float,
+    tracking: str | None = None,
 ) -> Todo:
     """Jobs for what has no record (all with `force`): trainings with their evaluations first, then bench."""
     jobs: list[Job] = []
@@ -94,6 +95,7 @@ def remaining(
                     force=force,
                     grid=grid,
                     checkpoint_every_s=checkpoint_every_s,
+                    tracking=tracking,
                 )
             )
     jobs += [BenchJob(spec, results, device, force, grid) for spec in plan.benches if force or spec.id not in done]

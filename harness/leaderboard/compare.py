@@ -13,7 +13,6 @@ from harness.leaderboard.frame import (
     SHOWN,
     SPEED,
     Found,
-    defaults_of,
     frame,
     load,
     metrics_of,
@@ -116,11 +115,9 @@ def _check(option: str, words: Sequence[str], known: Sequence[str]) -> None:
 
 
 def _comparable(lines: pd.DataFrame, settings: Sequence[str]) -> pd.DataFrame:
-    """With every setting as a column (one that older records do not know has its default) and weights by their hash."""
-    missing = [name for name in settings if name not in lines]
-    defaults = [defaults_of(*names) for names in zip(lines["method"], lines["recipe"], strict=True)] if missing else []
-    more = {name: [default.get(name, "") for default in defaults] for name in missing}
-    return lines.assign(**more, weights=lines["weights"].str.extract(r"([^ ()]+)\)?$", expand=False))
+    """With every setting as a column, and weights by their hash alone."""
+    missing = {name: "" for name in settings if name not in lines}
+    return lines.assign(**missing, weights=lines["weights"].str.extract(r"([^ ()]+)\)?$", expand=False))
 
 
 def _reason(first: pd.DataFrame, second: pd.DataFrame, keys: Sequence[str]) -> str:

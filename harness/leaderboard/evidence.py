@@ -169,10 +169,11 @@ def differences(board: Board, against: str | None = None) -> Table:
         for key in values:
             if key != reference:
                 pairs = paired(values[reference], values[key], folders[reference], folders[key], metric, read)
-                rows.append(((dataset, metric, names[reference], names[key]), difference_cells(pairs)))
+                if pairs:
+                    rows.append(((dataset, metric, names[reference], names[key]), difference_cells(pairs)))
     notes = [
-        "in points; paired by category, seed and test images; 95 % bootstrap over images × seeds where scores by image "
-        "are there (image AUROC), else over seeds within categories; ▲ ▼: the interval excludes 0",
+        "in points; paired by category, seed and test images; 95 % interval over images × seeds (bootstrap) where "
+        "scores by image are there (image AUROC), else over seeds (Student's t within categories); ▲ ▼: it excludes 0",
         "P(above): how often a run of the first is above one of the second, over pairs of seeds within categories",
     ]
     return Table(
@@ -308,5 +309,5 @@ def _named(keys: Sequence[Key], name: str) -> Key:
     found = exact or [key for key in keys if name in key]
     if len(found) != 1:
         kind = "several rows" if found else "no row"
-        raise ConfigError(f"--against: {name!r} names {kind}; {suggest(name, [label(key) for key in keys])}")
+        raise ConfigError(f"--against: {name!r} names {kind}; {suggest(name, labels(keys).values())}")
     return found[0]

@@ -89,6 +89,8 @@ def frame(found: Found) -> pd.DataFrame:
     set has no such setting), the metrics as shares (NaN where undefined), `degenerate`, `manifest` (its images),
     `model` (what a bench of it is known by) and `id`.
 
+    Of runs of equal content (a raised REVISION gives them other ids) the last one counts.
+
     Raises:
         ConfigError: there is no evaluation.
     """
@@ -100,7 +102,7 @@ def frame(found: Found) -> pd.DataFrame:
     names: dict[str, str] = {}  # of weights by their hash: the first that a record calls them
     lines = []
     metrics = _metrics(found.evaluations)
-    for record in found.evaluations:
+    for record in sorted(found.evaluations, key=lambda record: record.started_at):
         train, result = record.spec["train"], record.result
         data = train["data"]
         place = data["name"], data["category"]
@@ -119,6 +121,7 @@ def frame(found: Found) -> pd.DataFrame:
     table = table.astype(dict.fromkeys(metrics, float) | {"images": str})
     settings = pd.DataFrame(configurations).fillna("")
     table = table.join(settings.iloc[table.pop("configuration")].reset_index(drop=True))
+    table = table.drop_duplicates([*LABELS, "manifest", *settings.columns], keep="last")
     return table.sort_values([*LABELS, "id"], ignore_index=True)  # whatever order the folders gave
 
 
@@ -244,7 +247,10 @@ def _settings(record: Record, names: dict[str, str]) -> dict[str, str]:
         **_flat({"map": record.spec["map"], "score": record.spec["score"]}),
         "aupro_limits": record.spec["aupro_limits"],
     }
-    return {key: _text(value) for key, value in settings.items()}
+    texts = {key: _text(value) for key, value in settings.items()}
+    # A record from before there was a switch has its default.
+    defaults = defaults_of(train["method"]["name"], train["method"].get("recipe", "own"))
+    return texts | {key: value for key, value in defaults.items() if key not in texts}
 
 
 def _weights(name: str, sha256: str | None, names: dict[str, str]) -> str:
@@ -257,7 +263,7 @@ def defaults_of(method: str, recipe: str) -> dict[str, str]:
     """The named method's values under the recipe, as `_settings` writes them; `recipe` itself is own by default."""
     if method not in METHODS:
         return {}
-    values = _flat(to_mapping(get_method(method, recipe)))
+    values = {key: value for key, value in _flat(to_mapping(get_method(method, recipe))).items() if key != "name"}
     return {key: _text(value) for key, value in (values | {"recipe": "own"}).items()}
 
 

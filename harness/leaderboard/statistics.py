@@ -48,6 +48,24 @@ def t_interval(values: Sequence[float]) -> Interval | None:
     return middle - half, middle + half
 
 
+def stratified_interval(strata: Sequence[np.ndarray]) -> Interval | None:
+    """The 95 % interval of the mean over strata (categories) of each one's mean over its (n,) values; None where no
+    stratum has two. Variances are each stratum's own (the mean of the others' for one of a single value), degrees of
+    freedom by Welch and Satterthwaite: Student's t for one stratum.
+    """
+    repeated = [values for values in strata if len(values) > 1]
+    if not repeated:
+        return None
+    variances = [float(np.var(values, ddof=1)) for values in repeated]
+    alone = sum(len(values) == 1 for values in strata) * float(np.mean(variances))
+    shares = [variance / len(values) for variance, values in zip(variances, repeated, strict=True)]
+    weights = sum(share**2 / (len(values) - 1) for share, values in zip(shares, repeated, strict=True))
+    freedom = sum(shares) ** 2 / weights if weights else 1.0
+    half = float(special.stdtrit(freedom, 0.975)) * (sum(shares) + alone) ** 0.5 / len(strata)
+    middle = float(np.mean([np.mean(values) for values in strata]))
+    return middle - half, middle + half
+
+
 def percentile_interval(values: np.ndarray) -> Interval:
     """The 2.5 % and 97.5 % quantiles of (draws,) values: the percentile bootstrap's 95 % interval (Efron, 1979)."""
     low, high = np.quantile(values, (0.025, 0.975))
@@ -120,14 +138,13 @@ def probability_of_improvement(
 
 @dataclass(frozen=True)
 class Difference:
-    """First minus second, paired. `interval`: 95 %; `above`: share of the draws above 0 (a tie counts half). Both None
-    where there is nothing to resample: a single seed without scores by image.
+    """First minus second, paired. `interval`: 95 %; None where there is nothing to tell: a single seed without scores
+    by image. `over`: what it is over, "images × seeds", "seeds" or "".
     """
 
     mean: float
     interval: Interval | None
-    above: float | None
-    over: str  # what was resampled: "images × seeds", "seeds" or ""
+    over: str
 
     @property
     def sign(self) -> int:
@@ -148,34 +165,31 @@ class Pair:
 
 
 def paired_difference(categories: Sequence[Pair], draws: int = DRAWS) -> Difference:
-    """The mean over categories of the mean over paired seeds of first minus second, with its bootstrap interval.
+    """The mean over categories of the mean over paired seeds of first minus second, with its interval.
 
-    Where all categories have scores by image, each draw takes test images (normal and anomalous apart, the same for
-    both methods and all seeds) and seeds anew, and the values are image AUROCs; else seeds alone, within a category.
+    Where all categories have scores by image it is a bootstrap: each draw takes test images (normal and anomalous
+    apart, the same for both methods and all seeds) and seeds anew, and the values are image AUROCs. Else it is
+    `stratified_interval` over seeds: a bootstrap of three seeds would be far too narrow.
     """
-    middle = float(np.mean([np.mean(pair.first - pair.second) for pair in categories]))
-    images = all(pair.scores for pair in categories)
-    if not images and all(len(pair.first) < 2 for pair in categories):
-        return Difference(middle, None, None, "")
+    differences = [pair.first - pair.second for pair in categories]
+    middle = float(np.mean([np.mean(values) for values in differences]))
+    if not all(pair.scores for pair in categories):
+        interval = stratified_interval(differences)
+        return Difference(middle, interval, "seeds" if interval else "")
     total = np.zeros(draws)
     for pair, stream in zip(categories, np.random.SeedSequence(0).spawn(len(categories)), strict=True):
+        (normal, anomalous), _ = pair.scores or ((), ())
         of_normal, of_anomalous, of_seeds = stream.spawn(3)
-        seeds = resample(np.arange(len(pair.first)), draws, of_seeds)
-        values = np.broadcast_to(pair.first, seeds.shape), np.broadcast_to(pair.second, seeds.shape)
-        if images and pair.scores:
-            (normal, anomalous), _ = pair.scores
-            shares = (
-                resample(np.arange(normal.shape[1]), draws, of_normal),
-                resample(np.arange(anomalous.shape[1]), draws, of_anomalous),
-            )
-            values = tuple(
-                np.stack([resampled_auroc(comparisons(*seed), *shares) for seed in zip(*scores, strict=True)], axis=1)
-                for scores in pair.scores
-            )
-        total += resampled_difference(*values, seeds)
-    drawn = total / len(categories)
-    above = float((drawn > 0).mean() + (drawn == 0).mean() / 2)
-    return Difference(middle, percentile_interval(drawn), above, "images × seeds" if images else "seeds")
+        images = (
+            resample(np.arange(normal.shape[1]), draws, of_normal),
+            resample(np.arange(anomalous.shape[1]), draws, of_anomalous),
+        )
+        drawn = (
+            np.stack([resampled_auroc(comparisons(*seed), *images) for seed in zip(*scores, strict=True)], axis=1)
+            for scores in pair.scores or ()
+        )
+        total += resampled_difference(*drawn, resample(np.arange(len(pair.first)), draws, of_seeds))
+    return Difference(middle, percentile_interval(total / len(categories)), "images × seeds")
 
 
 @dataclass(frozen=True)

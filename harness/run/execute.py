@@ -39,6 +39,7 @@ from harness.run.evaluate import Inspected, inspect, measure
 from harness.run.features import TeacherFeatures
 from harness.run.profile import section
 from harness.run.throughput import throughput
+from harness.run.tracking import tracked
 from harness.run.train import DivergedError, Epoch, train
 from harness.spec import EvaluateSpec, Spec, TrainSpec
 
@@ -55,11 +56,15 @@ def execute(job: Job, emit: Emit, stop: threading.Event | None = None) -> None:
         stop: once it is set the job ends as `interrupted`: a training after its step, with a checkpoint from which the
             next one goes on; an evaluation after its batch. A throughput measurement is short and finishes.
     """
-    work = _Work(job, emit, stop or threading.Event())
+    with tracked(job, emit) as told:
+        _execute(job, _Work(job, told, stop or threading.Event()))
+
+
+def _execute(job: Job, work: "_Work") -> None:
     with work.attempting():
         if isinstance(job, BenchJob):
             device = open_device(job.device, job.spec.precision)
-            emit("phase", phase="bench")
+            work.emit("phase", phase="bench")
             with work.recording(job.spec, device) as result:
                 result |= throughput(job.spec, device)
         else:

@@ -11,8 +11,9 @@ from sklearn.metrics import roc_auc_score
 
 from dskd.config import ConfigError
 from harness.leaderboard.compare import compare, read_side, regressions
+from harness.leaderboard.frame import load
 from harness.leaderboard.render import print_sections
-from harness.leaderboard.table import Cell
+from harness.leaderboard.table import Cell, boards, scores
 from harness.records import Record, Results
 from tests.leaderboard.test_table import bench, evaluation
 
@@ -85,9 +86,14 @@ def test_two_commits_of_one_folder(tmp_path: Path) -> None:
     for commit, value in (("aaa111", 0.80), ("bbb222", 0.82)):
         for seed in range(3):
             record = evaluation("dskd", "x", seed, value, commit=commit)
-            results.publish(dataclasses.replace(record, id=f"{commit}{seed}"))
+            started_at = f"2026-01-01T00:00:0{commit == 'bbb222':d}+00:00"
+            results.publish(
+                dataclasses.replace(record, id=f"{'z' if commit == 'aaa111' else 'a'}{seed}", started_at=started_at)
+            )
     rows = cells_of((f"{tmp_path}@aaa", f"{tmp_path}@bbb"))
     assert rows["set", "image_auroc", "dskd", "resnet18"]["difference"].value == pytest.approx(0.02)
+    (board,) = boards(load([tmp_path]))  # in one table the last one counts
+    assert scores(board).rows[0][1]["set.image_auroc"].value == pytest.approx(0.82)
     with pytest.raises(ConfigError, match=r"no run is of commit ccc; there are: aaa111, bbb222"):
         read_side(f"{tmp_path}@ccc")
 

@@ -108,7 +108,7 @@ def test_paired_difference_over_images_and_seeds() -> None:
     assert backwards.interval == pytest.approx((-found.interval[1], -found.interval[0]))
     assert backwards.sign == -1
     same = statistics.paired_difference([Pair(pair.first, pair.first, (better, better))], 200)
-    assert (same.mean, same.interval, same.above, same.sign) == (0, (0, 0), 0.5, 0)
+    assert (same.mean, same.interval, same.sign) == (0, (0, 0), 0)
     # Images are uncertain too: one seed has an interval with scores, and none without.
     one = Pair(pair.first[:1], pair.second[:1], tuple((n[:1], a[:1]) for n, a in (better, worse)))
     assert statistics.paired_difference([one], 2000).interval is not None
@@ -127,11 +127,27 @@ def test_the_interval_over_images_is_delongs() -> None:
 
 def test_paired_difference_over_seeds_within_categories() -> None:
     pairs = [Pair(*columns) for columns in zip(FIRST.T, SECOND.T, strict=True)]
-    found = statistics.paired_difference(pairs, 20_000)
+    found = statistics.paired_difference(pairs)
     assert found.over == "seeds"
     assert found.mean == pytest.approx(float((FIRST - SECOND).mean()))
-    deviation = (((FIRST - SECOND).var(axis=0) / 3).sum() ** 0.5) / 8  # of the bootstrap, without its draws
-    assert (found.interval[1] - found.interval[0]) / (2 * 1.96) == pytest.approx(deviation, rel=0.03)
+    assert found.interval == statistics.stratified_interval(list((FIRST - SECOND).T))
+
+
+def test_stratified_interval_is_students_and_welchs() -> None:
+    one, other = FIRST[:, 0], np.append(SECOND[:, 1], 0.3)
+    assert statistics.stratified_interval([one]) == pytest.approx(statistics.t_interval(one))
+    welch = stats.ttest_ind(one, -other, equal_var=False).confidence_interval(0.95)  # of the sum of both means
+    assert statistics.stratified_interval([one, other]) == pytest.approx((welch.low / 2, welch.high / 2))
+    assert statistics.stratified_interval([one[:1], other[:1]]) is None
+    assert statistics.stratified_interval([one * 0, other * 0]) == (0, 0)
+    low, high = statistics.stratified_interval([one, one[:1]])  # as uncertain as one value of the other's variance
+    assert high - low == pytest.approx((2 / 2) * 4.302653 * (one.var(ddof=1) * (1 / 3 + 1)) ** 0.5)
+
+
+def test_stratified_interval_covers_at_three_seeds() -> None:
+    draws = np.random.default_rng(0).normal(0, (1.0, 2.0, 0.5, 1.0), (2000, 3, 4))
+    intervals = [statistics.stratified_interval(list(values.T)) for values in draws]
+    assert np.mean([low < 0 < high for low, high in intervals]) == pytest.approx(0.95, abs=0.02)
 
 
 def test_caution() -> None:

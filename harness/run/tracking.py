@@ -1,0 +1,120 @@
+"""Experiment trackers (TensorBoard, MLflow, ...) through Accelerate, never in the way of a run.
+
+A tracker hears what the supervisor hears, on a thread of its own: one that fails, waits for a network or hangs costs a
+line in the run's log. Records stay the only result.
+"""
+
+import logging
+import os
+import queue
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker
+
+from dskd.config import to_mapping
+from harness.launch.job import Job, TrainJob
+from harness.records import Results
+
+log = logging.getLogger(__name__)
+Emit = Callable[..., None]
+GRACE_S = 30.0  # that the end of a run waits for its tracker
+
+
+@contextmanager
+def tracked(job: Job, emit: Emit) -> Iterator[Emit]:
+    """An `emit` that tells the job's tracker too: each epoch's loss and rate, and the metrics of each record.
+
+    What the tracker writes of its own (TensorBoard) lies in `<results>/tracking`. On rank 0 alone.
+    """
+    if not isinstance(job, TrainJob) or job.tracking is None or os.environ.get("RANK", "0") != "0":
+        yield emit
+        return
+    tracker = _Thread(job)
+    epochs = job.spec.method.train.epochs
+
+    def both(event: str, **fields: Any) -> None:
+        emit(event, **fields)
+        if event == "epoch":
+            tracker.put({"loss": fields["loss"], "images_per_s": fields["images_per_s"]}, fields["epoch"])
+        elif event == "record":
+            record = Results(Path(job.results)).record(fields["id"])
+            # Variants of one training stand side by side.
+            prefix = fields["kind"] if len(job.evaluations) < 2 else f"{fields['kind']} {fields['id']}"
+            numbers = {key: value for key, value in (record.result if record else {}).items() if _is_number(value)}
+            tracker.put({f"{prefix}/{key}": value for key, value in numbers.items()}, epochs)
+
+    try:
+        yield both
+    finally:
+        tracker.end()
+
+
+class _Thread(threading.Thread):
+    """Opens the tracker, hands it what arrives, and closes it."""
+
+    def __init__(self, job: TrainJob) -> None:
+        super().__init__(name="tracker", daemon=True)
+        self.job = job
+        self.values: queue.SimpleQueue[tuple[dict[str, float], int] | None] = queue.SimpleQueue()
+
+    def put(self, values: dict[str, float], step: int) -> None:
+        self.values.put((values, step))
+        # Not before there is something to tell: Accelerate's trackers ask for its state, which the device decides.
+        if self.ident is None:
+            self.start()
+
+    def end(self) -> None:
+        if self.ident is None:
+            return
+        self.values.put(None)
+        self.join(GRACE_S)
+        if self.is_alive():
+            log.warning("tracking: %s did not end within %g s; going on without it", self.job.tracking, GRACE_S)
+
+    def run(self) -> None:
+        try:
+            tracker = _open(self.job)
+            try:
+                for values, step in iter(self.values.get, None):
+                    tracker.log(values, step=step)
+            finally:
+                tracker.finish()
+        except BaseException as error:  # a tracker may even exit
+            text = " ".join(str(error).split())[:200]
+            log.warning("tracking: %s failed, the run goes on: %s: %s", self.job.tracking, type(error).__name__, text)
+
+
+def _open(job: TrainJob) -> GeneralTracker:
+    spec = job.spec
+    name = f"{spec.method.name} {spec.backbone} {spec.data.name} {spec.data.category} seed {spec.seed} {spec.id}"
+    kind = LOGGER_TYPE_TO_CLASS[str(job.tracking)]
+    match job.tracking:
+        case "mlflow":
+            tracker = kind(experiment_name=job.grid, run_name=name)
+        case "wandb" | "trackio":  # their first name is the project's
+            tracker = kind(job.grid, name=name)
+        case _:
+            folder = {"logging_dir": str(Path(job.results) / "tracking")} if kind.requires_logging_directory else {}
+            tracker = kind(name.replace(" ", "_"), **folder)
+    tracker.start()
+    tracker.store_init_configuration(_flat(to_mapping(spec)))
+    return tracker
+
+
+def _flat(mapping: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Dotted keys; what is no number, truth value or text is written as text."""
+    flat: dict[str, Any] = {}
+    for key, value in mapping.items():
+        if isinstance(value, Mapping):
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value if isinstance(value, (bool, int, float, str)) else str(value)
+    return flat
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
