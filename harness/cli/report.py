@@ -45,7 +45,7 @@ def report(
     pictures of the best and worst cases, failures, protocol and provenance; it opens from disk and makes no request.
 
     Pictures are those that `save: {maps: 8}` in the grid left; curves of a metric need `evaluate.at`. The page names
-    no folder of this machine and no host.
+    no host and holds no traceback.
     """
     from harness.leaderboard.frame import SHOWN, load
     from harness.leaderboard.published import read
@@ -54,6 +54,11 @@ def report(
 
     require(pictures >= 0, f"--pictures: {pictures} is not possible; write 0 or more")
     require(not out.is_dir(), f"--out: {out} is a folder; write a file such as {out / 'report.html'}")
+    try:
+        for folder in (out.parent, figures or out.parent):
+            folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"{folder} cannot be written ({error.strerror}); name another folder") from None
     try:
         from harness.leaderboard.report import gather, save_figures, write
     except ModuleNotFoundError as error:
@@ -65,11 +70,13 @@ def report(
     made, fine = (boards(found, wanted, metrics, where or (), allow_mixed) for wanted in (keys, [*keys, "category"]))
     values = read(published_file) if published or published_file else None
     parts = gather(made, fine, values, pictures)
-    try:
+    try:  # a disk that is full
         write(out, parts, found, runs, title)
         drawn = save_figures(figures, parts) if figures else []
     except OSError as error:
-        raise ConfigError(f"{error.filename or out} cannot be written ({error.strerror}); name another place") from None
+        raise ConfigError(
+            f"{error.filename or out} cannot be written ({error.strerror}); name another folder"
+        ) from None
     terminal = console(stderr=True)
     terminal.print(f"{out}: {out.stat().st_size / 1e6:.1f} MB, open it in a browser", soft_wrap=True)
     if drawn:

@@ -1,7 +1,9 @@
 """Every chart of one board: what is in it (from records and the files beside them), or why it cannot be drawn."""
 
+import csv
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -137,28 +139,29 @@ def _ranks(grids: dict[str, pd.DataFrame], metric: str) -> tuple[plots.Chart | N
 def _curves(board: Board, names: Names) -> pd.DataFrame:
     """One line for each recorded epoch: `dataset`, `name`, `category`, `seed`, `metric` (or LOSS), `epoch`, `value`."""
     known = trainings(board)
-    lines = board.lines
-    parts = []
-    for row, dataset, category, seed, run_id in zip(
-        *(lines[key] for key in ("row", "dataset", "category", "seed", "id")), strict=True
-    ):
+    lines: list[tuple[object, ...]] = []
+    keys = ("row", "dataset", "category", "seed", "id")
+    for row, dataset, category, seed, run_id in zip(*(board.lines[key] for key in keys), strict=True):
         if run_id not in known:
             continue
         folder = board.found.folders[known[run_id].id]
-        about = {"dataset": dataset, "name": names[row], "category": category, "seed": seed}
-        for file, metrics in (("metrics.csv", board.metrics), ("curve.csv", ["loss"])):
-            if not (folder / file).exists():
-                continue
-            table = pd.read_csv(folder / file)
-            if file == "curve.csv":
-                table["loss"] /= table["loss"].iloc[0]
-                table = table.iloc[np.unique(np.linspace(0, len(table) - 1, EPOCHS).round().astype(int))]
-            for metric in metrics:
-                if metric in table:
-                    own = table[["epoch", metric]].dropna().rename(columns={metric: "value"})
-                    parts.append(own.assign(**about, metric=LOSS if metric == "loss" else metric))
-    columns = ["dataset", "name", "category", "seed", "metric", "epoch", "value"]
-    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=columns)
+        about = dataset, names[row], category, seed
+        losses = _read(folder / "curve.csv")
+        for place in np.unique(np.linspace(0, len(losses) - 1, min(EPOCHS, len(losses))).astype(int)):
+            loss = float(losses[place]["loss"]) / float(losses[0]["loss"])
+            lines.append((*about, LOSS, int(losses[place]["epoch"]), loss))
+        for line in _read(folder / "metrics.csv"):
+            values = ((metric, line.get(metric)) for metric in board.metrics)
+            lines += [(*about, metric, int(line["epoch"]), float(value)) for metric, value in values if value]
+    return pd.DataFrame(lines, columns=["dataset", "name", "category", "seed", "metric", "epoch", "value"])
+
+
+def _read(path: Path) -> list[dict[str, str]]:
+    """Of a CSV its lines, none where there is none."""
+    if not path.exists():
+        return []
+    with path.open(newline="") as stream:
+        return list(csv.DictReader(stream))
 
 
 def _over_seeds(curves: pd.DataFrame) -> pd.DataFrame:

@@ -75,7 +75,7 @@ def choose(board: Board, names: Mapping[tuple[str, ...], str], most: int) -> lis
         for name in names.values():
             known = [(case.standing(name), i) for i, case in enumerate(own)]
             ranked = [own[i] for _, i in sorted((standing, i) for standing, i in known if standing is not None)]
-            best = [case for case in reversed(ranked) if case.defect != "good"]
+            best = [case for case in reversed(ranked[len(ranked) // 2 :]) if case.defect != "good"]
             for turn in range(min(MOST_PER_ROW, len(ranked) // 2)):
                 if (ranked[turn].standing(name) or 0) < 1:  # else it has no bad case
                     turns.append((2 * turn, order, f"worst of {name}", ranked[turn]))

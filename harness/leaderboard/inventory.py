@@ -8,6 +8,7 @@ import pandas as pd
 
 from harness.leaderboard.evidence import labels, trainings
 from harness.leaderboard.frame import Found, metric_title, model_key
+from harness.leaderboard.render import failure_title
 from harness.leaderboard.table import Board, Cell, Column, Table
 from harness.records import Record
 
@@ -38,7 +39,7 @@ COST = [
     Column("images_per_s", "training\n[images/s]", "speed"),
     Column("train_s", "seconds\nto finish", "number"),
     Column("epochs", "epochs", "number"),
-    Column("parameters_students", "trained\nparameters", "number"),
+    Column("parameters_mio", "trained\nparameters\n[10⁶]", "number"),
     Column("peak_device_memory_mib", "device\nmemory [MiB]", "number"),
     Column("peak_host_memory_mib", "host\nmemory [MiB]", "number"),
     Column("runs", "trainings", "number"),
@@ -78,6 +79,9 @@ def cost(board: Board) -> Table:
         results = [found[run_id].result for run_id in part["id"] if run_id in found]
         if results:
             values = {column.key: _mean(result.get(column.key) for result in results) for column in COST}
+            values["parameters_mio"] = (
+                _mean(result.get("parameters_students") for result in results) or 0
+            ) / 1e6 or None
             values["runs"] = len(results)
             rows.append(((names[row], str(dataset)), _cells(COST, values)))
     return Table("cost", "What a training costs", ["model", "data set"], _known(COST, rows), rows)
@@ -104,6 +108,17 @@ def runs(board: Board) -> Table:
         key = line["id"], names[line["row"]], line["dataset"], line["category"], str(line["seed"])
         rows.append((key, cells))
     return Table("runs", "Runs", ["run", "model", "data set", "category", "seed"], columns, rows)
+
+
+def failures(found: Found) -> Table:
+    """The last attempt of every run that has no record."""
+    rows = []
+    for failure in found.failures:
+        about = {"reason": failure.reason, "message": failure.message, "at": failure.started_at}
+        cells = {key: Cell(value) for key, value in about.items()}
+        rows.append(((failure.id, f"{failure.kind} {failure_title(failure)}", str(failure.attempt)), cells))
+    columns = [Column(key, key, "text") for key in ("reason", "message", "at")]
+    return Table("failures", "Failures", ["run", "what", "attempt"], columns, rows)
 
 
 def environments(found: Found, lines: pd.DataFrame) -> Table:
@@ -163,7 +178,10 @@ def _dotted(mapping: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _cells(columns: Iterable[Column], values: Mapping[str, Any]) -> dict[str, Cell]:
-    return {column.key: Cell(values[column.key]) for column in columns if values.get(column.key) is not None}
+    """Without what is not there; of large numbers no digits behind the point."""
+    known = {column.key: values[column.key] for column in columns if values.get(column.key) is not None}
+    large = {key: round(value) for key, value in known.items() if isinstance(value, float) and value >= 100}
+    return {key: Cell(value) for key, value in (known | large).items()}
 
 
 def _known(columns: Iterable[Column], rows: list[tuple[tuple[str, ...], dict[str, Cell]]]) -> list[Column]:
@@ -172,5 +190,6 @@ def _known(columns: Iterable[Column], rows: list[tuple[tuple[str, ...], dict[str
 
 def _mean(values: Iterable[float | None]) -> float | None:
     known = [value for value in values if value is not None]
-    mean = float(np.mean(known)) if known else None
-    return int(mean) if mean is not None and mean.is_integer() else mean
+    if len(set(known)) == 1:
+        return known[0]
+    return float(np.mean(known)) if known else None

@@ -11,6 +11,8 @@ from typing import Any
 import altair as alt
 import pandas as pd
 
+alt.data_transformers.disable_max_rows()  # tables are inside the page, nothing else is there to take them
+
 Chart = alt.LayerChart
 
 # Observable's categorical palette: made to be told apart on white and on black.
@@ -42,6 +44,13 @@ def scatter(points: pd.DataFrame, metric: str, names: Sequence[str]) -> Chart:
     if data["device"].nunique() > 1:
         shapes["shape"] = alt.Shape("device:N", legend=alt.Legend(title=None, orient="bottom", columns=1))
     base = _chart(data).encode(x=x, y=y)
+    middle = float(data["speed"].min() * data["speed"].max()) ** 0.5
+
+    def text(align: str, dx: int) -> alt.Chart:
+        """Names stand towards the middle, where there is room for them."""
+        half = base.transform_filter(f"datum.speed {'<=' if align == 'left' else '>'} {middle}")
+        return half.mark_text(align=align, dx=dx, dy=-9, fontSize=11).encode(text="name:N")
+
     tooltip = ["name:N", *_spread_tooltip(metric), alt.Tooltip("speed:Q", title="images/s", format=",.1f"), "device:N"]
     layers = alt.layer(
         _chart(front)
@@ -49,7 +58,8 @@ def scatter(points: pd.DataFrame, metric: str, names: Sequence[str]) -> Chart:
         .encode(x=x, y=y, detail="device:N"),
         base.mark_rule(strokeWidth=1.5, opacity=0.6).encode(y="low:Q", y2="high:Q", color=_colour(names)),
         base.mark_point(filled=True, size=130, opacity=1).encode(color=_colour(names), tooltip=tooltip, **shapes),
-        base.mark_text(align="left", dx=9, dy=-9, fontSize=11).encode(text="name:N"),
+        text("left", 9),
+        text("right", -9),
     )
     best = ", ".join(front["name"].unique())
     return _wide(layers, 340, f"{metric} over throughput of {len(data)} models. On the Pareto front: {best}.")
@@ -104,10 +114,12 @@ def learning(curves: pd.DataFrame, title: str, names: Sequence[str], *, share: b
     scale = alt.Scale(zero=False) if share else alt.Scale(type="log", nice=False)
     y, low = (alt.Y(f"{key}:Q", title=f"{title} [%]" if share else title, scale=scale) for key in ("value", "low"))
     colour = _colour(names, legend=True)
+    epochs = sorted(data["epoch"].unique().tolist())
+    ticks = {"values": epochs} if len(epochs) <= 6 else {"tickMinStep": 1}
     base = (
         _chart(data)
         .transform_filter(f"datum.category == {CATEGORY}")
-        .encode(x=alt.X("epoch:Q", title="epoch", axis=alt.Axis(format="d", tickMinStep=1)))
+        .encode(x=alt.X("epoch:Q", title="epoch", axis=alt.Axis(format="d", **ticks)))
     )
     shown = ".1f" if share else ".3g"
     tooltip = ["name:N", "epoch:Q", *(alt.Tooltip(f"{key}:Q", format=shown) for key in ("value", "low", "high"))]
@@ -219,8 +231,7 @@ def javascript() -> str:
 
 
 def _chart(data: pd.DataFrame) -> alt.Chart:
-    """Types are given in the encodings; NaN becomes null."""
-    return alt.Chart(alt.Data(values=data.astype(object).where(data.notna(), None).to_dict("records")))
+    return alt.Chart(data.reset_index(drop=True))
 
 
 def _percent(data: pd.DataFrame, *columns: str) -> pd.DataFrame:

@@ -75,6 +75,8 @@ def _print_table(console: Console, table: Table, titled: bool) -> None:
 
 def without_constants(table: Table) -> tuple[str, Table]:
     """The table without the keys that all rows share, and these as text, to be said above it."""
+    if not table.rows:
+        return "", table
     texts = list(zip(*(key for key, _ in table.rows), strict=True))
     same = {name: values[0] for name, values in zip(table.by, texts, strict=True) if len(set(values)) == 1}
     kept = [place for place, name in enumerate(table.by) if name not in same]

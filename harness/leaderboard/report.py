@@ -5,7 +5,6 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pandas as pd
@@ -18,10 +17,9 @@ from harness.leaderboard import evidence, gallery, inventory, plots
 from harness.leaderboard.evidence import labels
 from harness.leaderboard.figures import Figure, Key, Names, figures
 from harness.leaderboard.frame import SPEED, Found, metric_title
-from harness.leaderboard.render import LEGEND, best_of, cell_text, failure_title, marked, remarks, without_constants
+from harness.leaderboard.render import LEGEND, best_of, cell_text, marked, remarks, without_constants
 from harness.leaderboard.sections import NAMES, make_sections
 from harness.leaderboard.table import Board, Cell, Column, Table, protocol_line, scores
-from harness.records import Failure
 
 SECTIONS = {
     "scores": "Scores",
@@ -53,6 +51,7 @@ class Part:
     number: int
     board: Board
     tables: dict[str, Table]
+    categories: dict[str, Table]  # by data set
     cards: list[Card]
     cases: list[gallery.Case]
     figures: list[Figure]
@@ -86,21 +85,25 @@ def gather(
         tables |= {
             "speed": inventory.speed(board),
             "cost": inventory.cost(board),
-            "categories": categories(fine),
             "runs": inventory.runs(board),
         }
         shown = labels(list(board.parts()))
         names = {key: shown[key] for key, _ in tables["scores"].rows}  # best first
         cases = gallery.choose(board, names, pictures // len(boards))
         charts = list(figures(board, names, tables["differences"]))
-        parts.append(Part(number, board, tables, cards(board, names, tables["scores"]), cases, charts))
+        found = cards(board, names, tables["scores"])
+        parts.append(Part(number, board, tables, categories(fine), found, cases, charts))
     return parts
 
 
-def categories(board: Board) -> Table:
-    """Scores by category; the speed of a model does not depend on it."""
-    table = scores(board, sort="category")
-    return replace(table, columns=[column for column in table.columns if column.unit != "speed"])
+def categories(board: Board) -> dict[str, Table]:
+    """Scores by category of each data set, without the speed, which does not depend on it."""
+    made = {}
+    for dataset, lines in board.lines.groupby("dataset", sort=False):
+        table = scores(replace(board, lines=lines), sort="category")
+        columns = [column for column in table.columns if column.unit != "speed"]
+        made[str(dataset)] = replace(table, name="categories", title=f"Categories of {dataset}", columns=columns)
+    return made
 
 
 def write(path: Path, parts: Sequence[Part], found: Found, folders: Sequence[Path], title: str = "") -> None:
@@ -132,7 +135,7 @@ def render(parts: Sequence[Part], found: Found, folders: Sequence[Path], title: 
         "categories": list(lines[["dataset", "category"]].drop_duplicates().itertuples(index=False, name=None)),
         "roles": sorted({role for part in parts for case in part.cases for role in case.roles}),
         "parts": parts,
-        "failures": [_failure(failure) for failure in found.failures],
+        "failures": inventory.failures(found),
         "remarks": remarks(found),
         "environments": inventory.environments(found, lines),
         "inputs": inventory.inputs(found, lines),
@@ -231,12 +234,6 @@ def _counts(lines: pd.DataFrame, found: Found) -> str:
     if found.failures:
         parts.append(f"{len(found.failures)} failed")
     return " · ".join(parts)
-
-
-def _failure(failure: Failure) -> SimpleNamespace:
-    spec = failure.spec.get("train", failure.spec)
-    category = spec["data"]["category"] if "data" in spec else ""
-    return SimpleNamespace(**vars(failure) | {"title": failure_title(failure), "category": category})
 
 
 def _dressed(cell: Cell | None, column: Column, best: Mapping[str, str]) -> Markup:

@@ -81,6 +81,7 @@ function filter() {
       && (dataset === undefined || dataset === state.dataset)
       && (!role || roles === undefined || roles.split("|").includes(role)));
   });
+  $$("[data-only]").forEach((block) => (block.hidden = block.dataset.only !== state.dataset));
   $$("[data-empty]").forEach((note) => (note.hidden = $$("[data-row]:not([hidden])", note.parentElement).length > 0));
 }
 
