@@ -7,6 +7,7 @@ import typer
 
 from dskd.config import ConfigError, require
 from harness.cli.common import console, listed
+from harness.files import write_atomic
 
 
 def report(
@@ -60,7 +61,7 @@ def report(
     except OSError as error:
         raise ConfigError(f"{folder} cannot be written ({error.strerror}); name another folder") from None
     try:
-        from harness.leaderboard.report import gather, save_figures, write
+        from harness.leaderboard.report import gather, render, save_figures
     except ModuleNotFoundError as error:
         raise ConfigError(f"{error.name} is not installed; pip install 'dskd-harness[report]' brings it") from None
     keys = listed(by)
@@ -71,7 +72,7 @@ def report(
     values = read(published_file) if published or published_file else None
     parts = gather(made, fine, values, pictures)
     try:  # a disk that is full
-        write(out, parts, found, runs, title)
+        write_atomic(out, render(parts, found, runs, title))
         drawn = save_figures(figures, parts) if figures else []
     except OSError as error:
         raise ConfigError(

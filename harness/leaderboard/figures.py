@@ -18,7 +18,6 @@ EPOCHS = 60  # points of a curve at most
 LOSS = "loss, relative to the first epoch"
 SHARE = Column("", "", "share")
 
-
 Key = tuple[str, ...]
 Names = dict[Key, str]  # of each row its short name
 
@@ -50,23 +49,30 @@ def figures(board: Board, names: Names, differences: Table) -> Iterator[Figure]:
             title = metric_title(metric)
             grids = _grids(board, names, dataset, metric)
 
-            def figure(
-                kind: str, chart: plots.Chart | None, missing: str, dataset: str = dataset, metric: str = metric
-            ) -> Figure:
-                return Figure(kind, dataset, metric, chart, missing)
-
             points = _points(board, names, dataset, metric)
-            chart = plots.scatter(points, title, order) if len(points) else None
-            yield figure("scatter", chart, "No throughput was measured for these models; `bench:` in the grid does.")
-            chart = plots.heatmap(_cells(board, names, dataset, metric), title, list(grids)) if grids else None
-            yield figure("heatmap", chart, f"No run has {title} here.")
             own = curves[(curves["dataset"] == dataset) & (curves["metric"] == metric)]
-            chart = plots.learning(_over_seeds(own), title, order, share=True) if len(own) else None
-            yield figure("learning", chart, "Not recorded; `evaluate.at: [10, 20, ...]` in the grid records it.")
             pairs = _pairs(differences, dataset, metric)
-            chart = plots.differences(pairs, title) if len(pairs) else None
-            yield figure("differences", chart, "There are no two models with runs of the same category and seed.")
-            yield figure("ranks", *_ranks(grids, title))
+            made = {
+                "scatter": (
+                    plots.scatter(points, title, order) if len(points) else None,
+                    "No throughput was measured for these models; `bench:` in the grid does.",
+                ),
+                "heatmap": (
+                    plots.heatmap(_cells(board, names, dataset, metric), title, list(grids)) if grids else None,
+                    f"No run has {title} here.",
+                ),
+                "learning": (
+                    plots.learning(_over_seeds(own), title, order, share=True) if len(own) else None,
+                    "Not recorded; `evaluate.at: [10, 20, ...]` in the grid records it.",
+                ),
+                "differences": (
+                    plots.differences(pairs, title) if len(pairs) else None,
+                    "There are no two models with runs of the same category and seed.",
+                ),
+                "ranks": _ranks(grids, title),
+            }
+            for kind, (chart, missing) in made.items():
+                yield Figure(kind, dataset, metric, chart, missing)
 
 
 def _grids(board: Board, names: Names, dataset: str, metric: str) -> dict[str, pd.DataFrame]:

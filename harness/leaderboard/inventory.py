@@ -47,13 +47,15 @@ COST = [
 
 
 def speed(board: Board) -> Table:
-    """Every throughput measurement of the board's models."""
+    """Throughput of the board's models: every measurement by the newest protocol among them."""
     names = labels(list(board.parts()))
     models = {model: names[row] for model, row in zip(board.lines["model"], board.lines["row"], strict=True)}
     rows = []
-    for bench in board.found.benches:
-        name = models.get(model_key(bench.spec))
-        if name is not None:
+    benches = [bench for bench in board.found.benches if model_key(bench.spec) in models]
+    newest = max((bench.result.get("protocol", 1) for bench in benches), default=1)
+    for bench in benches:
+        if bench.result.get("protocol", 1) == newest:
+            name = models[model_key(bench.spec)]
             result = bench.result
             total = sum(result.get(f"parameters_{part}", 0) for part in ("teacher", "students"))
             place = result.get("device", bench.spec["device"])
@@ -62,7 +64,8 @@ def speed(board: Board) -> Table:
             sweep = [f"{one['batch_size']}: {one['images_per_s']:,.1f}" for one in result.get("offline", [])]
             values = {**_dotted(result), "parameters_mio": total / 1e6 or None, "sweep": " · ".join(sweep) or None}
             values["disturbed"] = {True: "yes", False: "no"}.get(result.get("disturbed"))
-            rows.append(((name, place, result.get("precision", bench.spec["precision"])), _cells(BENCH, values)))
+            how = result.get("precision", bench.spec["precision"]) + (", compiled" if bench.spec.get("compile") else "")
+            rows.append(((name, place, how), _cells(BENCH, values)))
     rows.sort(key=lambda row: (row[0][1], -float(row[1]["images_per_s"].value or 0)))
     notes = ["memory is the peak of the process; each interval in ms holds those before it (docs/protocol.md)"]
     return Table(
@@ -79,9 +82,7 @@ def cost(board: Board) -> Table:
         results = [found[run_id].result for run_id in part["id"] if run_id in found]
         if results:
             values = {column.key: _mean(result.get(column.key) for result in results) for column in COST}
-            values["parameters_mio"] = (
-                _mean(result.get("parameters_students") for result in results) or 0
-            ) / 1e6 or None
+            values["parameters_mio"] = (_mean(r.get("parameters_students") for r in results) or 0) / 1e6 or None
             values["runs"] = len(results)
             rows.append(((names[row], str(dataset)), _cells(COST, values)))
     return Table("cost", "What a training costs", ["model", "data set"], _known(COST, rows), rows)

@@ -12,7 +12,6 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from harness.environment import utc_now
-from harness.files import write_atomic
 from harness.leaderboard import evidence, gallery, inventory, plots
 from harness.leaderboard.evidence import labels
 from harness.leaderboard.figures import Figure, Key, Names, figures
@@ -104,11 +103,6 @@ def categories(board: Board) -> dict[str, Table]:
         columns = [column for column in table.columns if column.unit != "speed"]
         made[str(dataset)] = replace(table, name="categories", title=f"Categories of {dataset}", columns=columns)
     return made
-
-
-def write(path: Path, parts: Sequence[Part], found: Found, folders: Sequence[Path], title: str = "") -> None:
-    """Write the page, whole or not at all. Raises OSError where it cannot be written."""
-    write_atomic(path, render(parts, found, folders, title))
 
 
 def render(parts: Sequence[Part], found: Found, folders: Sequence[Path], title: str = "") -> str:
