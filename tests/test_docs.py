@@ -34,7 +34,7 @@ def test_readme_commands(tmp_path: Path) -> None:
     environment["PATH"] = f"{Path(sys.executable).parent}:{environment['PATH']}"
     lines = [line.removeprefix("$ ") for block in blocks("console") for line in block.splitlines()]
     commands = [line.split("#")[0].strip() for line in lines if line.startswith("harness")]
-    assert len(commands) == 8
+    assert len(commands) == 9
     for command in commands:
         if command.endswith("RUN"):
             run_id = next((tmp_path / "runs" / "tiles").glob("*/record.json")).parent.name

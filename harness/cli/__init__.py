@@ -12,6 +12,7 @@ from harness.cli.leaderboard import leaderboard
 from harness.cli.methods import methods
 from harness.cli.plan import plan
 from harness.cli.profile import profile
+from harness.cli.report import report
 from harness.cli.run import run
 from harness.cli.show import show
 from harness.cli.status import status
@@ -26,7 +27,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (run, plan, show, leaderboard, compare, submit, status, profile, methods, backbones, init):
+for command in (run, plan, show, leaderboard, compare, report, submit, status, profile, methods, backbones, init):
     app.command()(command)
 
 

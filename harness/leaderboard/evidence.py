@@ -12,6 +12,7 @@ from harness.leaderboard import statistics
 from harness.leaderboard.frame import training_key
 from harness.leaderboard.statistics import LEAST_CATEGORIES, Pair
 from harness.leaderboard.table import SPREAD, Board, Cell, Column, Table, label, seed_means, with_interval
+from harness.records import Record
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
@@ -117,20 +118,30 @@ def last_quarter(training: Path, epochs: int) -> pd.DataFrame | None:
     return table[table.index > 0.75 * epochs]
 
 
-def _curves(board: Board) -> dict[str, pd.DataFrame]:
-    """Of each evaluation that has them; a variant of map or score has not: metrics are recorded by the method's own."""
-    trainings = {training_key(record.spec): record for record in board.found.trainings}
+def trainings(board: Board) -> dict[str, Record]:
+    """By evaluation id its training; not of a variant of map or score: what is recorded along a training is by the
+    method's own.
+    """
+    known = {training_key(record.spec): record for record in board.found.trainings}
     found = {}
     ids = set(board.lines["id"])
     for record in board.found.evaluations:
-        spec = record.spec
-        own = spec["train"]["method"]
-        if record.id not in ids or (spec["map"], spec["score"]) != (own["map"], own["score"]):
-            continue
-        training = trainings.get(training_key(spec["train"]))
-        curve = last_quarter(board.found.folders[training.id], own["train"]["epochs"]) if training else None
+        own = record.spec["train"]["method"]
+        if record.id in ids and (record.spec["map"], record.spec["score"]) == (own["map"], own["score"]):
+            training = known.get(training_key(record.spec["train"]))
+            if training is not None:
+                found[record.id] = training
+    return found
+
+
+def _curves(board: Board) -> dict[str, pd.DataFrame]:
+    """Of each evaluation whose training has them."""
+    found = {}
+    for run_id, training in trainings(board).items():
+        epochs = training.spec["method"]["train"]["epochs"]
+        curve = last_quarter(board.found.folders[training.id], epochs)
         if curve is not None:
-            found[record.id] = curve
+            found[run_id] = curve
     return found
 
 
@@ -154,7 +165,7 @@ def differences(board: Board, against: str | None = None) -> Table:
             continue
         if reference is None:
             reference = max(values, key=lambda key: float(values[key].mean(axis=0).mean()))
-        folders = {key: _folders(board, key, dataset) for key in values}
+        folders = {key: folders_of(board, key, dataset) for key in values}
         for key in values:
             if key != reference:
                 pairs = paired(values[reference], values[key], folders[reference], folders[key], metric, read)
@@ -195,7 +206,7 @@ def difference_cells(pairs: Sequence[Pair]) -> dict[str, Cell]:
 Folders = pd.Series  # of evaluations, by (category, seed)
 
 
-def _folders(board: Board, key: Key, dataset: str) -> Folders:
+def folders_of(board: Board, key: Key, dataset: str) -> Folders:
     part = board.lines[(board.lines["row"] == key) & (board.lines["dataset"] == dataset)]
     return part.set_index(["category", "seed"])["id"].map(board.found.folders)
 

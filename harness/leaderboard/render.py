@@ -61,7 +61,8 @@ def _print_table(console: Console, table: Table, titled: bool) -> None:
         console.print("  nothing to show")
     left = list(table.columns) if table.rows else []
     if left and _width(console, _rich(table, left)) > console.width:
-        table = _without_constants(console, table)
+        said, table = without_constants(table)
+        console.print(f"[dim]{escape(said)}[/]")
     while left:
         count = len(left)
         while count > 1 and _width(console, _rich(table, left[:count])) > console.width:
@@ -72,16 +73,18 @@ def _print_table(console: Console, table: Table, titled: bool) -> None:
         console.print(f"[dim]{escape(note)}[/]")
 
 
-def _without_constants(console: Console, table: Table) -> Table:
-    """Without the keys that all rows share, which are said above it instead."""
+def without_constants(table: Table) -> tuple[str, Table]:
+    """The table without the keys that all rows share, and these as text, to be said above it."""
+    if not table.rows:
+        return "", table
     texts = list(zip(*(key for key, _ in table.rows), strict=True))
     same = {name: values[0] for name, values in zip(table.by, texts, strict=True) if len(set(values)) == 1}
     kept = [place for place, name in enumerate(table.by) if name not in same]
     if not same or not kept:
-        return table
-    console.print(f"[dim]{escape(' · '.join(f'{name} {value}' for name, value in same.items()))}[/]")
+        return "", table
     rows = [(tuple(key[place] for place in kept), cells) for key, cells in table.rows]
-    return replace(table, by=[table.by[place] for place in kept], rows=rows)
+    said = " · ".join(f"{name} {value}" for name, value in same.items())
+    return said, replace(table, by=[table.by[place] for place in kept], rows=rows)
 
 
 def _width(console: Console, made: RichTable) -> int:
@@ -96,7 +99,7 @@ def _rich(table: Table, columns: Sequence[Column]) -> RichTable:
     for place, key in enumerate(table.by):
         longest = max(len(key), *(len(row[place]) for row, _ in table.rows))
         made.add_column(key, overflow="fold", min_width=min(KEY_WIDTH, longest))
-    best = _best(table)
+    best = best_of(table)
     texts = [[_rich_cell(table, best, column, cells.get(column.key)) for column in columns] for _, cells in table.rows]
     for column, shown in zip(columns, zip(*texts, strict=True), strict=True):
         if column.unit == "text":
@@ -110,7 +113,7 @@ def _rich(table: Table, columns: Sequence[Column]) -> RichTable:
 
 
 def _rich_cell(table: Table, best: Mapping[str, str], column: Column, cell: Cell | None) -> Text:
-    return Text.from_markup(_marked(best, column, cell, "[bold]{}[/]", escape) + _bar(table, column, cell))
+    return Text.from_markup(marked(best, column, cell, "[bold]{}[/]", escape) + _bar(table, column, cell))
 
 
 def _ranked(cell: Cell | None) -> bool:
@@ -118,7 +121,7 @@ def _ranked(cell: Cell | None) -> bool:
     return cell is not None and cell.whole and isinstance(cell.value, (int, float))
 
 
-def _best(table: Table) -> dict[str, str]:
+def best_of(table: Table) -> dict[str, str]:
     """The best value of each column as shown: two equal texts of which one is bold would puzzle."""
     best = {}
     for column in table.columns if len(table.rows) > 1 else ():
@@ -184,9 +187,9 @@ def to_markdown(sections: Sequence[Section]) -> str:
             lines += ["| " + " | ".join([*table.by, *map(_title, table.columns)]) + " |"]
             rules = [" --- " if column.unit == "text" else " ---: " for column in table.columns]
             lines.append("|" + "|".join([*[" --- "] * len(table.by), *rules]) + "|")
-            best = _best(table)
+            best = best_of(table)
             for key, cells in table.rows:
-                texts = [_marked(best, column, cells.get(column.key), "**{}**") for column in table.columns]
+                texts = [marked(best, column, cells.get(column.key), "**{}**") for column in table.columns]
                 lines.append("| " + " | ".join(part.replace("|", r"\|") or " " for part in (*key, *texts)) + " |")
             lines += ["", *(f"{note}  " for note in table.notes), *([""] if table.notes else [])]
         lines += [*(f"{line}  " for line in each.footer), ""]
@@ -203,10 +206,10 @@ def to_latex(sections: Sequence[Section]) -> str:
             layout = "".join("l" if column.unit == "text" else "r" for column in table.columns)
             lines += [rf"\begin{{tabular}}{{{'l' * len(table.by)}{layout}}}", r"\toprule"]
             lines += [" & ".join(map(_latex, [*table.by, *map(_title, table.columns)])) + r" \\", r"\midrule"]
-            best = _best(table)
+            best = best_of(table)
             for key, cells in table.rows:
                 texts = [
-                    _marked(best, column, cells.get(column.key), r"\textbf{{{}}}", _latex) for column in table.columns
+                    marked(best, column, cells.get(column.key), r"\textbf{{{}}}", _latex) for column in table.columns
                 ]
                 lines.append(" & ".join([*map(_latex, key), *texts]) + r" \\")
             lines += [r"\bottomrule", r"\end{tabular}", *(f"% {note}" for note in table.notes)]
@@ -285,7 +288,7 @@ def _same(text: str) -> str:
     return text
 
 
-def _marked(
+def marked(
     best: Mapping[str, str], column: Column, cell: Cell | None, form: str, dress: Callable[[str], str] = _same
 ) -> str:
     """The cell's text, in `form` where it is the best of its column."""

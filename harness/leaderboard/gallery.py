@@ -1,0 +1,160 @@
+"""Pictures of anomaly maps that runs saved, chosen for a report: the best and worst cases of each row, side by side."""
+
+import csv
+import itertools
+from base64 import b64encode
+from bisect import bisect_left, bisect_right
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from io import BytesIO
+from pathlib import Path
+
+from PIL import Image
+
+from harness.leaderboard.table import Board
+
+SIDE = 224  # pixels of a picture on the page
+QUALITY = 78  # of WebP
+MOST_PER_ROW = 4  # best and worst cases each, of a row and category
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A test image as scores.csv has it. `standing`: the share of the images of the other class that its score is on
+    the right side of, a tie counting half; None where the other class is absent.
+    """
+
+    image: str
+    defect: str
+    standing: float | None
+
+
+@dataclass
+class Case:
+    """One test image with the saved triptychs (image, mask outlined, map over it) of all rows that have one, and how
+    they scored it (empty where scores were not saved). `roles`: `worst of dskd`, `best of stfpm`.
+    """
+
+    dataset: str
+    category: str
+    file: str
+    seed: int
+    pictures: dict[str, Path]
+    scored: dict[str, Scored]
+    roles: list[str] = field(default_factory=list)
+
+    @property
+    def title(self) -> str:
+        return next((scored.image for scored in self.scored.values()), self.file)
+
+    @property
+    def defect(self) -> str:
+        return next((scored.defect for scored in self.scored.values()), "")
+
+    def standing(self, name: str) -> float | None:
+        return self.scored[name].standing if name in self.scored else None
+
+    def image_and_mask(self) -> tuple[str, str]:
+        """Data URIs, as of the others below."""
+        panels = _panels(next(iter(self.pictures.values())))
+        return _encode(panels[0]), _encode(panels[1])
+
+    def map_of(self, name: str) -> str:
+        return _encode(_panels(self.pictures[name])[2])
+
+
+def choose(board: Board, names: Mapping[tuple[str, ...], str], most: int) -> list[Case]:
+    """Cases with at most `most` pictures in all, worst before best, in turn from all rows and categories.
+
+    One seed of a category is shown, the lowest that the most rows have pictures of.
+    """
+    by_category = itertools.groupby(_cases(board, names), key=lambda case: (case.dataset, case.category))
+    groups = [list(cases) for _, cases in by_category]
+    turns: list[tuple[int, int, str, Case]] = []
+    for order, own in enumerate(groups):
+        for name in names.values():
+            known = [(case.standing(name), i) for i, case in enumerate(own)]
+            ranked = [own[i] for _, i in sorted((standing, i) for standing, i in known if standing is not None)]
+            best = [case for case in reversed(ranked[len(ranked) // 2 :]) if case.defect != "good"]
+            for turn in range(min(MOST_PER_ROW, len(ranked) // 2)):
+                if (ranked[turn].standing(name) or 0) < 1:  # else it has no bad case
+                    turns.append((2 * turn, order, f"worst of {name}", ranked[turn]))
+                turns += [(2 * turn + 1, order, f"best of {name}", case) for case in best[turn : turn + 1]]
+        if not any(case.scored for case in own):
+            turns += [(2 * i, order, "", case) for i, case in enumerate(own[: 2 * MOST_PER_ROW])]
+    chosen: dict[int, Case] = {}
+    left = most
+    for _, _, role, case in sorted(turns, key=lambda turn: turn[:2]):
+        if id(case) not in chosen:
+            if len(case.pictures) > left:
+                continue
+            left -= len(case.pictures)
+            chosen[id(case)] = case
+        if role:
+            case.roles.append(role)
+    return [case for group in groups for case in sorted(group, key=_hardest) if id(case) in chosen]
+
+
+def _hardest(case: Case) -> float:
+    """The standing by the row that does worst on it."""
+    return min((scored.standing for scored in case.scored.values() if scored.standing is not None), default=0)
+
+
+def _cases(board: Board, names: Mapping[tuple[str, ...], str]) -> list[Case]:
+    """All that were saved, of one seed of each category."""
+    made = []
+    for (dataset, category), part in board.lines.groupby(["dataset", "category"], sort=False):
+        by_seed: dict[int, dict[str, Path]] = {}
+        for row, seed, run_id in zip(part["row"], part["seed"], part["id"], strict=True):
+            folder = board.found.folders[run_id]
+            if (folder / "maps").is_dir():
+                by_seed.setdefault(int(seed), {})[names[row]] = folder
+        if not by_seed:
+            continue
+        seed = max(by_seed, key=lambda seed: (len(by_seed[seed]), -seed))
+        folders = {name: by_seed[seed][name] for name in names.values() if name in by_seed[seed]}
+        files: dict[str, dict[str, Path]] = {}
+        for name, folder in folders.items():
+            for path in (folder / "maps").glob("*.png"):
+                files.setdefault(path.name, {})[name] = path
+        scores = {name: _scores(folder / "scores.csv") for name, folder in folders.items()}
+        for file, pictures in sorted(files.items()):
+            position = int(file.split("_", 1)[0])  # `<position>_<defect>_<image>.png`: the line in scores.csv
+            scored = {name: scores[name][position] for name in pictures if position < len(scores[name])}
+            made.append(Case(str(dataset), str(category), file, seed, pictures, scored))
+    return made
+
+
+def _scores(path: Path) -> list[Scored]:
+    """Of each line of a scores.csv; empty where there is none."""
+    if not path.exists():
+        return []
+    with path.open(newline="") as stream:
+        lines = [
+            (row["path"], row["defect"], row["anomalous"] == "1", float(row["score"])) for row in csv.DictReader(stream)
+        ]
+    normal = sorted(score for *_, anomalous, score in lines if not anomalous)
+    defective = sorted(score for *_, anomalous, score in lines if anomalous)
+
+    def standing(anomalous: bool, score: float) -> float | None:
+        others = normal if anomalous else defective
+        if not others:
+            return None
+        below = (bisect_left(others, score) + bisect_right(others, score)) / 2 / len(others)
+        return below if anomalous else 1 - below
+
+    return [Scored(image, defect, standing(anomalous, score)) for image, defect, anomalous, score in lines]
+
+
+def _panels(path: Path) -> Sequence[Image.Image]:
+    with Image.open(path) as triptych:
+        side = triptych.height
+        return [triptych.crop((i * side, 0, (i + 1) * side, side)).convert("RGB") for i in range(3)]
+
+
+def _encode(panel: Image.Image) -> str:
+    """A data URI."""
+    panel.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
+    stream = BytesIO()
+    panel.save(stream, "WEBP", quality=QUALITY, method=4)
+    return f"data:image/webp;base64,{b64encode(stream.getvalue()).decode()}"

@@ -1,0 +1,241 @@
+"""One self-contained HTML page of a set of runs: tables, charts, pictures, failures, protocol and provenance."""
+
+import importlib.metadata
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup, escape
+
+from harness.environment import utc_now
+from harness.leaderboard import evidence, gallery, inventory, plots
+from harness.leaderboard.evidence import labels
+from harness.leaderboard.figures import Figure, Key, Names, figures
+from harness.leaderboard.frame import SPEED, Found, metric_title
+from harness.leaderboard.render import LEGEND, best_of, cell_text, marked, remarks, without_constants
+from harness.leaderboard.sections import NAMES, make_sections
+from harness.leaderboard.table import Board, Cell, Column, Table, protocol_line, scores
+
+SECTIONS = {
+    "scores": "Scores",
+    "speed": "Speed",
+    "categories": "Categories",
+    "curves": "Curves",
+    "evidence": "Evidence",
+    "gallery": "Gallery",
+    "runs": "Runs",
+    "failures": "Failures",
+    "protocol": "Protocol",
+    "provenance": "Provenance",
+}
+
+
+@dataclass(frozen=True)
+class Card:
+    """A finding in a box: a title, a figure or name in large, lines of text."""
+
+    title: str
+    figure: str
+    lines: list[str]
+
+
+@dataclass(frozen=True)
+class Part:
+    """All of one board that the page shows."""
+
+    number: int
+    board: Board
+    tables: dict[str, Table]
+    categories: dict[str, Table]  # by data set
+    cards: list[Card]
+    cases: list[gallery.Case]
+    figures: list[Figure]
+
+    @property
+    def protocol(self) -> str:
+        return protocol_line(self.board)
+
+    @property
+    def runs_title(self) -> str:
+        count = len(self.board.lines)
+        return f"{count} evaluations" + (f", the first {inventory.MOST_RUNS}" if count > inventory.MOST_RUNS else "")
+
+
+def gather(
+    boards: Sequence[Board],
+    by_category: Sequence[Board],
+    published: pd.DataFrame | None = None,
+    pictures: int = 200,
+) -> list[Part]:
+    """What the page shows of each board.
+
+    Args:
+        by_category: the same boards with `category` in the rows' key.
+        pictures: so many anomaly maps at most, shared evenly by the boards.
+    """
+    parts = []
+    sections = make_sections(boards, NAMES, published=published)
+    for number, (board, fine, section) in enumerate(zip(boards, by_category, sections, strict=True)):
+        tables = {table.name: table for table in section.tables}
+        tables |= {
+            "speed": inventory.speed(board),
+            "cost": inventory.cost(board),
+            "runs": inventory.runs(board),
+        }
+        shown = labels(list(board.parts()))
+        names = {key: shown[key] for key, _ in tables["scores"].rows}  # best first
+        cases = gallery.choose(board, names, pictures // len(boards))
+        charts = list(figures(board, names, tables["differences"]))
+        found = cards(board, names, tables["scores"])
+        parts.append(Part(number, board, tables, categories(fine), found, cases, charts))
+    return parts
+
+
+def categories(board: Board) -> dict[str, Table]:
+    """Scores by category of each data set, without the speed, which does not depend on it."""
+    made = {}
+    for dataset, lines in board.lines.groupby("dataset", sort=False):
+        table = scores(replace(board, lines=lines), sort="category")
+        columns = [column for column in table.columns if column.unit != "speed"]
+        made[str(dataset)] = replace(table, name="categories", title=f"Categories of {dataset}", columns=columns)
+    return made
+
+
+def render(parts: Sequence[Part], found: Found, folders: Sequence[Path], title: str = "") -> str:
+    """The page as text. `folders`: where the records came from, by whose names it is called."""
+    environment = Environment(
+        loader=PackageLoader("harness.leaderboard", "page"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"dressed": _dressed, "detail": _detail, "best": best_of, "compact": without_constants}
+    names = [folder.resolve().name for folder in folders]
+    boards = [part.board for part in parts]
+    lines = pd.concat([board.lines for board in boards])
+    metrics = list(dict.fromkeys(metric for board in boards for metric in board.metrics))
+    page = {
+        "title": title or f"{', '.join(names)}: leaderboard",
+        "counts": _counts(lines, found),
+        "provenance": " · ".join(dict.fromkeys(board.provenance for board in boards)),
+        "sections": list(SECTIONS.items()),
+        "datasets": list(lines["dataset"].unique()),
+        "metrics": [(metric, metric_title(metric)) for metric in metrics],
+        "categories": list(lines[["dataset", "category"]].drop_duplicates().itertuples(index=False, name=None)),
+        "roles": sorted({role for part in parts for case in part.cases for role in case.roles}),
+        "parts": parts,
+        "failures": inventory.failures(found),
+        "remarks": remarks(found),
+        "environments": inventory.environments(found, lines),
+        "inputs": inventory.inputs(found, lines),
+        "made_at": utc_now(),
+        "version": importlib.metadata.version("dskd-harness"),
+        "sources": ", ".join(names),
+    }
+    charts: dict[str, dict[str, Any]] = {}
+    for part in parts:
+        for figure in part.figures:
+            drawn = {"missing": figure.missing} if figure.chart is None else figure.chart.to_dict(validate=False)
+            charts.setdefault(f"{figure.kind}-{part.number}", {})[f"{figure.dataset}|{figure.metric}"] = drawn
+    source = environment.loader
+    files = {
+        name: Markup(source.get_source(environment, name)[0]) for name in ("report.css", "report.js", "sortable.min.js")
+    }
+    return environment.get_template("report.html.j2").render(
+        page=page,
+        legend=LEGEND,
+        files=files,
+        # Inside a script element nothing may look like its end.
+        figures=Markup(json.dumps(charts, separators=(",", ":")).replace("<", "\\u003c")),
+        javascript=Markup(plots.javascript().replace("</script", "<\\/script")),
+    )
+
+
+def save_figures(folder: Path, parts: Sequence[Part]) -> list[Path]:
+    """Every chart as SVG and PDF; their paths without the ending."""
+    folder.mkdir(parents=True, exist_ok=True)
+    made = []
+    for part in parts:
+        for figure in part.figures:
+            if figure.chart is not None:
+                number = [str(part.number + 1)] if len(parts) > 1 else []
+                path = folder / "-".join(
+                    [figure.kind, figure.dataset, *([figure.metric] if figure.metric else []), *number]
+                )
+                plots.save(figure.chart, path)
+                made.append(path)
+    return made
+
+
+def cards(board: Board, names: Names, table: Table) -> list[Card]:
+    """Who leads on each data set by the first metric, by how much over the next one and how surely; who is fastest.
+
+    table: the board's scores.
+    """
+    metric = board.metrics[0]
+    columns = {column.key: column for column in table.columns}
+    made = []
+    for dataset in board.datasets:
+        column = columns[f"{dataset}.{metric}"]
+        cells = {key: row[column.key] for key, row in table.rows if column.key in row}
+        # A mean with a hole would win by what it lacks.
+        ranked = sorted((key for key in cells if cells[key].whole), key=lambda key: -float(cells[key].value or 0))
+        title = f"{metric_title(metric)} on {dataset}"
+        if not ranked:
+            made.append(Card(title, "undecided", ["No model has all its runs."]))
+            continue
+        lines = [f"{cell_text(column, cells[ranked[0]])} %, mean over categories and seeds"]
+        if len(ranked) > 1:
+            lines.append(_lead(board, dataset, metric, ranked[0], ranked[1], names))
+        if len(ranked) < len(cells):
+            lines.append(f"{len(cells) - len(ranked)} of {len(cells)} models left out: runs are missing")
+        made.append(Card(title, names[ranked[0]], lines))
+    models = {model: names[row] for model, row in zip(board.lines["model"], board.lines["row"], strict=True)}
+    measured = board.speeds[board.speeds["model"].isin(models)].sort_values(SPEED, ascending=False)
+    for device, own in measured.groupby("device", sort=False):
+        known = list(zip(own["model"].map(models), own[SPEED], strict=True))
+        lines = [f"{speed:,.1f} images/s: {name}" for name, speed in known[:3]]
+        made.append(Card(f"Fastest on {device}", known[0][0], lines))
+    return made
+
+
+def _lead(board: Board, dataset: str, metric: str, first: Key, second: Key, names: Names) -> str:
+    own = board.lines[board.lines["dataset"] == dataset]
+    grids = [board.values(own[own["row"] == key], metric) for key in (first, second)]
+    folders = [evidence.folders_of(board, key, dataset) for key in (first, second)]
+    pairs = evidence.paired(*grids, *folders, metric, evidence.Scores())
+    cell = evidence.difference_cells(pairs).get("difference")
+    if cell is None:
+        return f"next is {names[second]}, with no run of the same category and seed"
+    sure = {1: "beyond noise", 0: "within noise", -1: "behind where paired"}[cell.sign]
+    text = cell_text(Column("", "", "points"), replace(cell, sign=0))
+    return f"{text} points over {names[second]}, {sure if cell.low is not None else 'without an interval'}"
+
+
+def _counts(lines: pd.DataFrame, found: Found) -> str:
+    counts = {key: lines[key].nunique() for key in ("dataset", "category", "seed")}
+    models = lines["row"].nunique()
+    plural = {"dataset": "data sets", "category": "categories", "seed": "seeds"}
+    parts = [f"{len(lines)} evaluations", f"{models} model{'s' if models > 1 else ''}"]
+    parts += [
+        f"{count} {plural[key] if count > 1 else key.replace('dataset', 'data set')}" for key, count in counts.items()
+    ]
+    if found.failures:
+        parts.append(f"{len(found.failures)} failed")
+    return " · ".join(parts)
+
+
+def _dressed(cell: Cell | None, column: Column, best: Mapping[str, str]) -> Markup:
+    return Markup(marked(best, column, cell, "<strong>{}</strong>", lambda text: str(escape(text))))
+
+
+def _detail(cell: Cell | None) -> str:
+    """What a cell's text leaves out."""
+    if cell is None or cell.sd is None:
+        return ""
+    return f"standard deviation over seeds {100 * cell.sd:.2f}; {cell.runs} of {cell.expected} runs"
