@@ -16,7 +16,7 @@ quickstart: install
 	$(BIN)/harness run --grid benchmarks/grids/quickstart.yaml
 
 test: install lint
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
 lint: install
 	$(BIN)/ruff check .

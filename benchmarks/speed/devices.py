@@ -52,12 +52,14 @@ def run(grid: Path, out: Path, *options: str) -> float:
 
 
 def rate(folder: Path, workers: int) -> float:
-    """Runs per second between the ends of the first and the last training, with `workers` at work all that time."""
+    """Runs per second while all workers are at it: the slope of the trainings' ends over time, since ends come in groups
+    of as many as there are workers.
+    """
     ends = sorted(
         path.stat().st_mtime for path in folder.glob("*/record.json") if '"kind": "train"' in path.read_text()
     )
-    kept = ends[workers - 1 : len(ends) - workers + 1]  # all have started, none has run out of work
-    return (len(kept) - 1) / (kept[-1] - kept[0])
+    kept = ends[: len(ends) - workers + 1]
+    return statistics.linear_regression(kept, range(len(kept))).slope
 
 
 def rates(runs: int, repeats: int) -> dict[int, float]:
