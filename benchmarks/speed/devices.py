@@ -52,8 +52,8 @@ def run(grid: Path, out: Path, *options: str) -> float:
 
 
 def rate(folder: Path, workers: int) -> float:
-    """Runs per second while all workers are at it: the slope of the trainings' ends over time, since ends come in groups
-    of as many as there are workers.
+    """Runs per second while all workers are at it: the slope of the trainings' ends over time, since ends come in
+    groups of as many as there are workers.
     """
     ends = sorted(
         path.stat().st_mtime for path in folder.glob("*/record.json") if '"kind": "train"' in path.read_text()

@@ -67,6 +67,8 @@ def measure(options: argparse.Namespace) -> dict[str, float]:
             torch.distributed.all_reduce(gradients)
             exchanges.append(np.subtract(now(), started))
     device.wait()
+    if processes > 1:
+        torch.distributed.destroy_process_group()  # together: gloo may abort a rank whose peer has gone
     (step, step_cpu), (all_reduce, all_reduce_cpu) = np.median(steps, axis=0), np.median(exchanges, axis=0)
     return {"step": step, "step_cpu": step_cpu, "all_reduce": all_reduce, "all_reduce_cpu": all_reduce_cpu}
 
