@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import scipy  # its ndimage takes a third of a second to import: it comes with the first use
 from numpy.random import Generator
 from PIL import Image
-from scipy import ndimage
 
 from harness.data.surfaces.marks import Blob, Mark, Stroke, Thread
 from harness.data.surfaces.textures import (
@@ -140,7 +140,7 @@ def _photograph(rng: Generator, rgb: np.ndarray) -> np.ndarray:
     ticks = np.linspace(-1, 1, size, dtype=np.float32)
     light = rng.normal(1, 0.03) + rng.normal(0, 0.04) * ticks[:, None] + rng.normal(0, 0.04) * ticks
     blur = rng.uniform(0.3, 0.6) * size / REFERENCE
-    seen = ndimage.gaussian_filter(rgb, (blur, blur, 0), truncate=2.5) * paint(light, rng.normal(1, 0.01, 3))
+    seen = scipy.ndimage.gaussian_filter(rgb, (blur, blur, 0), truncate=2.5) * paint(light, rng.normal(1, 0.01, 3))
     seen += np.float32(rng.uniform(1.5, 3.5)) * rng.standard_normal(seen.shape, np.float32)
     return np.clip(seen + 0.5, 0, 255).astype(np.uint8)
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from functools import reduce
 
 import numpy as np
+import scipy  # its ndimage takes a third of a second to import: it comes with the first use
 from numpy.random import Generator
-from scipy import ndimage
 
 from harness.data.surfaces.textures import REFERENCE, Surface, noise, ramp, slopes
 
@@ -121,7 +121,7 @@ class Mark:
             reach = self.pull * contrast * float(rng.choice([-1, 1])) * len(rgb) / REFERENCE
             rows, columns = np.indices(depth.shape, np.float32)
             places = [rows + reach * down, columns + reach * right]
-            planes = (ndimage.map_coordinates(rgb[..., c], places, order=1, mode="mirror") for c in range(3))
+            planes = (scipy.ndimage.map_coordinates(rgb[..., c], places, order=1, mode="mirror") for c in range(3))
             rgb = np.stack(tuple(planes), axis=-1)
         if self.bare:
             rgb = rgb + alpha * (surface.under - rgb)

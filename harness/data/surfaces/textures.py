@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
+import scipy  # its ndimage takes a third of a second to import: it comes with the first use
 from numpy.random import Generator
-from scipy import ndimage
 
 REFERENCE = 256.0
 """The image size in which all lengths here are given."""
@@ -50,9 +50,9 @@ def noise(rng: Generator, size: int, cell: float, octaves: int = 1) -> np.ndarra
 
 def streaks(rng: Generator, u: np.ndarray, v: np.ndarray, across: float, along: float) -> np.ndarray:
     """Unit-variance noise drawn out along `v`: features `across` wide and `along` long."""
-    table = ndimage.gaussian_filter1d(rng.standard_normal((96, 320), np.float32), 1.5, axis=0, mode="wrap")
+    table = scipy.ndimage.gaussian_filter1d(rng.standard_normal((96, 320), np.float32), 1.5, axis=0, mode="wrap")
     places = [v * (3 / along), u / across]
-    return ndimage.map_coordinates(table / table.std(), places, order=1, mode="grid-wrap")
+    return scipy.ndimage.map_coordinates(table / table.std(), places, order=1, mode="grid-wrap")
 
 
 def axes(rng: Generator, size: int, tilt: float, bend: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
@@ -76,7 +76,7 @@ def cells(rng: Generator, size: int, spacing: float) -> np.ndarray:
     numbers[rows, columns] = np.arange(side * side)
     free = np.ones((size, size), bool)
     free[rows, columns] = False
-    nearest = ndimage.distance_transform_edt(free, return_distances=False, return_indices=True)
+    nearest = scipy.ndimage.distance_transform_edt(free, return_distances=False, return_indices=True)
     return numbers[tuple(nearest)]
 
 
@@ -93,7 +93,7 @@ def paint(tone: np.ndarray, colour: np.ndarray) -> np.ndarray:
 
 def slopes(height: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Down and right slopes of `height`, scaled to a largest slope of 1."""
-    down, right = np.gradient(ndimage.gaussian_filter(height, height.shape[0] / REFERENCE, truncate=2.5))
+    down, right = np.gradient(scipy.ndimage.gaussian_filter(height, height.shape[0] / REFERENCE, truncate=2.5))
     steepest = max(float(np.sqrt(down**2 + right**2).max()), 1e-6)
     return down / steepest, right / steepest
 
@@ -165,17 +165,17 @@ def granite(rng: Generator, size: int) -> Surface:
         rgb = np.where(on_top[numbers][..., None], colours[numbers], rgb)
     blur = 0.7 * size / REFERENCE
     tone = 1 + 0.05 * noise(rng, size, 3) + 0.03 * noise(rng, size, 80)
-    return Surface(ndimage.gaussian_filter(rgb, (blur, blur, 0), truncate=2.5) * tone[..., None], u, v)
+    return Surface(scipy.ndimage.gaussian_filter(rgb, (blur, blur, 0), truncate=2.5) * tone[..., None], u, v)
 
 
 def leather(rng: Generator, size: int) -> Surface:
     u, v = axes(rng, size, 0.6, 4.0)
     spacing = rng.uniform(7.5, 9.5)
     numbers = cells(rng, size, spacing)
-    edges = ndimage.morphological_gradient(numbers, 3) > 0
-    inner = ndimage.distance_transform_edt(~edges).astype(np.float32) * (REFERENCE / size)
+    edges = scipy.ndimage.morphological_gradient(numbers, 3) > 0
+    inner = scipy.ndimage.distance_transform_edt(~edges).astype(np.float32) * (REFERENCE / size)
     height = ramp(inner, 0, 0.42 * spacing) + 0.12 * noise(rng, size, 4)
-    height = ndimage.gaussian_filter(height, 0.8 * size / REFERENCE, truncate=2.5)
+    height = scipy.ndimage.gaussian_filter(height, 0.8 * size / REFERENCE, truncate=2.5)
     down, right = np.gradient(height)
     light = rng.uniform(0, 2 * math.pi)
     tone = 0.72 + 0.28 * height - 0.6 * (math.sin(light) * down + math.cos(light) * right) * (size / REFERENCE)
