@@ -1,10 +1,8 @@
 """From results folders to tidy data: one line for each evaluation, with its labels, settings, metrics and speed."""
 
 import functools
-import gc
 import json
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -61,27 +59,14 @@ def load(folders: Sequence[Path], wanted: Collection[str] | None = None) -> Foun
         require(folder.is_dir(), f"{folder} is not a folder; write a results folder such as runs/NAME")
         own = (folder / "grid.yaml").exists()
         inner += [folder] if own else [path.parent for path in sorted(folder.glob("*/grid.yaml"))] or [folder]
-    with _no_collection():
-        for results in map(Results, inner):
-            for item in results if wanted is None else results.items(sorted(wanted)):
-                if isinstance(item, Damaged):
-                    found.damaged.append(item)
-                elif item.id not in found.folders:
-                    found.folders[item.id] = results.run_folder(item.id)
-                    (found.failures if isinstance(item, Failure) else kinds[item.kind]).append(item)
+    for results in map(Results, inner):
+        for item in results if wanted is None else results.items(sorted(wanted)):
+            if isinstance(item, Damaged):
+                found.damaged.append(item)
+            elif item.id not in found.folders:
+                found.folders[item.id] = results.run_folder(item.id)
+                (found.failures if isinstance(item, Failure) else kinds[item.kind]).append(item)
     return found
-
-
-@contextmanager
-def _no_collection() -> Iterator[None]:
-    """Without garbage collection, which would look again and again at records that stay: half the time of 10,000."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
 
 
 def frame(found: Found) -> pd.DataFrame:
