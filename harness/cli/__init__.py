@@ -35,7 +35,7 @@ for command in (run, plan, show, leaderboard, compare, report, submit, status, p
 def main() -> None:
     """Exit codes: 0 all done, 1 some failed, 2 wrong usage or input, 130 interrupted."""
     # Plans and records of 10,000 runs are trees without cycles, which Python would search again and again as they grow.
-    gc.set_threshold(500_000)
+    gc.set_threshold(5_000_000)
     try:
         app()
     except ConfigError as error:
