@@ -23,5 +23,4 @@ lint: install
 	$(BIN)/ruff format --check .
 
 bench: install
-	$(BIN)/python benchmarks/speed/metrics.py
-	$(BIN)/python benchmarks/speed/training.py
+	$(BIN)/python benchmarks/speed/report.py
