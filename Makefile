@@ -23,6 +23,5 @@ lint: install
 	$(BIN)/ruff format --check .
 
 bench: install
-	$(BIN)/python benchmarks/speed/metrics.py
-	$(BIN)/python benchmarks/speed/training.py
+	$(BIN)/python benchmarks/speed/report.py
 	$(BIN)/python benchmarks/speed/leaderboard.py

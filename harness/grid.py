@@ -20,7 +20,7 @@ from harness.data import builtin, layouts  # noqa: F401  (they register their da
 from harness.data.catalog import Source, get_source
 from harness.data.manifest import describe
 from harness.environment import device_name, thread_count
-from harness.spec import Bench, BenchSpec, Data, EvaluateSpec, Save, Tracking, TrainSpec, Weights
+from harness.spec import Bench, BenchSpec, Data, EvaluateSpec, Metrics, Save, Tracking, TrainSpec, Weights
 from harness.weights import is_folded, locate
 
 Settings = dict[str, Any]
@@ -30,9 +30,9 @@ RUN_KEYS |= {"crop": "crop", "eval.batch_size": "eval_batch_size", "evaluate.at"
 RUN_KEYS |= {"processes": "processes", "strategy": "strategy"}
 DEEPSPEED_PACKAGES = ("deepspeed", "transformers")  # Accelerate needs the second for the first
 METHOD_KEYS = [key for key in dotted_keys(Method) if key not in ("name", "revision")]
-EVALUATE_KEYS = [*(key for key in METHOD_KEYS if key.startswith("map.")), "score", "aupro_limits"]
+EVALUATE_KEYS = [*(key for key in METHOD_KEYS if key.startswith("map.")), "score", "aupro_limits", "metrics"]
 DEFAULT_WEIGHTS = "imagenet"
-SETTABLE = [*(key for key in RUN_KEYS if key != "seed"), *METHOD_KEYS, "aupro_limits"]
+SETTABLE = [*(key for key in RUN_KEYS if key != "seed"), *METHOD_KEYS, "aupro_limits", "metrics"]
 LABELS = ["method", "recipe", "backbone", "dataset", "category", "seed"]
 AXES = ["method", "backbone", "dataset", "seed", *SETTABLE]
 
@@ -318,7 +318,7 @@ def _training(grid: Grid, facts: Facts, values: Settings, data: Data) -> Trainin
         f"strategy: {spec.strategy} needs packages that are not installed ({', '.join(facts.missing)}); run "
         "pip install 'dskd-harness[deepspeed]' or write strategy: ddp",
     )
-    limits = {"aupro_limits": settings["aupro_limits"]} if "aupro_limits" in settings else {}
+    measured = {key: settings[key] for key in ("aupro_limits", "metrics") if key in settings}
     if method.encoder.init == "imagenet":
         require(
             (wanted, values["backbone"]) not in facts.folded,
@@ -327,7 +327,7 @@ def _training(grid: Grid, facts: Facts, values: Settings, data: Data) -> Trainin
         )
     evaluations = {}
     for variant in grid.evaluate:
-        evaluation = EvaluateSpec(spec, **_variant(method, json.dumps(limits | variant)))
+        evaluation = EvaluateSpec(spec, **_variant(method, json.dumps(measured | variant)))
         evaluations.setdefault(evaluation.id, evaluation)
     return Training(spec, tuple(evaluations.values()), values["dataset"], path)
 
@@ -347,12 +347,13 @@ def _run_values(run: str) -> Settings:
 
 @functools.lru_cache(maxsize=4096)
 def _variant(method: Method, settings: str) -> Settings:
-    """`map`, `score` and `aupro_limits` of one evaluation of a method."""
+    """`map`, `score`, `aupro_limits` and `metrics` of one evaluation of a method."""
     chosen = json.loads(settings)
     limits = tuple(chosen.pop("aupro_limits", EvaluateSpec.aupro_limits))
     score = coerce(chosen.pop("score", method.score), Score, "score")
+    kind = coerce(chosen.pop("metrics", EvaluateSpec.metrics), Metrics, "metrics")
     changes = {key.removeprefix("map."): value for key, value in chosen.items()}
-    return {"map": replace(method.map, changes, "map."), "score": score, "aupro_limits": limits}
+    return {"map": replace(method.map, changes, "map."), "score": score, "aupro_limits": limits, "metrics": kind}
 
 
 def _benches(spec: TrainSpec, bench: Bench | None, facts: Facts) -> list[BenchSpec]:

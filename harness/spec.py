@@ -21,6 +21,7 @@ METRIC_REVISION = 1  # raised by hand when a fix in `harness.run` changes metric
 BENCH_REVISION = 2  # of the throughput protocol (docs/protocol.md)
 
 Precision = Literal["auto", "fp32", "tf32", "bf16"]
+Metrics = Literal["exact", "histogram"]
 Kind = Literal["train", "evaluate", "bench"]
 # Those of Accelerate; each is the name of its package too.
 Tracking = Literal["tensorboard", "mlflow", "wandb", "aim", "clearml", "comet_ml", "dvclive", "swanlab", "trackio"]
@@ -193,12 +194,16 @@ def check_students(method: Method, backbone: str) -> None:
 
 @dataclass(frozen=True)
 class EvaluateSpec:
-    """One way to make maps, scores and metrics from one training's students."""
+    """One way to make maps, scores and metrics from one training's students.
+
+    `metrics`: `exact`, or `histogram` for test sets whose maps do not fit in memory, with bounds of its error.
+    """
 
     train: TrainSpec
     map: Map
     score: Score = "max"
     aupro_limits: tuple[float, ...] = (0.3, 0.05)
+    metrics: Metrics = "exact"
 
     kind: ClassVar[Kind] = "evaluate"
 
@@ -211,8 +216,9 @@ class EvaluateSpec:
 
     @functools.cached_property
     def id(self) -> str:
-        limits = list(self.aupro_limits)
-        return digest([self.kind, METRIC_REVISION, self.train.id, difference(self.map), self.score, limits])
+        later = [] if self.metrics == "exact" else [self.metrics]
+        shown = [self.score, list(self.aupro_limits), *later]
+        return digest([self.kind, METRIC_REVISION, self.train.id, difference(self.map), *shown])
 
 
 @dataclass(frozen=True)

@@ -52,13 +52,18 @@ def test_grid_files_that_ship(path: Path, tmp_path: Path, monkeypatch: pytest.Mo
 
 
 @pytest.mark.parametrize(
-    "script", ["metrics.py --images 4 --size 64", "training.py --images 32 --epochs 1 --repeats 1 --size 32"]
+    ("script", "says"),
+    [
+        ("metrics.py --images 4 --size 64", "ratio"),
+        ("training.py --images 32 --epochs 1 --repeats 1 --size 32", "ratio"),
+        ("scaling.py --parts fixed", "to_first_step_s"),
+    ],
 )
-def test_benchmarks_run(script: str) -> None:
+def test_benchmarks_run(script: str, says: str) -> None:
     command = f"{sys.executable} benchmarks/speed/{script}"
     done = subprocess.run(command, shell=True, cwd=ROOT, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr
-    assert "ratio" in done.stdout
+    assert says in done.stdout
 
 
 def test_every_setting_is_documented_in_one_place() -> None:

@@ -32,6 +32,13 @@ class Category:
         """Positions in `images` of the split's samples."""
         return np.array([i for i, sample in enumerate(self.samples) if sample.split == split], dtype=np.int64)
 
+    def of(self, split: str) -> np.ndarray:
+        """Images of the split: uint8 (N, S, S, 3), in the file itself where they lie there in one piece."""
+        found = self.indices(split)
+        if len(found) and found[-1] - found[0] + 1 == len(found):
+            return np.asarray(self.images[found[0] : found[-1] + 1])
+        return self.images[found]
+
     def test_samples(self) -> list[Sample]:
         return [sample for sample in self.samples if sample.split == "test"]
 

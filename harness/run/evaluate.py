@@ -2,8 +2,11 @@
 networks.
 """
 
+import os
+import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,7 +14,7 @@ import torch
 
 from dskd.anomaly_map import Discrepancies, anomaly_map, calibrate, image_scores
 from dskd.distiller import Distiller, needs_features
-from harness.run import metrics
+from harness.run import metrics, streaming
 from harness.run.device import Device, to_images, whole_batches
 from harness.run.profile import section
 from harness.spec import EvaluateSpec
@@ -19,7 +22,7 @@ from harness.spec import EvaluateSpec
 
 @dataclass(frozen=True)
 class Inspected:
-    """The test images as one variant sees them: `maps` float32 (N, S, S), `scores` float64 (N,)."""
+    """The test images as one variant sees them: float32 `maps` (N, S, S), maybe in a file, float64 `scores` (N,)."""
 
     maps: np.ndarray
     scores: np.ndarray
@@ -34,6 +37,7 @@ def inspect(
     device: Device,
     report: Callable[[int, int], None],
     normal: np.ndarray,
+    scratch: Path | None = None,
 ) -> list[Inspected]:
     """Run the test images (uint8 (N, S, S, 3)) once through the networks and make each variant's maps and scores.
 
@@ -43,6 +47,8 @@ def inspect(
     Args:
         report: called after each batch as (images done, images in all); what it raises ends the pass.
         normal: training images, for the variants whose maps are standardised by them (each rank sees all of these).
+        scratch: folder where the maps of variants with `metrics: histogram` lie while they are used; None for the
+            system's.
 
     Raises:
         RuntimeError: an image that did not arrive, or twice.
@@ -63,9 +69,9 @@ def inspect(
         batches = whole_batches(len(normal), batch_size)
         calibration = calibrate(discrepancies(normal, positions) for positions, _ in batches)
     count, side = images.shape[:2]
-    kept = len(variants) if device.main else 0
-    maps = [np.empty((count, side, side), np.float32) for _ in range(kept)]
-    scores = [np.empty(count, np.float64) for _ in range(kept)]
+    kept = variants if device.main else ()
+    maps = [_room(variant, (count, side, side), scratch) for variant in kept]
+    scores = [np.empty(count, np.float64) for _ in kept]
     arrived = np.zeros(count, np.int64)
     batches = whole_batches(count, batch_size)
     for turn in range(0, len(batches), device.processes):
@@ -93,6 +99,15 @@ def inspect(
     return [Inspected(*pair) for pair in zip(maps, scores, strict=True)]
 
 
+def _room(variant: EvaluateSpec, shape: tuple[int, ...], scratch: Path | None) -> np.ndarray:
+    """For float32 maps: in memory, or in a file that is gone as soon as nobody has the array. Raises OSError."""
+    if variant.metrics == "exact" or not np.prod(shape):
+        return np.empty(shape, np.float32)
+    with tempfile.TemporaryFile(dir=scratch) as file:
+        os.posix_fallocate(file.fileno(), 0, 4 * int(np.prod(shape)))  # else a full disk would kill the process later
+        return np.memmap(file, np.float32, "r+", shape=shape)
+
+
 def measure(
     inspected: Inspected,
     labels: np.ndarray,
@@ -102,14 +117,18 @@ def measure(
     regions_before: int,
 ) -> dict[str, Any]:
     """All metrics of one variant, with what a reader needs to judge them: counts, and regions that resizing lost
-    (of `regions_before`).
+    (of `regions_before`); and with `metrics: histogram` how far each estimated metric may be from the exact one.
     """
+    test_set = inspected.scores, labels, inspected.maps, masks, regions, spec.aupro_limits
     with section("metrics"):
-        values = metrics.evaluate(inspected.scores, labels, inspected.maps, masks, regions, spec.aupro_limits)
+        if spec.metrics == "histogram":
+            values, bounds = streaming.evaluate(*test_set)
+        else:
+            values, bounds = metrics.evaluate(*test_set), {}
     image, pixel = values["image_auroc"], values["pixel_auroc"]
     # A collapsed run must not be averaged silently.
     degenerate = (image is not None and image <= 0.5) or (pixel is not None and pixel < 0.5)
-    anomalous = masks[labels].any(axis=(1, 2))
+    with_mask = masks.any(axis=(1, 2))
     return {
         **values,
         "degenerate": bool(degenerate),
@@ -117,5 +136,6 @@ def measure(
         "test_anomalous": int(labels.sum()),
         "regions": len(regions.sizes),
         "regions_lost": max(0, regions_before - len(regions.sizes)),
-        "anomalous_without_mask": int((~anomalous).sum()),
+        "anomalous_without_mask": int((labels & ~with_mask).sum()),
+        **({"error_bounds": bounds, "bins": streaming.BINS} if spec.metrics == "histogram" else {}),
     }

@@ -178,16 +178,21 @@ class _TestSet:
 
     def __init__(self, category: images.Category) -> None:
         self.samples = category.test_samples()
-        self.pixels = category.images[category.indices("test")]
-        self.masks = np.array(category.masks)
+        self.pixels = category.of("test")
+        self.masks = np.asarray(category.masks)
         self.labels = np.array([sample.anomalous for sample in self.samples])
         with section("metrics"):
             self.regions = metrics.regions(self.masks)
         self.regions_before = int(category.regions.sum())
-        self.normal = category.images[category.indices("train")]
+        self.normal = category.of("train")
 
     def inspect(
-        self, distiller: Distiller, variants: Sequence[EvaluateSpec], device: Device, report: Callable[[int, int], None]
+        self,
+        distiller: Distiller,
+        variants: Sequence[EvaluateSpec],
+        device: Device,
+        report: Callable[[int, int], None],
+        scratch: Path | None = None,
     ) -> tuple[list[Inspected], dict[str, int]]:
         """What the variants see; and for the record the batch size, if memory was too small for the one asked for.
 
@@ -196,7 +201,7 @@ class _TestSet:
         asked = batch_size = variants[0].train.eval_batch_size
         while True:
             try:
-                seen = inspect(distiller, self.pixels, variants, batch_size, device, report, self.normal)
+                seen = inspect(distiller, self.pixels, variants, batch_size, device, report, self.normal, scratch)
                 return seen, {} if batch_size == asked else {"lowered_batch_size": batch_size}
             except (MemoryError, RuntimeError) as error:
                 if not is_out_of_memory(error) or batch_size == 1 or device.processes > 1:
@@ -246,7 +251,7 @@ def _evaluate(job: TrainJob, work: "_Work", device: Device, distiller: Distiller
         if device.most(work.stop.is_set()) and done < total:
             raise Interrupted(f"stopped after {done} of {total} test images; the next call evaluates them again")
 
-    inspected, lowered = test.inspect(distiller, job.evaluations, device, report)
+    inspected, lowered = test.inspect(distiller, job.evaluations, device, report, work.results.folder)
     shared_s = (time.perf_counter() - started) / len(job.evaluations)
     if not device.main:
         return

@@ -93,6 +93,23 @@ def evaluate(
     normal pixels of the test set, every region weighs the same, and only the axis of the rate is normalised.
     Raises ValueError for a wrong type or shape, NaN, a defective pixel in a normal image, or regions of other masks.
     """
+    check(image_scores, labels, maps, masks, aupro_limits)
+    image = ranking(image_scores[~labels], image_scores[labels])
+    pixel, aupros = _localisation(maps, masks, regions, aupro_limits)
+    values = {f"aupro_{limit:.2f}": value for limit, value in zip(aupro_limits, aupros, strict=True)}
+    values = {name: None if math.isnan(value) else value for name, value in values.items()}
+    return named("image", image) | named("pixel", pixel) | values
+
+
+def named(level: str, found: Ranking) -> dict[str, float | None]:
+    """As records hold it: `image_auroc` and so on; None for NaN."""
+    return {f"{level}_{name}": None if math.isnan(value) else value for name, value in vars(found).items()}
+
+
+def check(
+    image_scores: np.ndarray, labels: np.ndarray, maps: np.ndarray, masks: np.ndarray, aupro_limits: Sequence[float]
+) -> None:
+    """Raises ValueError for what `evaluate` refuses, in one line."""
     _expect("image_scores", image_scores, np.floating, 1)
     _expect("labels", labels, np.bool_, 1)
     _expect("maps", maps, np.floating, 3)
@@ -108,13 +125,6 @@ def evaluate(
     for limit in aupro_limits:
         if not 0 < limit <= 1 or round(limit, 2) != limit:
             raise ValueError(f"AUPRO limit {limit} is not in (0, 1] with at most two decimals")
-
-    image = ranking(image_scores[~labels], image_scores[labels])
-    pixel, aupros = _localisation(maps, masks, regions, aupro_limits)
-    values = {f"image_{name}": value for name, value in vars(image).items()}
-    values |= {f"pixel_{name}": value for name, value in vars(pixel).items()}
-    values |= {f"aupro_{limit:.2f}": value for limit, value in zip(aupro_limits, aupros, strict=True)}
-    return {name: None if math.isnan(value) else value for name, value in values.items()}
 
 
 def _localisation(
@@ -147,7 +157,7 @@ def _sweep(
         above, reached = sum(_count(part, scores) for part in slices)
         found = p - np.searchsorted(positives, scores)  # positives at least as high
         # Not @: BLAS would spin more threads, and the last digits of its sum depend on how many.
-        areas = ((weights[start : start + _BLOCK] * _area(above, reached, limit * n)).sum() for limit in limits)
+        areas = ((weights[start : start + _BLOCK] * area_up_to(limit * n, above, reached)).sum() for limit in limits)
         f1 = 2 * found / (p + found + reached)
         return int((above + reached).sum()), (found / (found + reached)).sum(), f1.max(), *areas
 
@@ -169,7 +179,7 @@ def _count(negatives: np.ndarray, scores: np.ndarray) -> np.ndarray:
     return negatives.size - np.stack((not_above, below))
 
 
-def _area(above: np.ndarray, reached: np.ndarray, end: float) -> np.ndarray:
+def area_up_to(end: float, above: np.ndarray, reached: np.ndarray) -> np.ndarray:
     """Area up to `end` false positives under a curve that rises linearly from 0 at `above` to 1 at `reached`."""
     low, high = np.minimum(above, end), np.minimum(reached, end)
     return (high - low) ** 2 / (2 * np.maximum(reached - above, 1)) + (end - high)

@@ -90,19 +90,29 @@ class Profile:
 
 def take_profile(job: TrainJob, do: Callable[[TrainJob], None]) -> Profile:
     """Do the job with `do`, in this process, and tell where its time went."""
-    global _active
-    sections = _active = _Sections()
-    started = _now()
-    try:
-        do(job)
-    finally:
-        _active = None
-    wall_s = _now() - started
+    sections, wall_s = _take(lambda: do(job))
     device = open_device(job.device, job.spec.precision)
     counts = _count(job, device)
     lines = [_line(name, sections, counts.get(name)) for name, _ in sections.seconds.most_common()]
     rest = Line("other", wall_s - sum(sections.seconds.values()), 1)
     return Profile([*lines, rest], wall_s, matrix_rate(device), copy_rate(device), device.facts())
+
+
+def section_seconds(do: Callable[[], None]) -> dict[str, float]:
+    """What `do` spends in each section, and in all as `wall`."""
+    sections, wall_s = _take(do)
+    return {**sections.seconds, "wall": wall_s}
+
+
+def _take(do: Callable[[], None]) -> tuple[_Sections, float]:
+    global _active
+    sections = _active = _Sections()
+    started = _now()
+    try:
+        do()
+    finally:
+        _active = None
+    return sections, _now() - started
 
 
 def _line(name: str, sections: _Sections, counts: tuple[float, float] | None) -> Line:

@@ -125,6 +125,52 @@ def test_aupro_weighs_regions_equally_and_cuts_a_tie_at_the_limit():
     assert values["aupro_1.00"] == pytest.approx(2 / 9 * (0.5 + 0.75) / 2 + 7 / 9 * (0.75 + 1) / 2)
 
 
+def squares(*places: tuple[slice, slice]) -> np.ndarray:
+    """Masks (2, 8, 9): nothing in the first, these boxes in the second."""
+    masks = np.zeros((2, 8, 9), bool)
+    for rows, columns in places:
+        masks[1, rows, columns] = True
+    return masks
+
+
+@pytest.mark.parametrize(
+    "masks",
+    [
+        squares((slice(3, 5), slice(4, 7))),
+        squares((slice(0, 8), slice(0, 9))),
+        squares((slice(0, 2), slice(0, 9)), (slice(7, 8), slice(0, 1)), (slice(4, 8), slice(8, 9))),
+        squares((slice(7, 8), slice(8, 9))),
+    ],
+    ids=["one region", "a region that is the image", "regions along the borders", "a corner"],
+)
+@pytest.mark.parametrize("scores", ["all tied", "two values", "those of the mask", "its opposite", "random"])
+def test_adversarial_sets_equal_scikit_learn_and_aupro_by_hand(masks, scores):
+    rng = np.random.default_rng(0)
+    maps = {
+        "all tied": np.full(masks.shape, 0.25),
+        "two values": rng.integers(0, 2, masks.shape),
+        "those of the mask": masks,
+        "its opposite": ~masks,
+        "random": rng.standard_normal(masks.shape),
+    }[scores].astype(np.float32)
+    values = evaluate(maps.max(axis=(1, 2)), masks.any(axis=(1, 2)), maps, masks, aupro_limits=LIMITS)
+    expected = by_scikit_learn(masks, maps) + [aupro_by_hand(maps, masks, limit) for limit in LIMITS]
+    assert [value for name, value in values.items() if "image" not in name] == pytest.approx(expected, abs=1e-9)
+    if scores == "all tied":
+        assert values["pixel_auroc"] == values["image_auroc"] == 0.5
+
+
+@pytest.mark.slow
+def test_ten_million_pixels_equal_scikit_learn():
+    rng = np.random.default_rng(0)
+    masks = ndimage.gaussian_filter(rng.standard_normal((40, 500, 500), np.float32), (0, 20, 20)) > 0.03
+    maps = (rng.standard_normal(masks.shape) + masks).astype(np.float32).round(4)  # many ties
+    assert masks.size == 10**7
+    values = evaluate(maps.max(axis=(1, 2)), masks.any(axis=(1, 2)), maps, masks)
+    ours = [values[f"pixel_{name}"] for name in ("auroc", "ap", "f1_max")]
+    assert ours == pytest.approx(by_scikit_learn(masks, maps), abs=1e-9)
+
+
 def test_regions_touch_at_corners_but_not_across_images():
     masks = np.zeros((3, 3, 4), dtype=bool)
     masks[0, 0, 0] = masks[0, 1, 1] = masks[0, 2, 3] = True
