@@ -234,6 +234,7 @@ def _settings(record: Record, names: dict[str, str]) -> dict[str, str]:
         **_flat({key: value for key, value in train["method"].items() if key not in ("name", "map", "score")}),
         **_flat({"map": record.spec["map"], "score": record.spec["score"]}),
         "aupro_limits": record.spec["aupro_limits"],
+        "metrics": record.spec.get("metrics", "exact"),
     }
     texts = {key: _text(value) for key, value in settings.items()}
     # A record from before there was a switch has its default.
@@ -248,11 +249,12 @@ def _weights(name: str, sha256: str | None, names: dict[str, str]) -> str:
 
 @functools.cache
 def defaults_of(method: str, recipe: str) -> dict[str, str]:
-    """The named method's values under the recipe, as `_settings` writes them; `recipe` itself is own by default."""
+    """The named method's values under the recipe, and those of a run, as `_settings` writes them."""
     if method not in METHODS:
         return {}
     values = {key: value for key, value in _flat(to_mapping(get_method(method, recipe))).items() if key != "name"}
-    return {key: _text(value) for key, value in (values | {"recipe": "own"}).items()}
+    values |= {"recipe": "own", "processes": 1, "strategy": "ddp", "metrics": "exact"}
+    return {key: _text(value) for key, value in values.items()}
 
 
 def model_key(spec: Mapping[str, Any]) -> str:
