@@ -78,9 +78,10 @@ def report(
         raise ConfigError(
             f"{error.filename or out} cannot be written ({error.strerror}); name another folder"
         ) from None
-    terminal = console(stderr=True)
+    terminal = console()
     terminal.print(f"{out}: {out.stat().st_size / 1e6:.1f} MB, open it in a browser", soft_wrap=True)
     if drawn:
         terminal.print(f"{figures}: {len(drawn)} figures, each as SVG and PDF", soft_wrap=True)
+    notes = console(stderr=True)
     for remark in remarks(found):
-        terminal.print(remark, markup=False, soft_wrap=True)
+        notes.print(remark, markup=False, soft_wrap=True)
