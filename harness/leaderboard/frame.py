@@ -97,7 +97,7 @@ def frame(found: Found) -> pd.DataFrame:
         key = json.dumps([rest, data["options"], result["precision"], {**record.spec, "train": None}])
         if key not in known:  # a grid of 10,000 runs has few
             known[key] = len(configurations)
-            configurations.append(_settings(record, names) | {"model": model_key(train)})
+            configurations.append(_settings(record, names) | {"model": model_key(train, result)})
         own = (str(numbers[*place, data["manifest"]]), data["manifest"], bool(result.get("degenerate")), record.id)
         labels = (train["method"]["name"], train["backbone"], *place, train["seed"])
         lines.append((*labels, known[key], *own, *map(result.get, metrics)))
@@ -257,11 +257,13 @@ def defaults_of(method: str, recipe: str) -> dict[str, str]:
     return {key: _text(value) for key, value in values.items()}
 
 
-def model_key(spec: Mapping[str, Any]) -> str:
-    """What decides the speed of a model and is known to its training and its bench alike."""
+def model_key(spec: Mapping[str, Any], result: Mapping[str, Any]) -> str:
+    """What decides the speed of a model and is known to its evaluation and its bench alike; of the precision, what
+    `auto` became.
+    """
     parts = {key: value for key, value in spec["method"].items() if key not in ("train", "loss")}
     return json.dumps(
-        [parts, spec["backbone"], spec.get("crop") or spec["image_size"], spec["precision"]], sort_keys=True
+        [parts, spec["backbone"], spec.get("crop") or spec["image_size"], result["precision"]], sort_keys=True
     )
 
 
@@ -283,7 +285,7 @@ def speeds(found: Found) -> pd.DataFrame:
         on_processor = result.get("device_type", "cpu") == "cpu"
         device = f"{spec['device']}, {spec['threads']} threads" if on_processor else spec["device"]
         device += ", compiled" if spec.get("compile") else ""
-        labels = (model_key(spec), spec["method"]["name"], spec["backbone"])
+        labels = (model_key(spec, result), spec["method"]["name"], spec["backbone"])
         lines.append((*labels, device, int(result.get("protocol", 1)), float(result[SPEED])))
     table = pd.DataFrame(lines, columns=["model", "method", "backbone", "device", "protocol", SPEED])
     table = table[table["protocol"] == table["protocol"].max()]

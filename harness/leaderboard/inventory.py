@@ -51,11 +51,11 @@ def speed(board: Board) -> Table:
     names = labels(list(board.parts()))
     models = {model: names[row] for model, row in zip(board.lines["model"], board.lines["row"], strict=True)}
     rows = []
-    benches = [bench for bench in board.found.benches if model_key(bench.spec) in models]
+    benches = [bench for bench in board.found.benches if model_key(bench.spec, bench.result) in models]
     newest = max((bench.result.get("protocol", 1) for bench in benches), default=1)
     for bench in benches:
         if bench.result.get("protocol", 1) == newest:
-            name = models[model_key(bench.spec)]
+            name = models[model_key(bench.spec, bench.result)]
             result = bench.result
             total = sum(result.get(f"parameters_{part}", 0) for part in ("teacher", "students"))
             place = result.get("device", bench.spec["device"])

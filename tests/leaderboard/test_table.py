@@ -49,7 +49,8 @@ def evaluation(
 
 def bench(method: str, speed: float, device: str = "cpu") -> Record:
     spec = BenchSpec(get_method(method), "resnet18", 64, "auto", device, 2)
-    return Record("bench", spec.id, to_mapping(spec), {"images_per_s": speed}, {}, "2026-01-01T00:00:00+00:00", 1.0)
+    result = {"images_per_s": speed, "precision": "fp32"}
+    return Record("bench", spec.id, to_mapping(spec), result, {}, "2026-01-01T00:00:00+00:00", 1.0)
 
 
 @pytest.fixture
