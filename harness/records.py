@@ -39,8 +39,9 @@ class Record:
 
 @dataclass(frozen=True)
 class Failure:
-    """An attempt that did not end in a record. `reason`: error, data, diverged, out_of_memory, crashed, or interrupted
-    (told to stop; what was trained is in a checkpoint, from which the next attempt goes on).
+    """An attempt that did not end in a record. `reason`: error, data, diverged, out_of_memory, crashed, timeout, or
+    interrupted (told to stop; what was trained is in a checkpoint, from which the next attempt goes on). Peak memory is
+    that of the process until then, where it is known.
     """
 
     kind: Kind
@@ -52,6 +53,8 @@ class Failure:
     started_at: str
     environment: dict[str, Any]
     attempt: int = 0
+    peak_host_memory_mib: float | None = None
+    peak_device_memory_mib: float | None = None
     schema: int = SCHEMA
 
 

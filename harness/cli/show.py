@@ -45,7 +45,9 @@ def show(
         terminal.print(_metrics(along))
     if not isinstance(found, Record):
         terminal.rule("reason", align="left")
-        terminal.print(f"{found.message}\n{found.traceback}", markup=False)
+        peak = found.peak_host_memory_mib
+        memory = "" if peak is None else f"peak memory {peak:.0f} MiB\n"
+        terminal.print(f"{found.message}\n{memory}{found.traceback}", markup=False)
     log = folder / "log.txt"
     if log.exists() and log.stat().st_size:
         terminal.rule(f"log (last {LOG_LINES} lines of {log})", align="left")

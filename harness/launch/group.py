@@ -3,6 +3,7 @@
 import json
 import os
 import secrets
+import select
 import signal
 import subprocess
 import sys
@@ -42,6 +43,7 @@ class Group:
         self.failed: set[str] = set()
         self.unfinished = 0
         self.killed = False
+        self.peaks: dict[str, float] = {}  # of memory, when it is dead
         self.begun = False  # with the job that it has
         self.started = self.heard = time.monotonic()
 
@@ -72,9 +74,7 @@ class Group:
 
     def reap(self) -> str:
         """How it died, with its own exit code if it is on its way out and not that of our kill."""
-        with suppress(subprocess.TimeoutExpired):
-            self.process.wait(timeout=5)
-        code = self.process.returncode
+        code = self._wait(5)
         if code is None:
             return "the worker closed its connection"
         how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"exited with {code}"
@@ -94,21 +94,28 @@ class Group:
             for pid in self.pids:
                 with suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
-        self.process.wait()
+        self._wait()
         os.close(self.pidfd)
         for connection in self.connections.values():
             connection.close()
 
     def _kill_step(self) -> None:
         """On all nodes, where the pids are of other machines; killing srun would leave the ranks to find out."""
-        if self.process.poll() is None:
+        if self._wait(0) is None:
             if self.step is None:
                 self.process.terminate()  # srun passes it on
             else:
                 step = f"{os.environ['SLURM_JOB_ID']}.{self.step}"
                 subprocess.run(["scancel", "--signal=KILL", step], stderr=subprocess.DEVNULL, check=False)
-            with suppress(subprocess.TimeoutExpired):
-                self.process.wait(timeout=STEP_ENDS_S)
+            self._wait(STEP_ENDS_S)
+
+    def _wait(self, seconds: float | None = None) -> int | None:
+        """The process's exit code, None if it does not end in time. With it comes its peak memory."""
+        if self.process.returncode is None and select.select([self.pidfd], [], [], seconds)[0]:
+            _, status, usage = os.wait4(self.process.pid, 0)
+            self.process.returncode = os.waitstatus_to_exitcode(status)
+            self.peaks["peak_host_memory_mib"] = round(usage.ru_maxrss / 1024, 1)
+        return self.process.returncode
 
     def output(self) -> str:
         return self.log.read_text(errors="replace")[-2000:].strip()

@@ -1,6 +1,7 @@
 """What a supervisor hands a worker: one job, as JSON."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -89,8 +90,13 @@ def decode(message: bytes) -> Job:
     return from_mapping(_KINDS[document["kind"]], document["job"])
 
 
-def failed_attempt(spec: Spec, reason: str, message: str, traceback: str, started_at: str) -> Failure:
-    """What `Results.fail` writes when a piece of work did not end in a record; of the traceback its end is kept."""
+def failed_attempt(
+    spec: Spec, reason: str, message: str, traceback: str, started_at: str, peaks: Mapping[str, float]
+) -> Failure:
+    """What `Results.fail` writes when a piece of work did not end in a record; of the traceback its end is kept.
+
+    `peaks`: what is known of peak memory, by `Failure`'s fields.
+    """
     return Failure(
         kind=spec.kind,
         id=spec.id,
@@ -100,4 +106,5 @@ def failed_attempt(spec: Spec, reason: str, message: str, traceback: str, starte
         traceback=traceback[-TRACEBACK_CHARACTERS:],
         started_at=started_at,
         environment=describe_environment(),
+        **peaks,
     )

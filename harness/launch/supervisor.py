@@ -311,7 +311,7 @@ class _Supervisor:
         if spec is not None and not told:  # the one it was at; those after it were not tried
             log = self.results.run_folder(job.spec.id) / "log.txt"
             text = log.read_text(errors="replace") if log.exists() else ""
-            failure = self.results.fail(failed_attempt(spec, reason, how, text, utc_now()))
+            failure = self.results.fail(failed_attempt(spec, reason, how, text, utc_now(), group.peaks))
             event = {"event": "failed", "id": spec.id, "reason": reason, "message": failure.message}
             self._tell_failure(number, job, event)
         retry = spec is not None and not self.stopping and (not told or bool(group.failed & RETRIED))

@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from dskd.anomaly_map import anomaly_map, gaussian_filter, image_scores
 from dskd.config import replace
 from dskd.distiller import Distiller
-from harness.run.device import Device, PeakMemory, free_memory, is_out_of_memory, to_images
+from harness.run.device import Device, free_memory, is_out_of_memory, peak_memory, reset_peak_memory, to_images
 from harness.run.machine import Watch
 from harness.spec import BENCH_REVISION, BenchSpec
 
@@ -34,7 +34,7 @@ def throughput(spec: BenchSpec, device: Device) -> dict[str, Any]:
     and the record says so (`lowered_from`); one that was measured already is not measured again.
     """
     watch = Watch(device.place)
-    memory = PeakMemory(device)
+    reset_peak_memory()
     model = _Model(spec, device)
     gmac = model.gmac()
     draw = np.random.default_rng(0)
@@ -68,7 +68,7 @@ def throughput(spec: BenchSpec, device: Device) -> dict[str, Any]:
         "gmac": gmac,
         "parameters_teacher": teacher,
         "parameters_students": students,
-        **memory.read(),
+        **peak_memory(),
         **watch.read(),
         **device.facts(),
     }

@@ -1,5 +1,6 @@
 """Several workers and several supervisors, and what becomes of a grid when something goes wrong."""
 
+import json
 import os
 import re
 import signal
@@ -99,6 +100,7 @@ def test_a_crash_is_tried_again_and_then_recorded(tree: Path, write_grid: WriteG
     assert output.count("will be tried again") >= 1, output
     attempts = sorted(results(grid).folder.glob("*/attempts/*.json"))
     assert len(attempts) == 2
+    assert all(json.loads(path.read_text())["peak_host_memory_mib"] > 100 for path in attempts)  # torch alone
     if len({path.parent for path in attempts}) == 1:  # the same run both times: then it failed for good
         assert process.returncode == 1
         assert run(grid).count("✓ train") == 1

@@ -46,7 +46,9 @@ def test_a_batch_of_one_that_does_not_fit_is_a_failure(
 ) -> None:
     small_memory(monkeypatch, "discrepancies", 0)
     job = job_of(write_grid(tree))
-    assert attempt(job).last_failure(job.evaluations[0].id).reason == "out_of_memory"
+    failure = attempt(job).last_failure(job.evaluations[0].id)
+    assert failure.reason == "out_of_memory"
+    assert failure.peak_host_memory_mib > 100  # torch alone
 
 
 def test_throughput_of_the_batches_that_fit(monkeypatch: pytest.MonkeyPatch) -> None:
