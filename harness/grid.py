@@ -27,7 +27,7 @@ Settings = dict[str, Any]
 
 RUN_KEYS = {"image_size": "image_size", "weights": "weights", "precision": "precision", "seed": "seed"}
 RUN_KEYS |= {"crop": "crop", "eval.batch_size": "eval_batch_size", "evaluate.at": "evaluate_at"}
-RUN_KEYS |= {"processes": "processes", "strategy": "strategy"}
+RUN_KEYS |= {"processes": "processes", "strategy": "strategy", "compile": "compile"}
 DEEPSPEED_PACKAGES = ("deepspeed", "transformers")  # Accelerate needs the second for the first
 METHOD_KEYS = [key for key in dotted_keys(Method) if key not in ("name", "revision")]
 EVALUATE_KEYS = [*(key for key in METHOD_KEYS if key.startswith("map.")), "score", "aupro_limits", "metrics"]

@@ -25,6 +25,7 @@ Metrics = Literal["exact", "histogram"]
 Kind = Literal["train", "evaluate", "bench"]
 # Those of Accelerate; each is the name of its package too.
 Tracking = Literal["tensorboard", "mlflow", "wandb", "aim", "clearml", "comet_ml", "dvclive", "swanlab", "trackio"]
+Compile = Literal["auto", True, False]
 Strategy = Literal["ddp", "deepspeed_zero1", "deepspeed_zero2", "deepspeed_zero3"]
 
 
@@ -77,7 +78,8 @@ class TrainSpec:
 
     `crop`: side of the square that is cut from the middle of the resized image, 0 for all of it. `evaluate_at`: epochs
     after which the metrics are recorded too; they select nothing. `processes`: so many share each batch, by `strategy`:
-    they decide the numbers too, since each has BatchNorm statistics of its own part.
+    they decide the numbers too, since each has BatchNorm statistics of its own part. `compile`: the training step, with
+    torch.compile; like `precision`, `auto` stays `auto` here and the record says what it became.
     """
 
     method: Method
@@ -92,6 +94,7 @@ class TrainSpec:
     evaluate_at: tuple[int, ...] = ()
     processes: int = 1
     strategy: Strategy = "ddp"
+    compile: Compile = "auto"
 
     kind: ClassVar[Kind] = "train"
 
@@ -116,6 +119,10 @@ class TrainSpec:
 
     def _check_processes(self) -> None:
         recipe, processes, strategy = self.method.train, self.processes, self.strategy
+        require(
+            self.compile is not True or processes == 1,
+            f"compile: true is for a run of one process and this has processes: {processes}; write compile: false",
+        )
         require(processes >= 1, f"processes: {processes} is not possible; write 1 or more")
         require(
             recipe.batch_size % processes == 0,
@@ -156,7 +163,7 @@ class TrainSpec:
     @functools.cached_property
     def id(self) -> str:
         # Metrics along a training cannot be had afterwards, so a training that has them is another piece of work.
-        later = {key: getattr(self, key) for key in ("crop", "evaluate_at", "processes", "strategy")}
+        later = {key: getattr(self, key) for key in ("crop", "evaluate_at", "processes", "strategy", "compile")}
         later = {key: to_mapping(value) for key, value in later.items() if value != getattr(TrainSpec, key)}
         return digest(
             [

@@ -220,22 +220,20 @@ def whole_batches(count: int, size: int) -> list[tuple[np.ndarray, int]]:
     return batches
 
 
-class PeakMemory:
-    """Peak memory in MiB since `start`: of the process on the host, and of the allocator on a GPU."""
+def reset_peak_memory() -> None:
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark that VmHWM shows
+    if torch.cuda.is_initialized():
+        torch.cuda.reset_peak_memory_stats()
 
-    def __init__(self, device: Device) -> None:
-        self.cuda = device.place.type == "cuda"
-        with suppress(OSError):
-            Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark that VmHWM shows
-        if self.cuda:
-            torch.cuda.reset_peak_memory_stats()
 
-    def read(self) -> dict[str, float]:
-        peak_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        with suppress(OSError):
-            status = Path("/proc/self/status").read_text()
-            peak_kib = int(status.split("VmHWM:")[1].split()[0])
-        peaks = {"peak_host_memory_mib": round(peak_kib / 1024, 1)}
-        if self.cuda:
-            peaks["peak_device_memory_mib"] = round(torch.cuda.max_memory_allocated() / 2**20, 1)
-        return peaks
+def peak_memory() -> dict[str, float]:
+    """Peak memory in MiB since `reset_peak_memory`: of the process on the host, and of the allocator on a GPU."""
+    peak_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with suppress(OSError):
+        status = Path("/proc/self/status").read_text()
+        peak_kib = int(status.split("VmHWM:")[1].split()[0])
+    peaks = {"peak_host_memory_mib": round(peak_kib / 1024, 1)}
+    if torch.cuda.is_initialized():
+        peaks["peak_device_memory_mib"] = round(torch.cuda.max_memory_allocated() / 2**20, 1)
+    return peaks

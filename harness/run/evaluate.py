@@ -115,16 +115,19 @@ def measure(
     spec: EvaluateSpec,
     regions: metrics.Regions,
     regions_before: int,
+    place: torch.device | None = None,
 ) -> dict[str, Any]:
     """All metrics of one variant, with what a reader needs to judge them: counts, and regions that resizing lost
     (of `regions_before`); and with `metrics: histogram` how far each estimated metric may be from the exact one.
+    `place`: of the networks; a GPU sorts pixels too.
     """
     test_set = inspected.scores, labels, inspected.maps, masks, regions, spec.aupro_limits
     with section("metrics"):
         if spec.metrics == "histogram":
             values, bounds = streaming.evaluate(*test_set)
         else:
-            values, bounds = metrics.evaluate(*test_set), {}
+            gpu = place if place is not None and place.type == "cuda" else None
+            values, bounds = metrics.evaluate(*test_set, gpu), {}
     image, pixel = values["image_auroc"], values["pixel_auroc"]
     # A collapsed run must not be averaged silently.
     degenerate = (image is not None and image <= 0.5) or (pixel is not None and pixel < 0.5)

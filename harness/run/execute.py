@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -34,7 +34,8 @@ from harness.launch.job import BenchJob, Job, TrainJob, failed_attempt
 from harness.records import Record, Results
 from harness.run import metrics, pictures
 from harness.run.checkpoint import Checkpointing, Interrupted, discard
-from harness.run.device import Device, PeakMemory, free_memory, is_out_of_memory, open_device
+from harness.run.compiled import forward_of
+from harness.run.device import Device, free_memory, is_out_of_memory, open_device, peak_memory, reset_peak_memory
 from harness.run.evaluate import Inspected, inspect, measure
 from harness.run.features import TeacherFeatures
 from harness.run.profile import section
@@ -45,6 +46,7 @@ from harness.spec import EvaluateSpec, Spec, TrainSpec
 
 log = logging.getLogger(__name__)
 Emit = Callable[..., None]
+T = TypeVar("T")
 GRACE_S = 5.0  # in which rank 0 tells by itself what another rank failed at too
 
 
@@ -109,7 +111,7 @@ def _train(
     job: TrainJob, work: "_Work", device: Device, distiller: Distiller, category: images.Category
 ) -> dict[str, Any]:
     spec, recipe = job.spec, job.spec.method.train
-    memory = PeakMemory(device)
+    reset_peak_memory()
     chosen, held_out = category.indices("train"), category.indices("val")
     if recipe.select == "last":
         held_out = held_out[:0]
@@ -133,7 +135,8 @@ def _train(
     along = _Along(spec, device, category)
     folder = work.results.run_folder(spec.id)
     checkpointing = Checkpointing(folder, spec.id, device, job.checkpoint_every_s, work.stop, {"along": along})
-    curve, kept = train(distiller, spec, features, *positions, device, report, along, checkpointing)
+    forward, compiling = forward_of(spec, distiller, features, device)
+    curve, kept = train(distiller, spec, features, *positions, device, report, along, checkpointing, forward)
     seconds = checkpointing.seconds - along.seconds
     if device.main:
         with section("files"):
@@ -154,10 +157,11 @@ def _train(
         "images_per_s": round(sum(epoch.images for epoch in steady) / sum(epoch.seconds for epoch in steady), 3),
         "train_s": round(seconds, 3),
         **({"resumed": checkpointing.resumed} if checkpointing.resumed else {}),
-        "teacher_features": "kept" if features.cached else "recomputed",
+        "teacher_features": features.kept,
+        **compiling,
         "parameters_students": sum(p.numel() for p in distiller.students.parameters()),
         **_scale(distiller),
-        **memory.read(),
+        **peak_memory(),
         **device.facts(),
     }
 
@@ -176,13 +180,15 @@ def _scale(distiller: Distiller) -> dict[str, float]:
 class _TestSet:
     """The test images of a category with their truth."""
 
-    def __init__(self, category: images.Category) -> None:
+    def __init__(self, category: images.Category, spec: TrainSpec, device: Device) -> None:
+        key = (spec.data.manifest, spec.image_size, spec.crop)
+        self.place = device.place
         self.samples = category.test_samples()
         self.pixels = category.of("test")
         self.masks = np.asarray(category.masks)
         self.labels = np.array([sample.anomalous for sample in self.samples])
         with section("metrics"):
-            self.regions = metrics.regions(self.masks)
+            self.regions = _kept(_last_regions, key, lambda: metrics.regions(self.masks))
         self.regions_before = int(category.regions.sum())
         self.normal = category.of("train")
 
@@ -211,7 +217,7 @@ class _TestSet:
             free_memory()
 
     def measure(self, seen: Inspected, variant: EvaluateSpec) -> dict[str, Any]:
-        return measure(seen, self.labels, self.masks, variant, self.regions, self.regions_before)
+        return measure(seen, self.labels, self.masks, variant, self.regions, self.regions_before, self.place)
 
 
 class _Along:
@@ -224,7 +230,7 @@ class _Along:
 
     @functools.cached_property
     def test(self) -> _TestSet:
-        return _TestSet(self.category)
+        return _TestSet(self.category, self.spec, self.device)
 
     def __call__(self, epoch: int, distiller: Distiller) -> None:
         started = time.perf_counter()
@@ -243,7 +249,7 @@ class _Along:
 
 def _evaluate(job: TrainJob, work: "_Work", device: Device, distiller: Distiller, category: images.Category) -> None:
     work.emit("phase", phase="evaluate")
-    test = _TestSet(category)
+    test = _TestSet(category, job.spec, device)
     started = time.perf_counter()
 
     def report(done: int, total: int) -> None:
@@ -271,7 +277,16 @@ def _teacher(backbone: str, weights: str, device: torch.device) -> Teacher:
     return Teacher(backbone, weights).to(device, memory_format=torch.channels_last)
 
 
+# What the last run had, by all that it depends on: the next one often has the same (another method or seed).
 _last_features: dict[tuple[Any, ...], TeacherFeatures] = {}
+_last_regions: dict[tuple[Any, ...], metrics.Regions] = {}
+
+
+def _kept(last: dict[tuple[Any, ...], T], key: tuple[Any, ...], make: Callable[[], T]) -> T:
+    if key not in last:
+        last.clear()  # before the next one is made: two may not fit
+        last[key] = make()
+    return last[key]
 
 
 def _features(
@@ -282,9 +297,7 @@ def _features(
     device: Device,
     weights: str | None,
 ) -> TeacherFeatures:
-    """The teacher's features of the normal images: those of the last run, if it had the same (another method or
-    seed).
-    """
+    """The teacher's features of the normal images."""
     batch = spec.process_batch_size
     key = (
         spec.backbone,
@@ -297,12 +310,13 @@ def _features(
         batch,
     )
     key = (*key, normal.tobytes(), device.place)
-    if key not in _last_features:
-        _last_features.clear()  # before the next ones are made: two sets may not fit
+
+    def make() -> TeacherFeatures:
         with section("transfer"):
             pixels = torch.from_numpy(category.images[normal]).to(device.place)
-        _last_features[key] = TeacherFeatures(teacher, pixels, batch, device)
-    return _last_features[key]
+        return TeacherFeatures(teacher, pixels, batch, device)
+
+    return _kept(_last_features, key, make)
 
 
 def _save_rows(path: Path, rows: list[dict[str, Any]]) -> None:
@@ -384,6 +398,7 @@ class _Work:
         try:
             yield
         except Exception as error:
+            peaks = peak_memory()
             with suppress(Exception):
                 free_memory()
             together = spec is None and isinstance(self.job, TrainJob) and self.job.spec.processes > 1
@@ -400,7 +415,8 @@ class _Work:
             if failure is None or failure.started_at != started_at:
                 message = (f"process {rank}: " if rank else "") + " ".join(f"{type(error).__name__}: {error}".split())
                 text = "".join(traceback.format_exception(error))
-                failure = self.results.fail(failed_attempt(spec, failure_reason(error), message, text, started_at))
+                reason = failure_reason(error)
+                failure = self.results.fail(failed_attempt(spec, reason, message, text, started_at, peaks))
             self.emit("failed", id=spec.id, reason=failure.reason, message=failure.message)
             if together:
                 raise

@@ -1,6 +1,8 @@
 """The teacher's features of a training set, computed once: it is frozen and nothing is augmented."""
 
 import os
+from collections.abc import Mapping
+from typing import Literal
 
 import numpy as np
 import torch
@@ -10,41 +12,58 @@ from dskd.teacher import Teacher
 from harness.run.device import Device, to_images, whole_batches
 from harness.run.profile import section
 
-BUDGET_SHARE = 0.3  # of the memory that is free when they are computed
+Kept = Literal["device", "host", "recomputed"]
+# Of the memory that is free when they are computed. A host serves several GPUs, each with workers of its own.
+BUDGET_SHARE = {"device": 0.3, "host": 0.1}
 
 
 class TeacherFeatures:
-    """Features by position, kept if they fit the budget, else computed again for every batch.
+    """Features by position: `kept` on the device if they fit the budget there, else on a GPU's host if they fit the
+    one there, else computed again for every batch.
 
-    Either way the teacher sees batches of exactly `batch_size` and its output keeps its dtype, so the budget cannot
+    Either way the teacher sees batches of exactly `batch_size` and its output keeps its dtype, so the budgets cannot
     change a number.
 
     Args:
         pixels: uint8 (N, H, W, 3) on the device.
         batch_size: of the training, in this process.
-        budget_bytes: None for BUDGET_SHARE of what is free.
+        budgets: bytes on the `device` and on its `host`; None for BUDGET_SHARE of what is free.
     """
 
     def __init__(
-        self, teacher: Teacher, pixels: Tensor, batch_size: int, device: Device, budget_bytes: int | None = None
+        self,
+        teacher: Teacher,
+        pixels: Tensor,
+        batch_size: int,
+        device: Device,
+        budgets: Mapping[str, float] | None = None,
     ) -> None:
         self.teacher, self.pixels, self.batch_size, self.device = teacher, pixels, batch_size, device
-        self.scales: list[Tensor] | None = None
+        self.scales: list[Tensor] = []
         first = self._compute(np.arange(min(batch_size, len(pixels))))
         size = sum(scale.nbytes for scale in first) / len(first[0]) * len(pixels)
-        if size <= (free_bytes(device) * BUDGET_SHARE if budget_bytes is None else budget_bytes):
+        budgets = _budgets(device) if budgets is None else budgets
+        self.kept: Kept = next((place for place in ("device", "host") if size <= budgets[place]), "recomputed")
+        if self.kept != "recomputed":
             self._fill(first)
-
-    @property
-    def cached(self) -> bool:
-        return self.scales is not None
 
     def __getitem__(self, positions: np.ndarray) -> list[Tensor]:
         """The pyramid of the positions: maps (B, C_k, h_k, w_k) in channels_last."""
-        if self.scales is None:
+        if self.kept == "recomputed":
             return self._compute(positions)
-        index = torch.from_numpy(positions).to(self.pixels.device)
-        return [scale.index_select(0, index).permute(0, 3, 1, 2) for scale in self.scales]
+        index = torch.from_numpy(positions)
+        if self.kept == "device":
+            index = index.to(self.pixels.device)
+            return [scale.index_select(0, index).permute(0, 3, 1, 2) for scale in self.scales]
+        return [self._send(scale, index).permute(0, 3, 1, 2) for scale in self.scales]
+
+    def _send(self, scale: Tensor, index: Tensor) -> Tensor:
+        """Rows from the host to the GPU through pinned memory, so that the host does not wait for their way. Torch
+        hands that memory out again only after they have arrived.
+        """
+        rows = torch.empty((len(index), *scale.shape[1:]), dtype=scale.dtype, pin_memory=self.pixels.is_cuda)
+        torch.index_select(scale, 0, index, out=rows)
+        return rows.to(self.pixels.device, non_blocking=True)
 
     def _compute(self, positions: np.ndarray) -> list[Tensor]:
         filled = positions[np.minimum(np.arange(self.batch_size), len(positions) - 1)]
@@ -54,8 +73,9 @@ class TeacherFeatures:
 
     def _fill(self, first: list[Tensor]) -> None:
         # Stored channels last as plain rows, so that gathering a batch is one copy that keeps the layout.
+        place = self.pixels.device if self.kept == "device" else "cpu"
         self.scales = [
-            torch.empty((len(self.pixels), *scale.shape[2:], scale.shape[1]), dtype=scale.dtype, device=scale.device)
+            torch.empty((len(self.pixels), *scale.shape[2:], scale.shape[1]), dtype=scale.dtype, device=place)
             for scale in first
         ]
         for positions, real in whole_batches(len(self.pixels), self.batch_size):
@@ -63,13 +83,18 @@ class TeacherFeatures:
                 kept[positions[0] : positions[0] + real] = scale[:real].permute(0, 2, 3, 1)
 
 
-def free_bytes(device: Device) -> int:
-    """Memory that is free: on the GPU, or this process's share of the host's."""
-    if device.place.type == "cuda":
-        return torch.cuda.mem_get_info()[0]
+def _budgets(device: Device) -> dict[str, float]:
+    """Of the memory of the device and of its host; a CPU's host is the device itself."""
+    host = _free_host_bytes() / device.processes
+    if device.place.type == "cpu":
+        return {"device": host * BUDGET_SHARE["device"], "host": 0}
+    free = {"device": torch.cuda.mem_get_info()[0], "host": host}
+    return {place: free[place] * share for place, share in BUDGET_SHARE.items()}
+
+
+def _free_host_bytes() -> int:
     try:
         with open("/proc/meminfo") as stream:
-            free = next(int(line.split()[1]) * 1024 for line in stream if line.startswith("MemAvailable"))
+            return next(int(line.split()[1]) * 1024 for line in stream if line.startswith("MemAvailable"))
     except (OSError, StopIteration):
-        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return free // device.processes
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

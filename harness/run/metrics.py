@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from scipy import ndimage
 
 # NumPy works outside the GIL, so slices are sorted, and blocks counted, side by side; the numbers do not depend on it.
@@ -81,12 +82,14 @@ def evaluate(
     masks: np.ndarray,
     regions: Regions | None = None,
     aupro_limits: Sequence[float] = (0.3, 0.05),
+    place: torch.device | None = None,
 ) -> dict[str, float | None]:
     """All metrics of one test set: shares in [0, 1], or None where one class, or every region, is absent.
 
     image_scores: (N,) float. labels: (N,) bool, True is anomalous. maps: (N, H, W) float32, higher is more anomalous.
     masks: (N, H, W) bool, True is defective; an anomalous image may have an empty mask, all its pixels are normal then.
     regions: `regions(masks)`, if at hand. aupro_limits: false positive rates in (0, 1], at most two decimals.
+    place: the device that sorts and counts pixels, None for NumPy on the host; the numbers are the same.
 
     Keys: image_auroc, image_ap, image_f1_max, the same three for pixel_, and aupro_0.30, aupro_0.05: one a limit.
     AUPRO follows Bergmann et al., "The MVTec Anomaly Detection Dataset", IJCV 2021: the false positive rate is over all
@@ -95,7 +98,7 @@ def evaluate(
     """
     check(image_scores, labels, maps, masks, aupro_limits)
     image = ranking(image_scores[~labels], image_scores[labels])
-    pixel, aupros = _localisation(maps, masks, regions, aupro_limits)
+    pixel, aupros = _localisation(maps, masks, regions, aupro_limits, place)
     values = {f"aupro_{limit:.2f}": value for limit, value in zip(aupro_limits, aupros, strict=True)}
     values = {name: None if math.isnan(value) else value for name, value in values.items()}
     return named("image", image) | named("pixel", pixel) | values
@@ -128,7 +131,11 @@ def check(
 
 
 def _localisation(
-    maps: np.ndarray, masks: np.ndarray, found: Regions | None, limits: Sequence[float]
+    maps: np.ndarray,
+    masks: np.ndarray,
+    found: Regions | None,
+    limits: Sequence[float],
+    place: torch.device | None,
 ) -> tuple[Ranking, list[float]]:
     found = regions(masks) if found is None else found
     normal, defective = maps[~masks], maps[masks]
@@ -139,18 +146,23 @@ def _localisation(
     order = np.argsort(defective)
     defective = defective[order]
     share = 1 / (found.sizes.size * found.sizes)  # of the mean overlap, for one pixel of each region
-    return _sweep(normal, defective, share[found.labels[order]], limits)
+    return _sweep(normal, defective, share[found.labels[order]], limits, place)
 
 
 def _sweep(
-    negatives: np.ndarray, positives: np.ndarray, weights: np.ndarray | None = None, limits: Sequence[float] = ()
+    negatives: np.ndarray,
+    positives: np.ndarray,
+    weights: np.ndarray | None = None,
+    limits: Sequence[float] = (),
+    place: torch.device | None = None,
 ) -> tuple[Ranking, list[float]]:
     """The metrics of (N,) negatives, which are reordered in place, and (P,) ascending positives, neither empty.
 
     weights: (P,) float64, what each positive adds to the mean overlap of the regions; needed only for AUPRO's limits.
     """
     n, p = negatives.size, positives.size
-    slices = np.array_split(negatives, max(1, min(_THREADS, n // _SMALLEST_SLICE)))
+    threads = max(1, min(_THREADS, n // _SMALLEST_SLICE))
+    slices = np.array_split(negatives, threads) if place is None else [torch.from_numpy(negatives).to(place)]
 
     def contributions(start: int) -> tuple[float, ...]:
         scores = positives[start : start + _BLOCK]
@@ -162,7 +174,7 @@ def _sweep(
         return int((above + reached).sum()), (found / (found + reached)).sum(), f1.max(), *areas
 
     with ThreadPoolExecutor(len(slices)) as pool:
-        list(pool.map(np.ndarray.sort, slices))
+        slices = list(pool.map(_ascending, slices))
         misranked, precision, f1, *areas = zip(*pool.map(contributions, range(0, p, _BLOCK)), strict=True)
     # A tie is half a misranked pair, so pairs were counted twice, as integers. A threshold that adds no positive adds
     # nothing to AP and only lowers F1: the scores of the positives are all the thresholds they need.
@@ -170,8 +182,19 @@ def _sweep(
     return ranked, [float(sum(area)) / (limit * n) for area, limit in zip(areas, limits, strict=True)]
 
 
-def _count(negatives: np.ndarray, scores: np.ndarray) -> np.ndarray:
+def _ascending(scores: np.ndarray | torch.Tensor) -> np.ndarray | torch.Tensor:
+    if isinstance(scores, torch.Tensor):
+        return scores.sort().values
+    scores.sort()
+    return scores
+
+
+def _count(negatives: np.ndarray | torch.Tensor, scores: np.ndarray) -> np.ndarray:
     """(2, n) int64: how many ascending `negatives` are above each of the n ascending `scores`, and at least as high."""
+    if isinstance(negatives, torch.Tensor):
+        sought = torch.from_numpy(scores).to(negatives.device)
+        found = [torch.searchsorted(negatives, sought, side=side) for side in ("right", "left")]
+        return len(negatives) - torch.stack(found).cpu().numpy()
     below = np.searchsorted(negatives, scores)
     not_above = below.copy()
     tied = negatives[np.minimum(below, negatives.size - 1)] == scores  # few: only these need the second search

@@ -17,6 +17,7 @@ from dskd.anomaly_map import anomaly_map
 from dskd.distiller import Distiller
 from dskd.switches import Train
 from harness.run.checkpoint import Checkpointing, OfRank, ShardedEngine, Stateful
+from harness.run.compiled import Forward
 from harness.run.device import Device, to_images, whole_batches
 from harness.run.features import TeacherFeatures
 from harness.run.processes import dense_copy, fit_to_recipe, gather_parameters, part_of, share_batch_norm
@@ -103,6 +104,7 @@ def train(
     report: Report,
     along: Along = lambda _epoch, _distiller: None,
     checkpointing: Checkpointing | None = None,
+    forward: Forward | None = None,
 ) -> tuple[list[Epoch], int]:
     """Train the students in place; they end at the epoch that the recipe selects, in eval mode.
 
@@ -118,6 +120,8 @@ def train(
         report: called as (steps done, steps in all, the epoch if one just ended).
         along: called as (epoch, the model as it then is) after each epoch of `spec.evaluate_at`.
         checkpointing: saves the training now and then; if it has one that was stopped, that one goes on.
+        forward: a step's loss of (model, images, teacher's features), see `harness.run.compiled`; None for the plain
+            one.
 
     Returns:
         The learning curve, and the epoch that was kept, from 1.
@@ -137,7 +141,10 @@ def train(
     steps_per_epoch = math.ceil(len(chosen) / recipe.batch_size)
     schedulers = [scheduler(optimizer, recipe, recipe.epochs * steps_per_epoch) for optimizer in optimizers]
     fit_to_recipe(accelerator, recipe, spec.process_batch_size)
-    students, *optimizers = accelerator.prepare(learners, *optimizers)
+    if device.processes > 1:
+        students, *optimizers = accelerator.prepare(learners, *optimizers)
+    else:  # for one process Accelerate's wrapper only casts the students' maps to float32, which their loss does itself
+        students, optimizers = learners, [accelerator.prepare(optimizer) for optimizer in optimizers]
     trained = _with_students(distiller, students)
     # Without the wrappers around what is trained: in those every pass would be a meeting of all ranks.
     measured = _with_students(distiller, average.module) if average else distiller
@@ -173,7 +180,7 @@ def train(
                 images = to_images(features.pixels[torch.from_numpy(part).to(device.place)])
                 expected = features[part]
             with section("forward", len(part)), device.autocast():
-                loss = trained.loss(images, expected) * weight
+                loss = (forward or Distiller.loss)(trained, images, expected) * weight
             with section("backward", len(part)):
                 accelerator.backward(loss)
             with section("optimizer"):

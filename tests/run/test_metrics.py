@@ -6,6 +6,7 @@ import warnings
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -180,9 +181,10 @@ def test_regions_touch_at_corners_but_not_across_images():
     assert found.sizes.tolist() == [2, 1, 1, 1]
 
 
-def test_threads_and_blocks_change_nothing(monkeypatch):
+def test_threads_blocks_and_the_device_that_sorts_change_nothing(monkeypatch):
     test_set = example()
     whole = evaluate(**test_set)
+    assert evaluate(**test_set, place=torch.device("cpu")) == whole
     for name, value in {"_THREADS": 3, "_SMALLEST_SLICE": 1, "_BLOCK": 7}.items():
         monkeypatch.setattr(metrics, name, value)
     assert evaluate(**test_set) == pytest.approx(whole, abs=1e-12)

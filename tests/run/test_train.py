@@ -31,13 +31,14 @@ def spec(method: str = "stfpm", seed: int = 0, **values: object) -> TrainSpec:
 
 
 def trained(
-    run: TrainSpec, device: Device, budget_bytes: int | None = None, held_out: int = 0, **options: object
+    run: TrainSpec, device: Device, keep: str = "device", held_out: int = 0, **options: object
 ) -> tuple[Distiller, list[Epoch], int]:
     torch.manual_seed(run.seed)
     model = Distiller(run.method, "resnet18", Teacher("resnet18"))
     model.to(device.place, memory_format=torch.channels_last)
-    features = TeacherFeatures(model.teacher, PIXELS, run.method.train.batch_size, device, budget_bytes)
-    assert features.cached == (budget_bytes != 0)
+    budgets = {"device": 0.0, "host": 0.0} | {keep: 1e9}
+    features = TeacherFeatures(model.teacher, PIXELS, run.method.train.batch_size, device, budgets)
+    assert features.kept == keep
     positions = np.arange(len(PIXELS))
     chosen, held = positions[: len(PIXELS) - held_out], positions[len(PIXELS) - held_out :]
     curve, kept = train(model, run, features, chosen, held, device, lambda *_: None, **options)
@@ -53,9 +54,10 @@ def same(first: Distiller, second: Distiller) -> bool:
 def test_the_teacher_cache_cannot_change_a_number(method: str, device: Device) -> None:
     run = spec(method, train__select="last")
     cached, curve, _ = trained(run, device)
-    recomputed, again, _ = trained(run, device, budget_bytes=0)
-    assert same(cached, recomputed)
-    assert [epoch.loss for epoch in curve] == [epoch.loss for epoch in again]
+    for keep in ("host", "recomputed"):
+        other, again, _ = trained(run, device, keep)
+        assert same(cached, other)
+        assert [epoch.loss for epoch in curve] == [epoch.loss for epoch in again]
 
 
 def test_the_seed_decides() -> None:

@@ -1,0 +1,129 @@
+"""Compiled training steps: close to the plain ones, one graph for all runs of a shape, and never in a run's way."""
+
+import csv
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from dskd.config import ConfigError, replace
+from harness.launch.job import TrainJob
+from harness.records import Results
+from harness.run import compiled
+from harness.run.checkpoint import Interrupted
+from harness.run.device import open_device
+from harness.run.execute import execute
+from harness.spec import Data, TrainSpec
+from tests.run.test_checkpoint import StopAfter, job_of
+from tests.run.test_train import spec
+
+WriteGrid = Callable[..., Path]
+
+
+@pytest.fixture(autouse=True)
+def no_graphs(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """As in a new worker; by a backend that compiles at once, where a test does not want the real one."""
+    monkeypatch.setattr(compiled, "_shape", None)
+    monkeypatch.setattr(compiled, "BACKEND", "aot_eager")
+    yield
+    torch._dynamo.reset()
+
+
+def job(write_grid: WriteGrid, tree: Path, seed: int = 0, **defaults: object) -> TrainJob:
+    # 6 images: a whole batch and an incomplete one.
+    defaults = {"train.batch_size": 4, "train.epochs": 2} | defaults
+    return job_of(write_grid(tree, axes={"seed": [seed]}, defaults=defaults), every_s=600.0)
+
+
+def trained(done: TrainJob, stop: Any = None) -> tuple[dict[str, Any], list[float]]:
+    """The training's record, and its losses."""
+    execute(done, lambda *_, **__: None, stop)
+    folder = Results(Path(done.results)).run_folder(done.spec.id)
+    record = Results(Path(done.results)).record(done.spec.id)
+    if record is None:
+        raise Interrupted
+    return record.result, [float(row["loss"]) for row in csv.DictReader((folder / "curve.csv").open(newline=""))]
+
+
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_losses_are_those_of_plain_steps(
+    backend: str, precision: str, write_grid: WriteGrid, tree: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compiled, "BACKEND", backend)
+    result, expected = trained(job(write_grid, tree, precision=precision))
+    assert result["compiled"] is False
+    result, losses = trained(job(write_grid, tree, precision=precision, compile=True))
+    assert (result["compiled"], result["graphs"]) == (True, 1)
+    assert losses == pytest.approx(expected, rel=0.05 if precision == "bf16" else 1e-3)
+
+
+def test_runs_of_one_shape_share_a_graph(write_grid: WriteGrid, tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    compilations = []
+    tried = compiled._try
+    monkeypatch.setattr(compiled, "_try", lambda *args: compilations.append(tried(*args)))
+    for seed in range(10):  # torch keeps 8 graphs of a function by default
+        result, _ = trained(job(write_grid, tree, seed, compile=True, **{"train.epochs": 1 + seed % 2}))
+        assert (result["compiled"], result["graphs"]) == (True, 1)
+    assert len(compilations) == 1
+    assert trained(job(write_grid, tree, compile=True, image_size=64))[0]["graphs"] == 1
+    assert len(compilations) == 2
+
+
+def test_a_stopped_training_goes_on_to_the_same_numbers(write_grid: WriteGrid, tree: Path, tmp_path: Path) -> None:
+    wanted = {"compile": True, "train.epochs": 3}
+    _, expected = trained(job(write_grid, tree, **wanted))
+    (tmp_path / "again").mkdir()
+    stopped = job(write_grid, tree, **wanted)
+    stopped = TrainJob(**vars(stopped) | {"results": str(tmp_path / "again")})
+    with pytest.raises(Interrupted):
+        trained(stopped, StopAfter(3))
+    result, losses = trained(stopped)
+    assert result["resumed"] == 1
+    assert losses == expected
+
+
+def test_without_a_compiler_the_training_runs_plain(
+    write_grid: WriteGrid, tree: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    _, expected = trained(job(write_grid, tree))
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("no compiler\nwas found")
+
+    monkeypatch.setattr(compiled, "BACKEND", fail)
+    for seed in (0, 1):
+        result, losses = trained(job(write_grid, tree, seed, compile=True))
+        assert result["compiled"] is False
+        assert "no compiler was found" in result["compile_failure"]
+        assert seed or losses == expected
+    assert caplog.text.count("compiling failed, the training runs without") == 1
+
+
+def test_auto_is_decided_by_passes_and_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    def comes_to(precision: str = "bf16", epochs: int = 100, **changes: object) -> bool:
+        method = replace(spec().method, {"train.epochs": epochs})
+        run = TrainSpec(method, "resnet18", spec().weights, Data("x", "y", "z", train_images=300), **changes)
+        return compiled.is_compiled(run, open_device("cpu", precision))
+
+    monkeypatch.setattr(compiled, "cpu_flags", lambda: {"amx_bf16"})
+    assert comes_to()
+    assert not comes_to(epochs=50)
+    assert not comes_to(image_size=128)
+    assert not comes_to("fp32")
+    assert comes_to(epochs=1, compile=True)
+    assert not comes_to(compile=False)
+    assert not comes_to(processes=2, epochs=1000)
+    monkeypatch.setattr(compiled, "cpu_flags", set)
+    assert not comes_to()
+
+
+def test_settings(write_grid: WriteGrid, tree: Path) -> None:
+    plain = job(write_grid, tree).spec
+    assert plain.id == job(write_grid, tree, compile="auto").spec.id != job(write_grid, tree, compile=True).spec.id
+    with pytest.raises(ConfigError, match="compile: true is for a run of one process"):
+        job(write_grid, tree, compile=True, processes=2)
+    with pytest.raises(ConfigError, match="compile: 'yes' is not possible; one of: auto, True, False"):
+        job(write_grid, tree, compile="yes")
