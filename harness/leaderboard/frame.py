@@ -28,6 +28,8 @@ SHOWN = ("image_auroc", "pixel_auroc", "aupro_0.30")  # of a table that says not
 SPEED = "images_per_s"
 # What decides whether two numbers may stand in one table; `images` tells apart test sets of one name, and what belongs
 # to a data set alone (`data.split`) is its protocol too. The rest are settings of a model: rows of their own.
+# Settings of a training that records from before there were any do not hold.
+LATER = {"crop": 0, "evaluate_at": [], "processes": 1, "strategy": "ddp", "compile": "auto"}
 PROTOCOL = ("image_size", "crop", "weights", "precision", "images")
 
 
@@ -220,16 +222,15 @@ def variants(lines: pd.DataFrame) -> list[str]:
 
 def _settings(record: Record, names: dict[str, str]) -> dict[str, str]:
     """All that decides the numbers of an evaluation but its labels and its test images."""
-    train = record.spec["train"]
+    train = LATER | record.spec["train"]
     weights = train["weights"]
     settings = {
         "image_size": train["image_size"],
-        "crop": train.get("crop", 0),
+        "crop": train["crop"],
         "weights": _weights(weights["name"], weights["sha256"], names),
         "precision": record.result["precision"],  # what `auto` became
         "eval.batch_size": train["eval_batch_size"],
-        "processes": train.get("processes", 1),
-        "strategy": train.get("strategy", "ddp"),
+        **{key: train[key] for key in ("processes", "strategy", "compile")},
         **{f"data.{key}": value for key, value in train["data"]["options"]},
         **_flat({key: value for key, value in train["method"].items() if key not in ("name", "map", "score")}),
         **_flat({"map": record.spec["map"], "score": record.spec["score"]}),
@@ -253,7 +254,7 @@ def defaults_of(method: str, recipe: str) -> dict[str, str]:
     if method not in METHODS:
         return {}
     values = {key: value for key, value in _flat(to_mapping(get_method(method, recipe))).items() if key != "name"}
-    values |= {"recipe": "own", "processes": 1, "strategy": "ddp", "metrics": "exact"}
+    values |= {"recipe": "own", "metrics": "exact", **{key: LATER[key] for key in ("processes", "strategy", "compile")}}
     return {key: _text(value) for key, value in values.items()}
 
 
@@ -270,7 +271,7 @@ def model_key(spec: Mapping[str, Any], result: Mapping[str, Any]) -> str:
 def training_key(train: Mapping[str, Any]) -> str:
     """What a training and its evaluations share: the spec without map and score, which are the evaluation's."""
     method = {name: value for name, value in train["method"].items() if name not in ("map", "score")}
-    return json.dumps({**train, "method": method}, sort_keys=True)
+    return json.dumps({**LATER, **train, "method": method}, sort_keys=True)
 
 
 def speeds(found: Found) -> pd.DataFrame:
