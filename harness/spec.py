@@ -50,6 +50,9 @@ def _method_digest(method: Method, *without: str) -> str:
     return digest({key: value for key, value in content.items() if key not in without})
 
 
+_map_difference = functools.lru_cache(maxsize=4096)(difference)  # most runs of a grid share one
+
+
 @dataclass(frozen=True)
 class Weights:
     """The teacher's weights: `name` is what the grid says (`imagenet`, `random` or a file's name), the sha256
@@ -225,7 +228,7 @@ class EvaluateSpec:
     def id(self) -> str:
         later = [] if self.metrics == "exact" else [self.metrics]
         shown = [self.score, list(self.aupro_limits), *later]
-        return digest([self.kind, METRIC_REVISION, self.train.id, difference(self.map), *shown])
+        return digest([self.kind, METRIC_REVISION, self.train.id, _map_difference(self.map), *shown])
 
 
 @dataclass(frozen=True)

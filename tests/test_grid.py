@@ -1,5 +1,6 @@
 """From a grid file to runs: axes, rules, ids, and everything that is refused before anything runs."""
 
+from datetime import date
 from pathlib import Path
 
 import pytest
@@ -168,6 +169,8 @@ def test_weights_decide_by_content() -> None:
         ),
         ({"defaults": {"train.epoch": 1}}, "defaults: unknown key 'train.epoch'; did you mean 'train.epochs'"),
         ({"defaults": {"weights": "random", "precision": "fp16"}}, "precision: 'fp16' is not possible"),
+        ({"defaults": {"weights": "random", "train.lr": date(2026, 1, 1)}}, "train.lr: 2026-01-01 is not possible"),
+        ({"defaults": {"weights": "random", "layers": [date(2026, 1, 1)]}}, "a date in a list is not possible"),
         ({"defaults": {"weights": "imagnet"}}, "did you mean 'imagenet'"),
         ({"defaults": {"weights": "/gone/x.safetensors"}}, "no file /gone/x.safetensors"),
         (

@@ -39,6 +39,23 @@ def test_attempts_are_numbered_and_hidden_by_a_record(tmp_path: Path) -> None:
     assert list(results) == [record("b" * 16)]
 
 
+def test_records_that_are_read_together_share_what_is_equal(tmp_path: Path) -> None:
+    results = Results(tmp_path)
+    written = []
+    for seed in range(3):
+        spec = {"train": {"method": {"name": "stfpm", "train": {"epochs": 1 + seed // 2}}, "seed": seed}, "map": {}}
+        written.append(Record("evaluate", f"{seed}", spec, {}, {"packages": {"torch": "2"}}, "2026-01-01", 1.0))
+        results.publish(written[-1])
+    (tmp_path / "odd").mkdir()
+    (tmp_path / "odd" / "record.json").write_text(json.dumps(vars(written[0]) | {"spec": [1]}))
+    *found, odd = results
+    assert found == written
+    assert isinstance(odd, Damaged)
+    first, second, third = (one.spec["train"]["method"] for one in found)
+    assert first is second is not third
+    assert found[0].environment is found[2].environment
+
+
 def test_what_cannot_be_read_is_named(tmp_path: Path) -> None:
     results = Results(tmp_path)
     (tmp_path / "torn").mkdir()

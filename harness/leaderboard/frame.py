@@ -2,6 +2,7 @@
 
 import functools
 import json
+import marshal
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -82,7 +83,7 @@ def frame(found: Found) -> pd.DataFrame:
         ConfigError: there is no evaluation.
     """
     require(bool(found.evaluations), "no finished evaluation to show; `harness plan --grid GRID` tells what is to do")
-    known: dict[str, int] = {}
+    known: dict[bytes, int] = {}
     configurations: list[dict[str, str]] = []
     numbers: dict[tuple[str, str, str], int] = {}  # of a category's test sets, in the order found
     versions: dict[tuple[str, str], int] = {}
@@ -96,7 +97,7 @@ def frame(found: Found) -> pd.DataFrame:
         if (*place, data["manifest"]) not in numbers:
             versions[place] = numbers[*place, data["manifest"]] = versions.get(place, 0) + 1
         rest = {key: value for key, value in train.items() if key not in ("data", "seed")}
-        key = json.dumps([rest, data["options"], result["precision"], {**record.spec, "train": None}])
+        key = marshal.dumps([rest, data["options"], result["precision"], {**record.spec, "train": None}], 2)
         if key not in known:  # a grid of 10,000 runs has few
             known[key] = len(configurations)
             configurations.append(_settings(record, names) | {"model": model_key(train, result)})
