@@ -152,11 +152,12 @@ def _bar(table: Table, column: Column, cell: Cell | None) -> str:
 
 
 def print_failures(console: Console, failures: Sequence[Failure]) -> None:
-    """One line for each failed run: what it was, why it failed and how to see more."""
+    """One line for each run that failed or was interrupted: what it was, why, and how to see more."""
+    interrupted = sum(failure.reason == "interrupted" for failure in failures)
+    counts = {"[red]{} failed[/]": len(failures) - interrupted, "[yellow]{} interrupted[/]": interrupted}
     if failures:
-        console.print(
-            f"[red]{len(failures)} failed[/] (the same command tries them again; `harness show ID` tells more):"
-        )
+        shown = ", ".join(text.format(count) for text, count in counts.items() if count)
+        console.print(f"{shown} (the same command tries them again; `harness show ID` tells more):")
     for failure in failures:
         text = f"  {failure.id}  {failure.kind} {failure_title(failure)}  {failure.reason}: {failure.message}"
         console.print(escape(text), soft_wrap=True)
