@@ -3,7 +3,8 @@
     python benchmarks/speed/throughput.py [--repeats 5] [--method stfpm] [--size 256] [--seconds 10]
 
 Prints Markdown: median, minimum and maximum over the processes of the single-stream latency, the best images/s and the
-nested intervals; and what the record says of the machine, alone and while another process computes.
+nested intervals; how near the networks come to the device's own matrix rate; and what the record says of the machine,
+alone and while another process computes.
 """
 
 import argparse
@@ -29,6 +30,7 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=256)
     parser.add_argument("--seconds", type=float, default=10.0)
     parser.add_argument("--once", action="store_true", help=argparse.SUPPRESS)
+    common.add_json(parser)
     options = parser.parse_args()
     if options.once:
         print(json.dumps(measure(options)))
@@ -47,10 +49,12 @@ def main() -> None:
     print(f"{options.method}, resnet18, {options.size}x{options.size}, {found[0]['precision']}; {common.machine()}\n")
     print(f"| of {options.repeats} processes | median | lowest | highest | range / median | beside a load |")
     print("| --- | ---: | ---: | ---: | ---: | ---: |")
+    table = {}
     for title, read in rows():
         values = [read(one) for one in found]
         middle = statistics.median(values)
         spread = (max(values) - min(values)) / middle
+        table[title] = {"median": middle, "lowest": min(values), "highest": max(values), "beside_load": read(beside)}
         print(f"| {title} | {middle:.4g} | {min(values):.4g} | {max(values):.4g} | {spread:.1%} | {read(beside):.4g} |")
     for one in found:
         for stages in (one["single_stream"]["stages"], one["best_batch_stages"]):
@@ -59,6 +63,7 @@ def main() -> None:
     alone, share = [one["disturbed"] for one in found], 100 * beside["foreign_cpu_share"]
     print(f"\nThe nested intervals rise in all of them. `disturbed`: {alone}, beside a load {beside['disturbed']}")
     print(f"(others took {share:.0f} % of the cores).")
+    common.save(options.json, {"table": table, "processes": found, "beside_load": beside})
 
 
 def rows() -> list[tuple[str, object]]:
@@ -68,15 +73,19 @@ def rows() -> list[tuple[str, object]]:
     stages = [
         (f"best batch, {name}, ms", lambda one, name=name: one["best_batch_stages"][f"{name}_ms"]) for name in STAGES
     ]
-    return [*single, *stages]
+    return [*single, *stages, ("of the device's matrix rate, %", lambda one: 100 * one["share_of_matrix_rate"])]
 
 
 def measure(options: argparse.Namespace) -> dict[str, object]:
     from harness.run.device import open_device
+    from harness.run.profile import matrix_rate
     from harness.run.throughput import throughput
 
     model = (get_method(options.method), "resnet18", options.size, "auto", device_name(), thread_count())
-    return throughput(BenchSpec(*model, seconds=options.seconds), open_device("auto", "auto"))
+    device = open_device("auto", "auto")
+    found = throughput(BenchSpec(*model, batch_sizes=(1, 8, 32, 64), seconds=options.seconds), device)
+    flop_per_s = 2e9 * found["gmac"] * found["images_per_s"]
+    return found | {"share_of_matrix_rate": flop_per_s / matrix_rate(device)}
 
 
 if __name__ == "__main__":

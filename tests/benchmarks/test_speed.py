@@ -56,6 +56,11 @@ def test_the_report_shows_what_was_measured(script):
         "3.0 times",
     )
     assert rows[-1] == ("training loop against a bare compiled loop", "≤ 3 %", "+1.2%")
+    rates = {"rates": {"harness": [30.0, 31.2, 90.0]}, "overhead": 0.0}
+    inference = {"processes": [{"images_per_s": 80.2, "share_of_matrix_rate": 0.5}]}
+    rows = {row[0]: row[1:] for row in report.targets({"dskd": rates, "inference": inference})}
+    assert rows["dskd training, resnet18, 256x256"] == ("≥ 2500 on a GPU", "31 images/s")
+    assert rows["stfpm inference, resnet18, 256x256"] == ("≥ 15000 on a GPU", "80 images/s, 50% of the matrix rate")
     page = "\n".join(report.lines({"compiled": training}))
     assert "| training loop against a bare compiled loop | ≤ 3 % | +1.2% |" in page
     assert "benchmarks/speed/training.py --compile" in page
