@@ -1,7 +1,7 @@
 """Shared by all tests: a cache of their own, tiny data sets, and the folder beside the checkout, where there is one."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +20,16 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("cache")
     os.environ["HARNESS_CACHE"] = str(folder)
     return folder
+
+
+@pytest.fixture
+def one_thread() -> Iterator[Callable[[], None]]:
+    """Lets torch compute with one thread, as each process of several does: their number decides the last bits."""
+    import torch
+
+    threads = torch.get_num_threads()
+    yield lambda: torch.set_num_threads(1)
+    torch.set_num_threads(threads)
 
 
 def shared(name: str) -> Path:

@@ -26,7 +26,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 SEED = int(os.environ.get("CHAOS_SEED", "0"))
 FAULTS = int(os.environ.get("CHAOS_FAULTS", "200"))
 RUNS = int(os.environ.get("CHAOS_RUNS", "60"))
-EPOCHS = int(os.environ.get("CHAOS_EPOCHS", "150"))  # so many that all faults fall into the grid
+EPOCHS = int(os.environ.get("CHAOS_EPOCHS", "80"))  # so many that all faults fall into the grid
 OPTIONS = ["--devices", "cpu:2", "--retries", "3", "--timeout", "1", "--checkpoint-every", "0.03"]
 
 

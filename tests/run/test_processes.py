@@ -20,7 +20,7 @@ from dskd.config import ConfigError, from_mapping, to_mapping
 from harness.data import images
 from harness.data.catalog import get_source
 from harness.grid import check_processes, expand, parse, resolve
-from harness.launch.job import Job, encode
+from harness.launch.job import Job, TrainJob, encode
 from harness.launch.schedule import remaining
 from harness.records import Failure, Results
 from harness.run.device import open_device, to_images
@@ -41,14 +41,6 @@ def torchrun(*arguments: object, expect: int = 0) -> str:
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=200)
     assert done.returncode == expect, done.stdout + done.stderr
     return done.stdout
-
-
-@pytest.fixture
-def one_thread() -> Callable[[], None]:
-    """As each of the processes has: the number of threads decides the last bits."""
-    threads = torch.get_num_threads()
-    yield lambda: torch.set_num_threads(1)
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture
@@ -194,6 +186,19 @@ def written(job: Job, folder: Path) -> Path:
     return path
 
 
+def check_scores(job: TrainJob, results: Results, one_thread: Callable[[], None]) -> None:
+    """The students that a job on several processes saved give one process the scores that it wrote, to the last bit."""
+    spec, device = job.spec, open_device("cpu", "fp32")
+    one_thread()
+    model = Distiller(spec.method, "resnet18", Teacher("resnet18")).to(memory_format=torch.channels_last)
+    model.students.load_state_dict(load_file(results.run_folder(spec.id) / "students.safetensors"))
+    category = images.load(get_source(job.source), spec.data, spec.image_size)
+    test = category.images[category.indices("test")]
+    (alone,) = inspect(model, test, job.evaluations, spec.eval_batch_size, device, lambda *_: None, test)
+    scores = csv.DictReader((results.run_folder(job.evaluations[0].id) / "scores.csv").open(newline=""))
+    assert [float(row["score"]) for row in scores] == alone.scores.tolist()
+
+
 def test_a_job_on_two_processes(tree: Path, write_grid: WriteGrid, one_thread: Callable[[], None]) -> None:
     settings = {"processes": 2, "train.epochs": 2, "train.batch_size": 4, "eval.batch_size": 2, "evaluate.at": [2]}
     bad = {"name": "dskd", "train.optimizer": "sgd", "train.lr": 1e30, "train.epochs": 5}
@@ -204,16 +209,7 @@ def test_a_job_on_two_processes(tree: Path, write_grid: WriteGrid, one_thread: C
     assert output.count("record {") == 2
     training, evaluation = results.record(good.spec.id), results.record(good.evaluations[0].id)
     assert (training.result["processes"], training.result["distributed_type"]) == (2, "MULTI_CPU")
-    # The saved students give one process the same scores and metrics.
-    device = open_device("cpu", "fp32")
-    one_thread()
-    model = Distiller(good.spec.method, "resnet18", Teacher("resnet18")).to(memory_format=torch.channels_last)
-    model.students.load_state_dict(load_file(results.run_folder(good.spec.id) / "students.safetensors"))
-    category = images.load(get_source(good.source), good.spec.data, 64)
-    test = category.images[category.indices("test")]
-    (alone,) = inspect(model, test, good.evaluations, 2, device, lambda *_: None, test)
-    scores = csv.DictReader((results.run_folder(good.evaluations[0].id) / "scores.csv").open(newline=""))
-    assert [float(row["score"]) for row in scores] == alone.scores.tolist()
+    check_scores(good, results, one_thread)
     (along,) = csv.DictReader((results.run_folder(good.spec.id) / "metrics.csv").open(newline=""))
     assert float(along["image_auroc"]) == evaluation.result["image_auroc"]
     # What all ranks fail at is told once, by rank 0.

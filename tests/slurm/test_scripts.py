@@ -3,6 +3,7 @@
 import os
 import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import yaml
 
 from harness.launch.cluster import snapshot
 from harness.records import Record, Results
+from tests.run.test_processes import check_scores, jobs
 from tests.slurm.conftest import SMALL, Cluster, await_, evaluations, harness, metrics, write
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(600)]
@@ -119,7 +121,9 @@ def test_a_cancelled_job_stays_cancelled(cluster: Cluster, images: Path, work: P
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "deepspeed_zero1"])
-def test_runs_that_span_nodes(strategy: str, cluster: Cluster, work: Path, mtd_root: Path) -> None:
+def test_runs_that_span_nodes(
+    strategy: str, cluster: Cluster, work: Path, mtd_root: Path, one_thread: Callable[[], None]
+) -> None:
     if strategy != "ddp":
         pytest.importorskip("deepspeed")
         pytest.importorskip("transformers")
@@ -127,14 +131,17 @@ def test_runs_that_span_nodes(strategy: str, cluster: Cluster, work: Path, mtd_r
     document = yaml.safe_load(grid.read_text())
     document["axes"]["dataset"] = [{"name": "mtd", "root": str(mtd_root)}]
     document["defaults"] |= {"image_size": 32, "train.batch_size": 32}
+    document["save"] = {"weights": True}
     grid.write_text(yaml.safe_dump(document))
-    job = cluster.sbatch("--nodes=2", *SMALL, "slurm/multinode.sh", "grid.yaml", cwd=work)
+    number = cluster.sbatch("--nodes=2", *SMALL, "slurm/multinode.sh", "grid.yaml", cwd=work)
     (work / "here").mkdir()
     harness("run", "--grid", grid, "--devices", "cpu:2", cwd=work / "here")
-    assert cluster.wait(job) == {"COMPLETED"}, cluster.output(work)
+    assert cluster.wait(number) == {"COMPLETED"}, cluster.output(work)
     assert metrics(work / "runs" / "tiles") == metrics(work / "here" / "runs" / "tiles")
     (training,) = [
         item for item in Results(work / "runs" / "tiles") if isinstance(item, Record) and item.kind == "train"
     ]
     assert training.result["processes"] == 2
-    assert (work / f"leaderboard-{job}.txt").read_text() == harness("leaderboard", "runs/tiles", cwd=work)
+    (job,), _ = jobs(grid)
+    check_scores(job, Results(work / "runs" / "tiles"), one_thread)
+    assert (work / f"leaderboard-{number}.txt").read_text() == harness("leaderboard", "runs/tiles", cwd=work)
