@@ -110,14 +110,21 @@ def gaussian_filter(maps: Tensor, sigma: float) -> Tensor:
 
     Both passes are matrix products G_H A G_W' whose matrices hold the border rule, so no padding is needed.
     """
-    rows = _gaussian_matrix(maps.shape[1], sigma).to(maps)
-    columns = _gaussian_matrix(maps.shape[2], sigma).to(maps)
-    return rows @ maps @ columns.T
+    rows, columns = (_gaussian_matrix(size, sigma, maps.dtype, maps.device) for size in maps.shape[1:])
+    tf32 = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = False  # with it a GPU keeps three digits
+    try:
+        return rows @ maps @ columns.T
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = tf32
 
 
 @functools.lru_cache(maxsize=8)
-def _gaussian_matrix(size: int, sigma: float) -> Tensor:
-    """(size, size): row i holds the weights of every position in the smoothed value at i; float64, on the host."""
+@torch.inference_mode(False)  # whoever asks first, the next one may want gradients
+def _gaussian_matrix(size: int, sigma: float, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """(size, size): row i has the weights of every position in the smoothed value at i. Put on the device once: a copy
+    for every batch would make the host wait for a GPU.
+    """
     radius = int(4 * sigma + 0.5)
     offsets = torch.arange(-radius, radius + 1)
     weights = torch.exp(-0.5 * (offsets.double() / sigma) ** 2)
@@ -125,7 +132,8 @@ def _gaussian_matrix(size: int, sigma: float) -> Tensor:
     # scipy's `reflect` repeats the edge (d c b a | a b c d | d c b a): a wave of period 2 * size.
     positions = (torch.arange(size)[:, None] + offsets) % (2 * size)
     positions = torch.where(positions < size, positions, 2 * size - 1 - positions)
-    return torch.zeros(size, size, dtype=torch.float64).scatter_add_(1, positions, weights.expand(size, -1))
+    matrix = torch.zeros(size, size, dtype=torch.float64).scatter_add_(1, positions, weights.expand(size, -1))
+    return matrix.to(device, dtype)
 
 
 def _resize(maps: Tensor, size: tuple[int, int], align_corners: bool) -> Tensor:

@@ -17,7 +17,7 @@ from torch._dynamo.utils import counters
 from dskd.config import difference
 from dskd.distiller import Distiller
 from harness.environment import cpu_flags
-from harness.run.device import Device, to_images
+from harness.run.device import Device, index_of, to_images
 from harness.run.features import TeacherFeatures
 from harness.spec import TrainSpec
 
@@ -85,7 +85,7 @@ def _try(forward: Forward, distiller: Distiller, features: TeacherFeatures, batc
     trial = copy.copy(distiller)
     trial._modules = distiller._modules | {"students": copy.deepcopy(distiller.students).train()}
     positions = np.arange(batch) % len(features.pixels)
-    images = to_images(features.pixels[torch.from_numpy(positions).to(device.place)])
+    images = to_images(features.pixels[index_of(positions, device.place)])
     with device.autocast():
         loss = forward(trial, images, features[positions])
     loss.backward()

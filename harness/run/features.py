@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from dskd.teacher import Teacher
-from harness.run.device import Device, to_images, whole_batches
+from harness.run.device import Device, index_of, to_images, whole_batches
 from harness.run.profile import section
 
 Kept = Literal["device", "host", "recomputed"]
@@ -51,11 +51,10 @@ class TeacherFeatures:
         """The pyramid of the positions: maps (B, C_k, h_k, w_k) in channels_last."""
         if self.kept == "recomputed":
             return self._compute(positions)
-        index = torch.from_numpy(positions)
         if self.kept == "device":
-            index = index.to(self.pixels.device)
+            index = index_of(positions, self.pixels.device)
             return [scale.index_select(0, index).permute(0, 3, 1, 2) for scale in self.scales]
-        return [self._send(scale, index).permute(0, 3, 1, 2) for scale in self.scales]
+        return [self._send(scale, torch.from_numpy(positions)).permute(0, 3, 1, 2) for scale in self.scales]
 
     def _send(self, scale: Tensor, index: Tensor) -> Tensor:
         """Rows from the host to the GPU through pinned memory, so that the host does not wait for their way. Torch
@@ -68,7 +67,7 @@ class TeacherFeatures:
     def _compute(self, positions: np.ndarray) -> list[Tensor]:
         filled = positions[np.minimum(np.arange(self.batch_size), len(positions) - 1)]
         with section("teacher", self.batch_size), torch.no_grad(), self.device.autocast():
-            scales = self.teacher(to_images(self.pixels[torch.from_numpy(filled).to(self.pixels.device)]))
+            scales = self.teacher(to_images(self.pixels[index_of(filled, self.pixels.device)]))
         return [scale[: len(positions)] for scale in scales]
 
     def _fill(self, first: list[Tensor]) -> None:

@@ -18,7 +18,7 @@ from dskd.distiller import Distiller
 from dskd.switches import Train
 from harness.run.checkpoint import Checkpointing, OfRank, ShardedEngine, Stateful
 from harness.run.compiled import Forward
-from harness.run.device import Device, to_images, whole_batches
+from harness.run.device import Device, index_of, to_images, whole_batches
 from harness.run.features import TeacherFeatures
 from harness.run.processes import dense_copy, fit_to_recipe, gather_parameters, part_of, share_batch_norm
 from harness.run.profile import section
@@ -177,7 +177,7 @@ def train(
             positions = shuffled[step * recipe.batch_size :][: recipe.batch_size]
             part, weight = part_of(positions, device.rank, device.processes)
             with section("batch"):
-                images = to_images(features.pixels[torch.from_numpy(part).to(device.place)])
+                images = to_images(features.pixels[index_of(part, device.place)])
                 expected = features[part]
             with section("forward", len(part)), device.autocast():
                 loss = (forward or Distiller.loss)(trained, images, expected) * weight
@@ -277,7 +277,7 @@ def mean_map(
     distiller.students.eval()
     total = torch.zeros((), device=device.place, dtype=torch.float64)
     for batch, real in whole_batches(len(positions), spec.process_batch_size)[device.rank :: device.processes]:
-        images = to_images(features.pixels[torch.from_numpy(positions[batch]).to(device.place)])
+        images = to_images(features.pixels[index_of(positions[batch], device.place)])
         with device.autocast():
             discrepancies = distiller.discrepancies(images, features[positions[batch]])
         maps = anomaly_map(discrepancies, spec.method.map, tuple(images.shape[-2:]))

@@ -2,13 +2,23 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from scipy import ndimage
 
+from dskd import Distiller
+from dskd.anomaly_map import gaussian_filter
 from harness.run.checkpoint import Interrupted
+from harness.run.device import open_device
+from harness.run.metrics import evaluate
+from harness.run.train import train
+from harness.spec import TrainSpec
 from tests.launch.test_run import records, run
 from tests.run.test_checkpoint import assert_same, go, recipe
+from tests.run.test_metrics import example
 from tests.run.test_train import PIXELS, same, spec, trained
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
@@ -26,13 +36,58 @@ def test_a_grid_runs_on_the_gpu(tree: Path, write_grid: Callable[..., Path]) -> 
 
 @pytest.mark.parametrize("precision", ["fp32", "tf32", "bf16"])
 def test_the_teacher_cache_cannot_change_a_number(precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    from harness.run.device import open_device
-
     device = open_device("cuda", precision)
     monkeypatch.setattr("tests.run.test_train.PIXELS", PIXELS.cuda())
     run_spec = spec("dskd", train__select="last")
     cached = trained(run_spec, device)[0]
     assert all(same(cached, trained(run_spec, device, keep)[0]) for keep in ("host", "recomputed"))
+
+
+@pytest.mark.parametrize("keep", ["device", "host", "recomputed"])
+def test_the_host_waits_for_the_gpu_once_an_epoch(keep: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tests.run.test_train.PIXELS", PIXELS.cuda())
+    monkeypatch.setattr("tests.run.test_train.train", watched)
+    device = open_device("cuda", "bf16")
+    try:
+        trained(spec("dskd", train__select="last", train__epochs=3), device, keep)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def watched(model: Distiller, run: TrainSpec, *args: Any, **options: Any) -> Any:
+    """`train`, in which waiting is an error from an epoch's first step to its last; the first epoch warms up."""
+    *args, _ = args
+    steps_per_epoch = 3
+
+    def report(step: int, _steps: int, epoch: object) -> None:
+        within = step > steps_per_epoch and step % steps_per_epoch and epoch is None
+        torch.cuda.set_sync_debug_mode("error" if within else "default")
+
+    return train(model, run, *args, report, **options)
+
+
+def test_smoothing_is_scipys_whatever_precision_the_networks_have() -> None:
+    open_device("cuda", "tf32")
+    maps = torch.rand(3, 96, 64, generator=torch.Generator().manual_seed(0))
+    expected = np.stack([ndimage.gaussian_filter(one, 4) for one in maps.numpy()])
+    np.testing.assert_allclose(gaussian_filter(maps.cuda(), 4).cpu().numpy(), expected, atol=1e-5)
+    assert torch.backends.cuda.matmul.allow_tf32
+
+
+def test_metrics_sorted_by_the_gpu_are_those_of_the_host() -> None:
+    assert evaluate(**example(), place=torch.device("cuda")) == evaluate(**example())
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_compiled_steps_are_close_to_plain_ones(precision: str, tree: Path, write_grid: Callable[..., Path]) -> None:
+    losses = []
+    for compiled in (False, True):
+        defaults = {"precision": precision, "train.epochs": 3, "train.batch_size": 4, "compile": compiled}
+        run(write_grid(tree, defaults=defaults), "--devices", "cuda", "--force")
+    for record in records(tree.parent / "grid.yaml", "train").values():
+        losses.append(record.result["loss_last"])
+        assert record.result["compiled"] is record.spec["compile"]
+    assert losses[0] == pytest.approx(losses[1], rel=0.05)
 
 
 def test_a_stopped_training_ends_with_the_same_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
