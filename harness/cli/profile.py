@@ -41,7 +41,10 @@ def profile(
     with TemporaryDirectory() as folder:
         options = {"save": Save(), "device": slot.kind, "force": True, "grid": parsed.name, "checkpoint_every_s": 1e9}
         job = next(iter(schedule.remaining(plan, (), results=folder, **options).jobs))
-        require(job.spec.processes == 1, "harness profile: it does runs on one process; --only processes=1 ones")
+        require(
+            job.spec.processes == 1,
+            f"processes: {job.spec.processes}: harness profile does runs of one process; write processes: 1",
+        )
         terminal = console()
         import torch
 

@@ -19,6 +19,7 @@ from dskd.distiller import Distiller
 from harness.environment import cpu_flags
 from harness.run.device import Device, index_of, to_images
 from harness.run.features import TeacherFeatures
+from harness.run.profile import section
 from harness.spec import TrainSpec
 
 Forward = Callable[[Distiller, Tensor, Sequence[Tensor]], Tensor]
@@ -62,7 +63,8 @@ def forward_of(
         torch._dynamo.config.fail_on_recompile_limit_hit = True
         _shape, _failure = shape, None
         try:
-            _try(torch.compile(_loss, dynamic=False, backend=BACKEND), distiller, features, batch, device)
+            with section("compile"):
+                _try(torch.compile(_loss, dynamic=False, backend=BACKEND), distiller, features, batch, device)
         except Exception as error:  # whatever a compiler runs into, the training does not need it
             _failure = " ".join(f"{type(error).__name__}: {error}".split())[:300]
             log.warning("compiling failed, the training runs without: %s", _failure)

@@ -156,7 +156,7 @@ def test_nothing_is_lost_and_nothing_is_wrong(tmp_path: Path, disk: Path) -> Non
             parse_record(content.decode())
         assert len(seen) < 2 * RUNS, "all done before all has befallen; write more CHAOS_EPOCHS"
     chaos.process.send_signal(signal.SIGCONT)
-    chaos.process.wait(timeout=600)
+    chaos.process.wait(timeout=1800)
     for _ in range(3):
         if len(numbers(disk / "tiny")) < 2 * RUNS:
             subprocess.run(chaos.line, stdout=chaos.log, stderr=chaos.log)
