@@ -55,9 +55,7 @@ class Screen:
 
     def _on_phase(self, job: Job, event: dict[str, Any]) -> None:
         run = self.running.get(job.spec.id)
-        if run is None or event["phase"] in ("data", "bench"):  # a retry starts anew
-            if run is not None:
-                self.progress.remove_task(run.task)
+        if run is None:
             task = self.progress.add_task(title(job.spec), total=1.0, note="")
             run = self.running[job.spec.id] = _Running(task, self.costs[job.spec.id])
         run.shares = _SHARES[event["phase"]]
@@ -87,6 +85,7 @@ class Screen:
     def _on_retrying(self, job: Job, event: dict[str, Any]) -> None:
         text = f"[yellow]↻ {event['reason']}[/] {title(job.spec)}  {event['message']}  will be tried again"
         self.console.print(f"{text}  [dim]{event['id']}[/]")
+        self._end(job)
 
     def _on_stopping(self, job: Job, event: dict[str, Any]) -> None:
         self._show(job, 1.0, "stopping (Ctrl-C again stops at once)")
@@ -94,12 +93,15 @@ class Screen:
     def _on_finished(self, job: Job, event: dict[str, Any]) -> None:
         self.finished += 1
         self.finished_s += self.costs[job.spec.id]
-        run = self.running.pop(job.spec.id, None)
-        if run is not None:
-            self.progress.remove_task(run.task)
+        self._end(job)
         self._show_grid()
         if not self.console.is_terminal:
             self.console.print(f"  {self.finished}/{len(self.costs)} runs  {self._eta()}")
+
+    def _end(self, job: Job) -> None:
+        run = self.running.pop(job.spec.id, None)
+        if run is not None:
+            self.progress.remove_task(run.task)
 
     def _show(self, job: Job, share: float, note: str | None = None) -> None:
         run = self.running.get(job.spec.id)

@@ -83,6 +83,8 @@ class Reporter:
             run.note = f"epoch {event['epoch']}/{event['epochs']}"
         elif kind == "failed":
             self.shard.failed += event["reason"] != "interrupted"
+        elif kind == "retrying":
+            del self.running[run_id]
         elif kind == "finished":
             self.shard.finished += 1
             del self.running[run_id]

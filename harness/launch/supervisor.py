@@ -259,7 +259,8 @@ class _Supervisor:
                 retry = group.failed & RETRIED if not self.stopping else set()
                 group.job = None
                 self._finish(number, job, again=bool(retry) and self._may_retry(number))
-                if event.get("leaving"):  # it was told to by somebody else
+                # Somebody else told it to leave; or what ran it out of memory may be left in it for the next job.
+                if event.get("leaving") or "out_of_memory" in group.failed:
                     self.groups[self.groups.index(group)] = None
                     group.kill()
         elif kind == "failed":

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import resource
 import signal
 import subprocess
 import sys
@@ -111,6 +112,19 @@ def _training(grid: Path, attempt: int) -> bool:
     return len(list(results(grid).folder.glob("*/attempts/*.json"))) == attempt - 1 and bool(
         list(results(grid).folder.glob("*/claim.json"))
     )
+
+
+def test_a_worker_without_memory_costs_one_attempt(tree: Path, write_grid: WriteGrid) -> None:
+    grid = write_grid(tree, axes={"method": ["dskd"], "seed": [0, 1, 2]})
+    process = started(grid)
+    until(lambda: list(results(grid).folder.glob("*/claim.json")))
+    (worker,) = _children(process.pid)
+    used = int(Path(f"/proc/{worker}/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.prlimit(worker, resource.RLIMIT_AS, (used, used))  # any other run in it would fail too
+    output = process.communicate(timeout=DEADLINE_S)[0]
+    assert process.returncode == 0, output
+    assert [line.split()[1] for line in output.splitlines() if line.startswith("↻")] == ["out_of_memory"], output
+    assert len(records(grid)) == 3
 
 
 @pytest.mark.slow
