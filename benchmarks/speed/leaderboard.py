@@ -1,14 +1,19 @@
-"""How long the leaderboard takes over many records, and how much memory: a fresh process for each table.
+"""How long the leaderboard takes over many records, and how much memory: a fresh process for each table; and the report
+of many runs with a full gallery.
 
     python benchmarks/speed/leaderboard.py [--records 10000]
 
-The records are made up: 5 methods under 2 recipes on 2 data sets of 10 categories each, as many seeds as it takes.
-Prints seconds of wall clock (imports included) and the peak memory of the process.
+The records are made up: 5 methods under 2 recipes on 2 data sets of 10 categories each, as many seeds as it takes; for
+the report 500 evaluations of 5 methods on 10 categories, 4 pictures each. Prints seconds of wall clock (imports
+included) and peak memory; of the page its size and, where there is a browser, when it is interactive.
 """
 
 import argparse
+import importlib.util
 import itertools
+import os
 import resource
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -46,6 +51,42 @@ def write(folder: Path, count: int) -> int:
     return written
 
 
+def report(base: Path) -> None:
+    sys.path.insert(0, str(Path(__file__).parents[2]))
+    from tests.leaderboard.synthetic import write_results  # of a checkout
+
+    categories = [f"category_{i}" for i in range(10)]
+    write_results(base / "runs", list(METHODS)[:5], categories, seeds=10, maps=4, side=128)
+    page = base / "report.html"
+    started = time.perf_counter()
+    command = [sys.executable, "-m", "harness", "report", str(base / "runs"), "--out", str(page)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    _, status, usage = os.wait4(process.pid, 0)
+    assert status == 0
+    pictures = page.read_text().count("data:image/webp")
+    print(
+        f"report of 500 runs, {pictures} pictures of images, masks and maps: {time.perf_counter() - started:.1f} s, "
+        f"peak {usage.ru_maxrss / 1024:.0f} MiB, {page.stat().st_size / 1e6:.1f} MB"
+    )
+    chromium = shutil.which("chromium") or shutil.which("google-chrome")
+    if chromium is None or importlib.util.find_spec("playwright") is None:
+        print("no chromium or no playwright: when it is interactive was not measured")
+        return
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
+        found = []
+        for _ in range(5):
+            tab = browser.new_page()
+            tab.goto(page.as_uri())
+            tab.wait_for_selector("html[data-ready]", state="attached")
+            found.append(tab.evaluate("performance.getEntriesByType('navigation')[0].domInteractive"))
+            tab.close()
+        browser.close()
+    print(f"interactive in headless Chromium after {' '.join(f'{one:.0f}' for one in found)} ms")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--records", type=int, default=10_000)
@@ -63,6 +104,8 @@ def main() -> None:
                 seconds.append(time.perf_counter() - started)
             peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
             print(f"{table:12} {' '.join(f'{value:.2f}' for value in seconds)} s  {peak:.0f} MiB")
+    with tempfile.TemporaryDirectory() as folder:
+        report(Path(folder))
 
 
 if __name__ == "__main__":
