@@ -28,8 +28,9 @@ BACKEND = "inductor"
 # tenth shorter and compiling takes up to a minute; other CPUs gain 4 % at most, and no GPU was measured yet.
 PAYS = {"amx": 25_000}
 log = logging.getLogger(__name__)
-_shape: tuple[Any, ...] | None = None  # of the graphs that torch keeps
-_failure: str | None = None  # of compiling them
+_shape: tuple[Any, ...] | None = None  # of the last run that was to be compiled
+_graph: Forward | None = None  # for that shape
+_failure = ""  # of compiling it
 
 
 def is_compiled(spec: TrainSpec, device: Device) -> bool:
@@ -51,7 +52,7 @@ def forward_of(
     An incomplete batch goes through the plain one. If compiling fails (no compiler, no memory), all do: the log has the
     reason once, the record too.
     """
-    global _shape, _failure
+    global _shape, _graph, _failure
     if not is_compiled(spec, device):
         return Distiller.loss, {"compiled": False}
     batch = spec.process_batch_size
@@ -61,16 +62,16 @@ def forward_of(
         torch._dynamo.reset()
         counters.clear()
         torch._dynamo.config.fail_on_recompile_limit_hit = True
-        _shape, _failure = shape, None
+        _shape, _graph = shape, torch.compile(_loss, dynamic=False, backend=BACKEND)
         try:
             with section("compile"):
-                _try(torch.compile(_loss, dynamic=False, backend=BACKEND), distiller, features, batch, device)
+                _try(_graph, distiller, features, batch, device)
         except Exception as error:  # whatever a compiler runs into, the training does not need it
-            _failure = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+            _graph, _failure = None, " ".join(f"{type(error).__name__}: {error}".split())[:300]
             log.warning("compiling failed, the training runs without: %s", _failure)
-    if _failure is not None:
+    if _graph is None:
         return Distiller.loss, {"compiled": False, "compile_failure": _failure}
-    graph = torch.compile(_loss, dynamic=False, backend=BACKEND)
+    graph = _graph
 
     def forward(model: Distiller, images: Tensor, teacher: Sequence[Tensor]) -> Tensor:
         return (graph if len(images) == batch else Distiller.loss)(model, images, teacher)
