@@ -25,6 +25,7 @@ import torch
 
 from dskd import Distiller, Teacher, get_method, replace
 from harness.environment import device_name
+from harness.run.compiled import forward_of
 from harness.run.device import open_device, to_images
 from harness.run.features import TeacherFeatures
 from harness.run.train import make_optimizers, train
@@ -38,11 +39,11 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--size", type=int, default=256)
-    parser.add_argument("--compile", action="store_true", help="compile the plain loops")
+    parser.add_argument("--compile", action="store_true", help="compile all loops")
     common.add_json(parser)
     options = parser.parse_args()
     method = replace(get_method(options.method), {"train.epochs": options.epochs, "train.select": "last"})
-    spec = TrainSpec(method, "resnet18", Weights(), Data("", "", ""), image_size=options.size)
+    spec = TrainSpec(method, "resnet18", Weights(), Data("", "", ""), image_size=options.size, compile=options.compile)
     device = open_device("auto", "auto")
     shape = (options.images, options.size, options.size, 3)
     pixels = torch.randint(256, shape, dtype=torch.uint8, device=device.place)
@@ -83,7 +84,10 @@ def main() -> None:
         distiller = model()
         features = TeacherFeatures(teacher, pixels, method.train.batch_size, device)
         nobody = np.zeros(0, np.int64)
-        curve, _ = train(distiller, spec, features, np.arange(options.images), nobody, device, lambda *_: None)
+        forward, facts = forward_of(spec, distiller, features, device)
+        assert facts["compiled"] is options.compile, facts
+        chosen = np.arange(options.images)
+        curve, _ = train(distiller, spec, features, chosen, nobody, device, lambda *_: None, forward=forward)
         steady = curve[1:] or curve
         return sum(epoch.images for epoch in steady) / sum(epoch.seconds for epoch in steady)
 
