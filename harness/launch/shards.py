@@ -24,7 +24,7 @@ class Running:
     """A run that is on: its phase, and how far that is (0 to 1)."""
 
     id: str
-    phase: str = "starting"
+    phase: str
     share: float = 0.0
     note: str = ""
 
@@ -73,21 +73,19 @@ class Reporter:
 
     def on_event(self, job: Job, event: dict[str, Any]) -> None:
         kind, run_id = event["event"], job.spec.id
-        run = self.running.setdefault(run_id, Running(run_id))
+        run = self.running.get(run_id)
         if kind == "phase":
-            run.phase, run.share, run.note = event["phase"], 0.0, ""
-        elif kind == "step":
+            self.running[run_id] = Running(run_id, event["phase"])
+        elif kind == "step" and run:
             run.share = round(event["done"] / event["total"], 3)
-        elif kind == "epoch":
+        elif kind == "epoch" and run:
             run.share = round(event["epoch"] / event["epochs"], 3)
             run.note = f"epoch {event['epoch']}/{event['epochs']}"
         elif kind == "failed":
             self.shard.failed += event["reason"] != "interrupted"
-        elif kind == "retrying":
-            del self.running[run_id]
-        elif kind == "finished":
-            self.shard.finished += 1
-            del self.running[run_id]
+        elif kind in ("retrying", "finished"):  # what a job still tells after the first does not bring it back
+            self.shard.finished += kind == "finished"
+            self.running.pop(run_id, None)
         if time.monotonic() - self.written >= EVERY_S:
             self._write()
 
