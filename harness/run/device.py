@@ -3,6 +3,7 @@
 import functools
 import gc
 import os
+import re
 import resource
 from contextlib import suppress
 from dataclasses import dataclass
@@ -22,6 +23,9 @@ from harness.run.processes import accelerator_of, expected_type
 from harness.spec import Strategy
 
 T = TypeVar("T")
+# Of torch's allocator, of the operating system (any library's file or mapping) and of oneDNN, as seen in workers whose
+# address space was limited.
+OUT_OF_MEMORY = re.compile(r"(can't|cannot) allocate memory|could not create a primitive$", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -182,8 +186,8 @@ def open_device(device: str, precision: str, processes: int = 1, strategy: Strat
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Of the host or of a GPU; on the host torch raises a plain RuntimeError."""
-    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(error)
+    """Of the host or of a GPU. On the host every library says it in its own words, also through other errors."""
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or bool(OUT_OF_MEMORY.search(str(error)))
 
 
 def free_memory() -> None:

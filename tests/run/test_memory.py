@@ -1,5 +1,7 @@
 """Where memory is too small for a batch that is only looked at, a smaller one is taken and the record says so."""
 
+import errno
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,7 +10,9 @@ import pytest
 import torch
 
 from dskd import Distiller, get_method
+from harness.data.catalog import DataError
 from harness.run.device import open_device
+from harness.run.execute import failure_reason
 from harness.run.throughput import throughput
 from harness.spec import BenchSpec
 from tests.run.test_checkpoint import attempt, job_of
@@ -49,6 +53,20 @@ def test_a_batch_of_one_that_does_not_fit_is_a_failure(
     failure = attempt(job).last_failure(job.evaluations[0].id)
     assert failure.reason == "out_of_memory"
     assert failure.peak_host_memory_mib > 100  # torch alone
+
+
+@pytest.mark.parametrize(
+    ("error", "lacks_memory"),
+    [
+        (OSError(errno.ENOMEM, os.strerror(errno.ENOMEM)), True),
+        (DataError(f"image.png: {OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))}"), True),
+        (RuntimeError("could not create a primitive"), True),  # oneDNN's, with no room for a kernel
+        (RuntimeError("could not create a primitive descriptor for a convolution"), False),
+        (OSError(errno.ENOENT, os.strerror(errno.ENOENT)), False),
+    ],
+)
+def test_lack_of_memory_is_known_by_what_the_libraries_say(error: Exception, lacks_memory: bool) -> None:
+    assert (failure_reason(error) == "out_of_memory") == lacks_memory
 
 
 def test_throughput_of_the_batches_that_fit(monkeypatch: pytest.MonkeyPatch) -> None:
