@@ -3,7 +3,8 @@
     python benchmarks/speed/report.py [--weights RESNET18.safetensors] [--only peers,metrics] [--again]
 
 Each part is a script of this folder that may be called alone; what it measured is kept in build/bench, and a call does
-what is missing there. The whole takes hours on two cores, most of them anomalib's.
+what is missing there. Parts whose targets are a GPU's are only measured there, or where --only names them. The whole
+takes an hour and more on two cores, most of it anomalib's.
 """
 
 import argparse
@@ -30,6 +31,7 @@ PARTS = {
     "dskd": ["training.py", "--method", "dskd"],
     "dskd_inference": ["throughput.py", "--method", "dskd", "--repeats", "3"],
 }
+GPU_PARTS = ("inference", "dskd", "dskd_inference")
 RATES = {  # and their targets in images/s on a GPU
     "eager": ("stfpm training", 5000),
     "dskd": ("dskd training", 2500),
@@ -41,7 +43,8 @@ RATES = {  # and their targets in images/s on a GPU
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--weights", type=Path, help="of peers.py's teacher; random ones if not given")
-    parser.add_argument("--only", default=",".join(PARTS), help="of: " + ", ".join(PARTS))
+    usual = [part for part in PARTS if gpus() or part not in GPU_PARTS]
+    parser.add_argument("--only", default=",".join(usual), help="of: " + ", ".join(PARTS))
     parser.add_argument("--again", action="store_true", help="measure again what is kept")
     parser.add_argument("--work", type=Path, default=common.WORK, help="folder for what is kept")
     options = parser.parse_args()

@@ -19,7 +19,9 @@ from scipy import ndimage
 # Mostly one thread would do (6.5 M float32: 0.05 s), but NumPy's AVX-512 sort is slow on AMD's Zen 4 (0.3 s; issue 6 of
 # numpy/x86-simd-sort).
 _THREADS = min(4, os.cpu_count() or 1)
-_SMALLEST_SLICE = 2**20  # negatives; below it another slice costs more in searches than it saves in sorting
+_SMALLEST_SLICE = 2**20  # scores, for sorting it beside to be worth a thread
+_SEARCH_IN_SORTED = 7  # scores are sorted in the time of one search, which every positive does in every slice
+_SIGN, _ALL = np.uint32(2**31), np.uint32(2**32 - 1)  # bits of a float32
 _BLOCK = 2**14  # positives counted at a time: their float64 and int64 arrays stay small and in cache
 
 
@@ -56,7 +58,8 @@ def ranking(normal: np.ndarray, defective: np.ndarray) -> Ranking:
     if not (normal.size and defective.size):
         return Ranking(math.nan, math.nan, math.nan)
     dtype = np.result_type(normal, defective)
-    return _sweep(np.array(normal, dtype=dtype), np.sort(defective.astype(dtype, copy=False)))[0]
+    normal, defective = (np.sort(scores.astype(dtype, copy=False)) for scores in (normal, defective))
+    return _sweep([normal], defective)[0]
 
 
 def regions(masks: np.ndarray) -> Regions:
@@ -137,44 +140,77 @@ def _localisation(
     limits: Sequence[float],
     place: torch.device | None,
 ) -> tuple[Ranking, list[float]]:
-    found = regions(masks) if found is None else found
-    normal, defective = maps[~masks], maps[masks]
-    if found.labels.size != defective.size:
-        raise ValueError(f"regions hold {found.labels.size} defective pixels, but masks have {defective.size}")
-    if not (normal.size and defective.size):
-        return Ranking(math.nan, math.nan, math.nan), [math.nan] * len(limits)
-    order = np.argsort(defective)
-    defective = defective[order]
-    share = 1 / (found.sizes.size * found.sizes)  # of the mean overlap, for one pixel of each region
-    return _sweep(normal, defective, share[found.labels[order]], limits, place)
+    defective = maps[masks]
+    most = maps.size // max(_SMALLEST_SLICE, _SEARCH_IN_SORTED * defective.size) if place is None else 1
+    count = max(1, min(_THREADS, most))
+    parts = (np.array_split(array.ravel(), count) for array in (maps, ~masks))
+    with ThreadPoolExecutor(count) as beside:
+        slices = beside.map(lambda scores, normal: _ascending(scores[normal], place), *parts)
+        found = regions(masks) if found is None else found
+        if found.labels.size != defective.size:
+            raise ValueError(f"regions hold {found.labels.size} defective pixels, but masks have {defective.size}")
+        if defective.size in (0, maps.size):
+            return Ranking(math.nan, math.nan, math.nan), [math.nan] * len(limits)
+        defective, labels = _by_score(defective, found.labels)
+        share = 1 / (found.sizes.size * found.sizes)  # of the mean overlap, for one pixel of each region
+        return _sweep(list(slices), defective, share[labels], limits)
+
+
+def _by_score(scores: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(P,) scores ascending, and the int32 labels >= 0 in that order."""
+    if scores.dtype != np.float32:
+        order = np.argsort(scores)
+        return scores[order], labels[order]
+    # One sort of integers that hold both, in place of an argsort and two gathers. The bits of floats rank as the floats
+    # do once the negative ones are turned round; adding 0 makes -0.0 equal 0.0.
+    bits = (scores + np.float32(0)).view(np.uint32)
+    bits ^= np.where(bits >> 31, _ALL, _SIGN)
+    both = bits.astype(np.uint64) << np.uint64(32) | labels.astype(np.uint64)
+    both.sort()
+    bits = (both >> np.uint64(32)).astype(np.uint32)
+    bits ^= np.where(bits >> 31, _SIGN, _ALL)
+    return bits.view(np.float32), both.astype(np.uint32).view(np.int32)
+
+
+def _ascending(scores: np.ndarray, place: torch.device | None) -> np.ndarray | torch.Tensor:
+    """The scores sorted, in place or on the device."""
+    if place is not None:
+        return torch.from_numpy(scores).to(place).sort().values
+    scores.sort()
+    return scores
 
 
 def _sweep(
-    negatives: np.ndarray,
+    slices: Sequence[np.ndarray] | Sequence[torch.Tensor],
     positives: np.ndarray,
     weights: np.ndarray | None = None,
     limits: Sequence[float] = (),
-    place: torch.device | None = None,
 ) -> tuple[Ranking, list[float]]:
-    """The metrics of (N,) negatives, which are reordered in place, and (P,) ascending positives, neither empty.
+    """The metrics of N negatives, in ascending slices, and (P,) ascending positives, neither empty.
 
     weights: (P,) float64, what each positive adds to the mean overlap of the regions; needed only for AUPRO's limits.
     """
-    n, p = negatives.size, positives.size
-    threads = max(1, min(_THREADS, n // _SMALLEST_SLICE))
-    slices = np.array_split(negatives, threads) if place is None else [torch.from_numpy(negatives).to(place)]
+    n, p = sum(len(part) for part in slices), positives.size
+    repeated = np.append(False, positives[1:] == positives[:-1])
 
     def contributions(start: int) -> tuple[float, ...]:
         scores = positives[start : start + _BLOCK]
-        above, reached = sum(_count(part, scores) for part in slices)
-        found = p - np.searchsorted(positives, scores)  # positives at least as high
+        above, reached = (sum(counts) for counts in zip(*(_count(part, scores) for part in slices), strict=True))
+        tied = repeated[start : start + _BLOCK].any()
+        lower = np.searchsorted(positives, scores) if tied else np.arange(start, start + scores.size)
+        found = p - lower  # positives at least as high
+        flagged = found + reached
         # Not @: BLAS would spin more threads, and the last digits of its sum depend on how many.
-        areas = ((weights[start : start + _BLOCK] * area_up_to(limit * n, above, reached)).sum() for limit in limits)
-        f1 = 2 * found / (p + found + reached)
-        return int((above + reached).sum()), (found / (found + reached)).sum(), f1.max(), *areas
+        areas = (
+            (weights[start : start + _BLOCK] * area_up_to(limit * n, above, reached)).sum()
+            if above[-1] < limit * n  # else none of them has an area
+            else 0.0
+            for limit in limits
+        )
+        f1 = 2 * (found / (p + flagged)).max()
+        return int((above + reached).sum()), (found / flagged).sum(), f1, *areas
 
-    with ThreadPoolExecutor(len(slices)) as pool:
-        slices = list(pool.map(_ascending, slices))
+    with ThreadPoolExecutor(_THREADS) as pool:
         misranked, precision, f1, *areas = zip(*pool.map(contributions, range(0, p, _BLOCK)), strict=True)
     # A tie is half a misranked pair, so pairs were counted twice, as integers. A threshold that adds no positive adds
     # nothing to AP and only lowers F1: the scores of the positives are all the thresholds they need.
@@ -182,24 +218,25 @@ def _sweep(
     return ranked, [float(sum(area)) / (limit * n) for area, limit in zip(areas, limits, strict=True)]
 
 
-def _ascending(scores: np.ndarray | torch.Tensor) -> np.ndarray | torch.Tensor:
-    if isinstance(scores, torch.Tensor):
-        return scores.sort().values
-    scores.sort()
-    return scores
-
-
-def _count(negatives: np.ndarray | torch.Tensor, scores: np.ndarray) -> np.ndarray:
-    """(2, n) int64: how many ascending `negatives` are above each of the n ascending `scores`, and at least as high."""
+def _count(negatives: np.ndarray | torch.Tensor, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """How many ascending `negatives` are above each of the n ascending `scores`, and at least as high: (n,) float64,
+    which all that is made of them would turn them to.
+    """
     if isinstance(negatives, torch.Tensor):
         sought = torch.from_numpy(scores).to(negatives.device)
         found = [torch.searchsorted(negatives, sought, side=side) for side in ("right", "left")]
-        return len(negatives) - torch.stack(found).cpu().numpy()
-    below = np.searchsorted(negatives, scores)
-    not_above = below.copy()
-    tied = negatives[np.minimum(below, negatives.size - 1)] == scores  # few: only these need the second search
-    not_above[tied] = np.searchsorted(negatives, scores[tied], "right")
-    return negatives.size - np.stack((not_above, below))
+        above, reached = (len(negatives) - torch.stack(found).double()).cpu().numpy()
+        return above, reached
+    start, stop = np.searchsorted(negatives, scores[0]), np.searchsorted(negatives, scores[-1], "right")
+    near = negatives[start:stop]  # all that the searches need look at: it stays in cache
+    below = np.searchsorted(near, scores)
+    reached = float(negatives.size - start) - below
+    if not near.size:
+        return reached, reached
+    tied = np.flatnonzero(near.take(below, mode="clip") == scores)  # few: only these need the second search
+    above = reached.copy()
+    above[tied] = float(negatives.size - start) - np.searchsorted(near, scores[tied], "right")
+    return above, reached
 
 
 def area_up_to(end: float, above: np.ndarray, reached: np.ndarray) -> np.ndarray:

@@ -185,7 +185,7 @@ def test_threads_blocks_and_the_device_that_sorts_change_nothing(monkeypatch):
     test_set = example()
     whole = evaluate(**test_set)
     assert evaluate(**test_set, place=torch.device("cpu")) == whole
-    for name, value in {"_THREADS": 3, "_SMALLEST_SLICE": 1, "_BLOCK": 7}.items():
+    for name, value in {"_THREADS": 3, "_SMALLEST_SLICE": 1, "_SEARCH_IN_SORTED": 0, "_BLOCK": 7}.items():
         monkeypatch.setattr(metrics, name, value)
     assert evaluate(**test_set) == pytest.approx(whole, abs=1e-12)
 
