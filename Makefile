@@ -23,5 +23,5 @@ lint: install
 	$(BIN)/ruff format --check .
 
 bench: install
-	$(BIN)/python benchmarks/speed/report.py
+	$(BIN)/python benchmarks/speed/report.py $(if $(WEIGHTS),--weights $(WEIGHTS))
 	$(BIN)/python benchmarks/speed/leaderboard.py

@@ -38,7 +38,7 @@ def main() -> None:
         "runs": lambda: [grid_of(count) for count in options.runs],
         "images": lambda: [one_run(images=count, size=64, test=count // 10) for count in options.images],
         "sizes": lambda: [one_run(images=64, size=size, test=64) for size in options.sizes],
-        "memory": lambda: one_run(images=400, size=256, test=100),
+        "memory": lambda: [one_run(images=400, size=256, test=100, precision=kind) for kind in ("fp32", "bf16")],
     }
     found = {}
     for name in options.parts.split(","):
@@ -52,13 +52,16 @@ def numbers(text: str) -> list[int]:
     return [int(part) for part in text.split(",")]
 
 
-def write_grid(folder: str, seeds: int, images: int = 16, size: int = 64, test: int = 16) -> Path:
+def write_grid(
+    folder: str, seeds: int, images: int = 16, size: int = 64, test: int = 16, precision: str = "auto"
+) -> Path:
     """One category of `surfaces`; `test`: about so many images."""
     kinds = 5  # of defects that granite has
     dataset = {"name": "surfaces", "categories": ["granite"], "side": size, "train": images}
     dataset |= {"test_good": max(1, test // 2), "test_per_defect": max(1, test // 2 // kinds)}
     axes = {"method": ["stfpm"], "backbone": ["resnet18"], "dataset": [dataset], "seed": list(range(seeds))}
     defaults = {"image_size": size, "weights": "random", "train.epochs": 1, "train.select": "last"}
+    defaults["precision"] = precision
     path = Path(folder) / "grid.yaml"
     path.write_text(yaml.safe_dump({"name": "scaling", "axes": axes, "defaults": defaults}))
     return path
@@ -101,9 +104,9 @@ def grid_of(seeds: int) -> dict[str, Any]:
         return {"runs": seeds, "wall_s": wall_s, "s_per_run": wall_s / seeds, "again_s": time.perf_counter() - started}
 
 
-def one_run(images: int, size: int, test: int) -> dict[str, Any]:
+def one_run(images: int, size: int, test: int, precision: str = "auto") -> dict[str, Any]:
     with TemporaryDirectory() as folder:
-        path = write_grid(folder, 1, images, size, test)
+        path = write_grid(folder, 1, images, size, test, precision)
         common.harness("plan", "--grid", str(path))  # writes the images, which is no part of a run
         wall_s = timed_run(path, folder)
         results = Results(Path(folder) / "scaling")
@@ -111,6 +114,7 @@ def one_run(images: int, size: int, test: int) -> dict[str, Any]:
         return {
             "images": images,
             "size": size,
+            "precision": found["train"]["precision"],
             "test_images": found["evaluate"]["test_normal"] + found["evaluate"]["test_anomalous"],
             "wall_s": wall_s,
             "train_s": found["train"]["train_s"],

@@ -1,7 +1,8 @@
 """The forward of a training step as compiled graphs, which all runs of one shape in a worker share.
 
 torch keeps a few graphs of a function and then runs eager without a word. Here it must keep the one that it has: shapes
-are static, another shape starts anew, and what goes wrong is seen before the first step.
+are static, another shape starts anew, and what goes wrong is seen before the first step. On a GPU a step is launched as
+CUDA graphs, which know weights by their address: all runs of a shape train the students of the first, in place.
 """
 
 import copy
@@ -11,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch._dynamo.utils import counters
 
 from dskd.config import difference
@@ -24,12 +25,15 @@ from harness.spec import TrainSpec
 
 Forward = Callable[[Distiller, Tensor, Sequence[Tensor]], Tensor]
 BACKEND = "inductor"
+MODE = {"cuda": "reduce-overhead"}  # with CUDA graphs
+STEPS_OF_A_TRIAL = {"cuda": 3}  # they are recorded at the second and used from the third
 # Passes of a 256x256 image from which `auto` compiles, by kind of device. With AMX a step of 25 ms an image gets a
 # tenth shorter and compiling takes up to a minute; other CPUs gain 4 % at most, and no GPU was measured yet.
 PAYS = {"amx": 25_000}
 log = logging.getLogger(__name__)
 _shape: tuple[Any, ...] | None = None  # of the last run that was to be compiled
 _graph: Forward | None = None  # for that shape
+_students: nn.Module | None = None  # that the runs of that shape train
 _failure = ""  # of compiling it
 
 
@@ -52,7 +56,7 @@ def forward_of(
     An incomplete batch goes through the plain one. If compiling fails (no compiler, no memory), all do: the log has the
     reason once, the record too.
     """
-    global _shape, _graph, _failure
+    global _shape, _graph, _students, _failure
     if not is_compiled(spec, device):
         return Distiller.loss, {"compiled": False}
     batch = spec.process_batch_size
@@ -62,13 +66,18 @@ def forward_of(
         torch._dynamo.reset()
         counters.clear()
         torch._dynamo.config.fail_on_recompile_limit_hit = True
-        _shape, _graph = shape, torch.compile(_loss, dynamic=False, backend=BACKEND)
+        _shape, _students = shape, distiller.students
+        _graph = torch.compile(_loss, dynamic=False, backend=BACKEND, mode=MODE.get(device.place.type))
         try:
             with section("compile"):
                 _try(_graph, distiller, features, batch, device)
         except Exception as error:  # whatever a compiler runs into, the training does not need it
             _graph, _failure = None, " ".join(f"{type(error).__name__}: {error}".split())[:300]
             log.warning("compiling failed, the training runs without: %s", _failure)
+    else:
+        _students.load_state_dict(distiller.students.state_dict())
+        _students.zero_grad()  # of a run that ended within a step
+        _students.method, distiller.students = distiller.method, _students
     if _graph is None:
         return Distiller.loss, {"compiled": False, "compile_failure": _failure}
     graph = _graph
@@ -84,11 +93,17 @@ def _loss(model: Distiller, images: Tensor, teacher: Sequence[Tensor]) -> Tensor
 
 
 def _try(forward: Forward, distiller: Distiller, features: TeacherFeatures, batch: int, device: Device) -> None:
-    """One step forward and backward of a copy of the students, which compiles both."""
-    trial = copy.copy(distiller)
-    trial._modules = distiller._modules | {"students": copy.deepcopy(distiller.students).train()}
+    """Steps forward and backward, which compile both; the students end as they were."""
+    before = copy.deepcopy(distiller.students.state_dict())
+    distiller.students.train()
     positions = np.arange(batch) % len(features.pixels)
     images = to_images(features.pixels[index_of(positions, device.place)])
-    with device.autocast():
-        loss = forward(trial, images, features[positions])
-    loss.backward()
+    try:
+        for _ in range(STEPS_OF_A_TRIAL.get(device.place.type, 1)):
+            with device.autocast():
+                loss = forward(distiller, images, features[positions])
+            loss.backward()
+            distiller.students.zero_grad()
+    finally:
+        distiller.students.zero_grad()
+        distiller.students.load_state_dict(before)

@@ -65,11 +65,13 @@ def test_runs_of_one_shape_share_a_graph(write_grid: WriteGrid, tree: Path, monk
     tried = compiled._try
     monkeypatch.setattr(compiled, "_try", lambda *args: compilations.append(tried(*args)))
     for seed in range(10):  # torch keeps 8 graphs of a function by default
-        result, _ = trained(job(write_grid, tree, seed, compile=True, **{"train.epochs": 1 + seed % 2}))
+        result, losses = trained(job(write_grid, tree, seed, compile=True, **{"train.epochs": 1 + seed % 2}))
         assert (result["compiled"], result["graphs"]) == (True, 1)
     assert len(compilations) == 1
     assert trained(job(write_grid, tree, compile=True, image_size=64))[0]["graphs"] == 1
     assert len(compilations) == 2
+    first = job(write_grid, tree, seed, compile=True, **{"train.epochs": 2})
+    assert trained(TrainJob(**vars(first) | {"force": True}))[1] == losses  # whatever was trained before it
 
 
 def test_a_stopped_training_goes_on_to_the_same_numbers(write_grid: WriteGrid, tree: Path, tmp_path: Path) -> None:
