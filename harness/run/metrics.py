@@ -230,12 +230,13 @@ def _count(negatives: np.ndarray | torch.Tensor, scores: np.ndarray) -> tuple[np
     start, stop = np.searchsorted(negatives, scores[0]), np.searchsorted(negatives, scores[-1], "right")
     near = negatives[start:stop]  # all that the searches need look at: it stays in cache
     below = np.searchsorted(near, scores)
-    reached = float(negatives.size - start) - below
+    rest = float(negatives.size - start)
+    reached = rest - below
     if not near.size:
         return reached, reached
     tied = np.flatnonzero(near.take(below, mode="clip") == scores)  # few: only these need the second search
     above = reached.copy()
-    above[tied] = float(negatives.size - start) - np.searchsorted(near, scores[tied], "right")
+    above[tied] = rest - np.searchsorted(near, scores[tied], "right")
     return above, reached
 
 
