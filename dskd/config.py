@@ -10,10 +10,13 @@ import functools
 import math
 import types
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal, TypeVar
 
 T = TypeVar("T")
+MOST_SHOWN = 200  # characters of a value in a message
+MOST_OPTIONS = 1000  # characters of the options in a message
+WHOLE = (-(2**63), 2**64 - 1)  # what generators take for a seed; no other number of a config comes near
 
 
 class ConfigError(ValueError):
@@ -25,9 +28,28 @@ def suggest(word: object, options: Iterable[str]) -> str:
     …".
     """
     options = list(options)
-    near = difflib.get_close_matches(str(word), options, n=1, cutoff=0.5)
-    hint = f"did you mean {near[0]!r}? " if near else ""
-    return f"{hint}one of: {', '.join(options)}"
+    near = difflib.get_close_matches(_shortened(_text(word, str)), options, n=1, cutoff=0.5)
+    hint = f"did you mean {quoted(near[0])}? " if near else ""
+    listed = ", ".join(options)
+    if len(listed) > MOST_OPTIONS:
+        listed = f"{listed[:MOST_OPTIONS].rpartition(', ')[0] or listed[:MOST_OPTIONS]}, ... ({len(options)} in all)"
+    return f"{hint}one of: {listed}"
+
+
+def quoted(value: object) -> str:
+    """A value that a user wrote, as messages show it: its start, if it is long."""
+    return _shortened(_text(value, repr))
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= MOST_SHOWN else f"{text[:MOST_SHOWN]}..."
+
+
+def _text(value: object, write: Callable[[object], str]) -> str:
+    try:
+        return write(value)
+    except (ValueError, RecursionError):  # more digits than Python writes, lists within lists
+        return f"a very large {type(value).__name__}"
 
 
 @functools.cache
@@ -57,7 +79,7 @@ def replace(config: T, values: Mapping[str, Any], where: str = "") -> T:
         head, _, rest = key.partition(".")
         if head not in kinds or (bool(rest) and not dataclasses.is_dataclass(kinds[head])):
             options = [where + name for name in dotted_keys(type(config))]
-            raise ConfigError(f"unknown key {where + key!r}; {suggest(where + key, options)}")
+            raise ConfigError(f"unknown key {quoted(where + key)}; {suggest(where + key, options)}")
         if rest:
             nested.setdefault(head, {})[rest] = value
         elif dataclasses.is_dataclass(kinds[head]) and isinstance(value, Mapping):
@@ -82,7 +104,9 @@ def coerce(value: Any, kind: Any, key: str) -> Any:
     if origin is Literal:
         if value in arguments and type(value) in {type(argument) for argument in arguments}:
             return value
-        raise ConfigError(f"{key}: {value!r} is not possible; {suggest(value, [str(option) for option in arguments])}")
+        raise ConfigError(
+            f"{key}: {quoted(value)} is not possible; {suggest(value, [str(option) for option in arguments])}"
+        )
     if origin in (typing.Union, types.UnionType):
         if value is None and type(None) in arguments:
             return None
@@ -90,7 +114,7 @@ def coerce(value: Any, kind: Any, key: str) -> Any:
         return coerce(value, kind, key)
     if origin is tuple:
         if not isinstance(value, (list, tuple)):
-            raise ConfigError(f"{key}: {value!r} is not possible; write a list")
+            raise ConfigError(f"{key}: {quoted(value)} is not possible; write a list")
         if arguments[-1] is not Ellipsis and len(value) != len(arguments):
             raise ConfigError(f"{key}: a list of {len(arguments)} values is needed, {len(value)} given")
         kinds = [arguments[0]] * len(value) if arguments[-1] is Ellipsis else arguments
@@ -103,16 +127,18 @@ def coerce(value: Any, kind: Any, key: str) -> Any:
         if isinstance(value, (int, float, str)) and not isinstance(value, bool):
             try:
                 number = float(value)
-            except ValueError:
+            except (ValueError, OverflowError):
                 number = math.nan
             if math.isfinite(number):
                 return number
-        raise ConfigError(f"{key}: {value!r} is not possible; write a number")
+        raise ConfigError(f"{key}: {quoted(value)} is not possible; write a number")
     if kind is int and isinstance(value, float) and value.is_integer():
-        return int(value)
+        value = int(value)
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
         names = {int: "a whole number", bool: "true or false", str: "a text", dict: "a mapping"}
-        raise ConfigError(f"{key}: {value!r} is not possible; write {names.get(kind, kind.__name__)}")
+        raise ConfigError(f"{key}: {quoted(value)} is not possible; write {names.get(kind, kind.__name__)}")
+    if kind is int and not WHOLE[0] <= value <= WHOLE[1]:
+        raise ConfigError(f"{key}: {quoted(value)} is not possible; write a whole number of at most 19 digits")
     return value
 
 
@@ -123,12 +149,12 @@ def from_mapping(cls: type[T], mapping: Mapping[str, Any], where: str = "") -> T
     prefix = f"{where}." if where else ""
     if not isinstance(mapping, Mapping):
         raise ConfigError(
-            f"{where or cls.__name__}: {mapping!r} is not possible; write a mapping of {cls.__name__}'s keys"
+            f"{where or cls.__name__}: {quoted(mapping)} is not possible; write a mapping of {cls.__name__}'s keys"
         )
     kinds = field_types(cls)
     for key in mapping:
         if key not in kinds:
-            raise ConfigError(f"unknown key {prefix + key!r}; {suggest(key, kinds)}")
+            raise ConfigError(f"unknown key {quoted(f'{prefix}{key}')}; {suggest(key, kinds)}")
     try:
         return cls(**{key: coerce(value, kinds[key], prefix + key) for key, value in mapping.items()})
     except TypeError as error:

@@ -170,8 +170,8 @@ class Train:
     batch_norm: Literal["local", "sync"] = "local"
 
     def __post_init__(self) -> None:
-        require(self.epochs >= 1, f"epochs: {self.epochs} is not possible; write 1 or more")
-        require(self.batch_size >= 1, f"batch_size: {self.batch_size} is not possible; write 1 or more")
+        for name, value in (("epochs", self.epochs), ("batch_size", self.batch_size)):
+            require(1 <= value <= 1_000_000, f"{name}: {value} is not possible; write 1 or more, up to 1000000")
         require(self.lr > 0, f"lr: {self.lr} is not possible; write a number above 0")
         require(self.encoder_lr > 0, f"encoder_lr: {self.encoder_lr} is not possible; write a number above 0")
         require(

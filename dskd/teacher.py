@@ -88,7 +88,8 @@ def read_trunk_weights(trunk: nn.Module, backbone: str, path: Path) -> dict[str,
     missing.
 
     Raises:
-        ConfigError: not a safetensors file; a missing, unexpected or wrongly shaped key, named.
+        ConfigError: not a safetensors file; a missing, unexpected or wrongly shaped key, named; values that are not
+            finite, from which every student would diverge.
     """
     try:
         state = load_file(path)
@@ -111,6 +112,7 @@ def read_trunk_weights(trunk: nn.Module, backbone: str, path: Path) -> dict[str,
     _refuse(path, backbone, "has unexpected", (names[key] for key in state.keys() - {_flat(key) for key in whole}))
     wrong = (names[key] for key in needed.keys() & state.keys() if state[key].shape != wanted[needed[key]].shape)
     _refuse(path, backbone, "has other shapes for", wrong)
+    _refuse_infinite(path, {names[key]: state[key] for key in needed.keys() & state.keys()})
     return {key: state.get(flat, wanted[key]) for flat, key in needed.items()}
 
 
@@ -124,4 +126,14 @@ def _refuse(path: Path, backbone: str, what: str, keys: Iterable[str]) -> None:
         rest = f" and {len(named) - 3} more" if len(named) > 3 else ""
         raise ConfigError(
             f"weights: {path} {what} {', '.join(named[:3])}{rest}; a file for {backbone} in timm's names is needed"
+        )
+
+
+def _refuse_infinite(path: Path, state: dict[str, Tensor]) -> None:
+    named = sorted(key for key, value in state.items() if not torch.isfinite(value).all())
+    if named:
+        rest = f" and {len(named) - 1} more" if len(named) > 1 else ""
+        raise ConfigError(
+            f"weights: {path} has values that are not finite in {named[0]}{rest}; a file without NaN and infinity is "
+            "needed"
         )

@@ -9,7 +9,7 @@ from pathlib import Path
 from dskd import backbones
 from dskd.backbones import BACKBONES, TRUNKS, Backbone, get_backbone
 from dskd.config import ConfigError, from_mapping, to_mapping
-from harness.files import cache_folder, write_atomic
+from harness.files import cache_folder, write_cache
 from harness.spec import digest
 
 
@@ -27,7 +27,7 @@ def remember(name: str) -> Backbone:
     with suppress(OSError, ValueError):  # not there, or damaged: a ConfigError is a ValueError
         BACKBONES[name] = from_mapping(Backbone, json.loads(store.read_text()))
     if name not in BACKBONES:
-        write_atomic(store, json.dumps(to_mapping(get_backbone(name))))
+        write_cache(store, json.dumps(to_mapping(get_backbone(name))))
     return BACKBONES[name]
 
 

@@ -4,54 +4,38 @@ import functools
 import importlib.util
 import itertools
 import marshal
-import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from dskd.config import ConfigError, coerce, dotted_keys, field_types, from_mapping, replace, require, suggest
+from dskd.config import ConfigError, coerce, field_types, replace, require
 from dskd.methods import METHODS, get_method
 from dskd.switches import Method, Score
 from harness.backbones import remember
-from harness.data import builtin, layouts  # noqa: F401  (they register their data sets)
-from harness.data.catalog import Source, get_source
-from harness.data.manifest import describe
+from harness.data import depth
+from harness.data.catalog import Source
+from harness.data.manifest import look
 from harness.environment import device_name, thread_count
-from harness.spec import Bench, BenchSpec, Data, EvaluateSpec, Metrics, Save, Tracking, TrainSpec, Weights
+from harness.gridfile import (  # noqa: F401  (of a grid both halves are asked for here)
+    LABELS,
+    METHOD_KEYS,
+    RUN_KEYS,
+    Grid,
+    Settings,
+    method_entry,
+    parse,
+    read_grid,
+    source_of,
+)
+from harness.spec import Bench, BenchSpec, Data, EvaluateSpec, Metrics, TrainSpec, Weights
 from harness.weights import is_folded, locate
 
-Settings = dict[str, Any]
-
-RUN_KEYS = {"image_size": "image_size", "weights": "weights", "precision": "precision", "seed": "seed"}
-RUN_KEYS |= {"crop": "crop", "eval.batch_size": "eval_batch_size", "evaluate.at": "evaluate_at"}
-RUN_KEYS |= {"processes": "processes", "strategy": "strategy", "compile": "compile"}
 DEEPSPEED_PACKAGES = ("deepspeed", "transformers")  # Accelerate needs the second for the first
-METHOD_KEYS = [key for key in dotted_keys(Method) if key not in ("name", "revision")]
-EVALUATE_KEYS = [*(key for key in METHOD_KEYS if key.startswith("map.")), "score", "aupro_limits", "metrics"]
+DeepPictures = dict[tuple[Source, str], tuple[depth.Deep, ...]]  # of the categories that have some
+
 DEFAULT_WEIGHTS = "imagenet"
 PLAIN = (str, int, float, bool, list, dict, type(None))
-SETTABLE = [*(key for key in RUN_KEYS if key != "seed"), *METHOD_KEYS, "aupro_limits", "metrics"]
-LABELS = ["method", "recipe", "backbone", "dataset", "category", "seed"]
-AXES = ["method", "backbone", "dataset", "seed", *SETTABLE]
-
-
-@dataclass(frozen=True)
-class Grid:
-    """A grid file, checked: every key exists and every rule can match. Values are checked by `expand`."""
-
-    name: str
-    axes: dict[str, list[Any]]
-    defaults: Settings = field(default_factory=dict)
-    include: list[dict[str, list[Any]]] = field(default_factory=list)
-    exclude: list[Settings] = field(default_factory=list)
-    overrides: list[tuple[Settings, Settings]] = field(default_factory=list)
-    evaluate: list[Settings] = field(default_factory=lambda: [{}])
-    bench: Bench | None = None
-    save: Save = field(default_factory=Save)
-    tracking: Tracking | None = None
 
 
 @dataclass(frozen=True)
@@ -66,6 +50,7 @@ class Facts:
     threads: int
     folded: frozenset[tuple[str, str]] = frozenset()
     missing: tuple[str, ...] = ()
+    deep: DeepPictures = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -84,131 +69,15 @@ class Plan:
 
     trainings: list[Training]
     benches: list[BenchSpec]
+    deep: DeepPictures = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.trainings) + sum(len(training.evaluations) for training in self.trainings) + len(self.benches)
 
-
-def read_grid(path: Path) -> Grid:
-    """Raises ConfigError for a file that is not there, is not YAML or says something that cannot be meant."""
-    try:
-        document = yaml.load(path.read_text(), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-    except OSError as error:
-        raise ConfigError(f"{path}: {error.strerror}; write the path of a grid file (see benchmarks/grids)") from None
-    except UnicodeDecodeError:
-        raise ConfigError(f"{path} is not a text file; a grid file is YAML (see benchmarks/grids)") from None
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
-    try:
-        return parse(document)
-    except ConfigError as error:
-        raise ConfigError(f"{path}: {error}") from None
-
-
-def parse(document: Any) -> Grid:
-    """A grid from the parsed YAML. Raises ConfigError."""
-    _require_mapping(document, "a grid file")
-    known = ["name", "axes", "defaults", "include", "exclude", "overrides", "evaluate", "bench", "save", "tracking"]
-    _require_keys(document, known, "")
-    name = str(document.get("name", ""))
-    require(bool(re.fullmatch(r"[\w.-]+", name)), f"name: {name!r} is not possible; write letters, digits, . _ and -")
-    axes = _axes(document.get("axes"), "axes")
-    for axis in ("method", "backbone", "dataset"):
-        require(axis in axes, f"axes: {axis!r} is missing; write axes: {{{axis}: [...]}}")
-    axes.setdefault("seed", [0])
-    include = [axes | _axes(entry, "include") for entry in _list(document.get("include"), "include")]
-    rules = [_settings(rule, [*LABELS, *AXES], "exclude") for rule in _list(document.get("exclude"), "exclude")]
-    overrides = []
-    for rule in _list(document.get("overrides"), "overrides"):
-        _require_mapping(rule, "an entry of overrides")
-        _require_keys(rule, ["when", "set"], "overrides: ")
-        when = _settings(rule.get("when", {}), [*LABELS, *AXES], "overrides.when")
-        overrides.append((when, _settings(rule.get("set", {}), SETTABLE, "overrides.set")))
-    bench = document.get("bench")
-    grid = Grid(
-        name=name,
-        axes=axes,
-        defaults=_settings(document.get("defaults") or {}, SETTABLE, "defaults"),
-        include=include,
-        exclude=rules,
-        overrides=overrides,
-        evaluate=[
-            _settings(entry or {}, EVALUATE_KEYS, "evaluate")
-            for entry in _list(document.get("evaluate"), "evaluate") or [{}]
-        ],
-        bench=from_mapping(Bench, bench, "bench") if bench else None,
-        save=from_mapping(Save, document.get("save") or {}, "save"),
-        tracking=coerce(document.get("tracking"), Tracking | None, "tracking"),
-    )
-    _check_names(grid)
-    return grid
-
-
-def _axes(axes: Any, where: str) -> dict[str, list[Any]]:
-    _require_mapping(axes, where)
-    _require_keys(axes, AXES, f"{where}: ")
-    lists = {axis: values if isinstance(values, list) else [values] for axis, values in axes.items()}
-    for axis, values in lists.items():
-        require(bool(values), f"{where}: {axis!r} is empty; write at least one value")
-    return lists
-
-
-def _settings(settings: Any, keys: Sequence[str], where: str) -> Settings:
-    """Settings with dotted keys; `train: {epochs: 1}` is taken as `train.epochs: 1`."""
-    _require_mapping(settings, where)
-    flat: Settings = {}
-    for key, value in settings.items():
-        if isinstance(value, Mapping) and key not in keys:
-            flat |= {f"{key}.{inner}": item for inner, item in value.items()}
-        else:
-            flat[key] = value
-    _require_keys(flat, keys, f"{where}: ")
-    return flat
-
-
-def _list(value: Any, where: str) -> list[Any]:
-    require(value is None or isinstance(value, list), f"{where}: {value!r} is not possible; write a list")
-    return value or []
-
-
-def _require_mapping(value: Any, where: str) -> None:
-    require(isinstance(value, Mapping), f"{where}: {value!r} is not possible; write a mapping of keys to values")
-
-
-def _require_keys(mapping: Mapping[str, Any], keys: Sequence[str], where: str) -> None:
-    for key in mapping:
-        if key not in keys:
-            raise ConfigError(f"{where}unknown key {key!r}; {suggest(key, keys)}")
-
-
-def _method_entry(entry: Any) -> tuple[str, Settings]:
-    """Name and settings of a method axis value: `dskd` or `{name: dskd, embedding.source: teacher}`."""
-    if isinstance(entry, str):
-        return get_method(entry).name, {}
-    _require_mapping(entry, "method")
-    require("name" in entry, f"method: {dict(entry)} has no `name`")
-    settings = {key: value for key, value in entry.items() if key != "name"}
-    return get_method(entry["name"]).name, _settings(settings, METHOD_KEYS, f"method {entry['name']}")
-
-
-def _check_names(grid: Grid) -> None:
-    """Names of methods, backbones and data sets exist, and each rule's values are among the grid's."""
-    blocks = [grid.axes, *grid.include]
-    values: dict[str, list[str]] = {axis: [] for block in blocks for axis in block}
-    for block in blocks:
-        values["method"] += [_method_entry(entry)[0] for entry in block["method"]]
-        values["backbone"] += [remember(name).name for name in block["backbone"]]
-        values["dataset"] += [get_source(entry).name for entry in block["dataset"]]
-        for axis in block.keys() - {"method", "backbone", "dataset"}:
-            values[axis] += [str(value) for value in block[axis]]
-    rules = [("exclude", rule) for rule in grid.exclude] + [("overrides.when", when) for when, _ in grid.overrides]
-    for where, rule in rules:
-        for key, wanted in rule.items():
-            for value in wanted if isinstance(wanted, list) else [wanted]:
-                if key in values and str(value) not in values[key]:
-                    raise ConfigError(
-                        f"{where}: {key} {value!r} is not in the grid; {suggest(value, dict.fromkeys(values[key]))}"
-                    )
+    def remarks(self) -> list[str]:
+        """What there is to say of its data sets' deep pictures, a line each."""
+        chosen = {(training.source, training.spec.data.category) for training in self.trainings} if self.deep else set()
+        return depth.remarks({key: found for key, found in self.deep.items() if key in chosen})
 
 
 Progress = Callable[[str, int, int], None]
@@ -226,9 +95,12 @@ def resolve(grid: Grid, device: str = "auto", progress: Progress | None = None) 
     """
     blocks = [grid.axes, *grid.include]
     categories: dict[Source, list[Data]] = {}
-    for source in dict.fromkeys(get_source(entry) for block in blocks for entry in block["dataset"]):
+    deep: DeepPictures = {}
+    for source in dict.fromkeys(source_of(entry) for block in blocks for entry in block["dataset"]):
         report = functools.partial(progress, f"reading {source.name}") if progress else None
-        categories[source] = [describe(source, category, report) for category in source.chosen()]
+        looks = {category: look(source, category, report) for category in source.chosen()}
+        categories[source] = [found.data for found in looks.values()]
+        deep |= {(source, category): found.deep for category, found in looks.items() if found.deep}
     for name in _trunks(grid):
         remember(name)
     default = grid.defaults.get("weights", DEFAULT_WEIGHTS)
@@ -241,13 +113,13 @@ def resolve(grid: Grid, device: str = "auto", progress: Progress | None = None) 
     }
     folded = frozenset(key for key, (_, path) in weights.items() if path is None or is_folded(Path(path)))
     missing = tuple(name for name in DEEPSPEED_PACKAGES if importlib.util.find_spec(name) is None)
-    return Facts(categories, weights, device_name(device), thread_count(), folded, missing)
+    return Facts(categories, weights, device_name(device), thread_count(), folded, missing, deep)
 
 
 def _trunks(grid: Grid) -> set[str]:
     """Every other trunk that an encoder student of the grid may have."""
-    names = {METHODS[_method_entry(entry)[0]].encoder.backbone for entry in _methods(grid)}
-    places = [grid.defaults, *(_method_entry(entry)[1] for entry in _methods(grid))]
+    names = {METHODS[method_entry(entry)[0]].encoder.backbone for entry in _methods(grid)}
+    places = [grid.defaults, *(method_entry(entry)[1] for entry in _methods(grid))]
     places += [extra for _, extra in grid.overrides]
     names |= {place.get("encoder.backbone") for place in places}
     names |= {name for block in [grid.axes, *grid.include] for name in block.get("encoder.backbone", [])}
@@ -267,7 +139,7 @@ def expand(grid: Grid, facts: Facts) -> Plan:
     trainings: dict[str, Training] = {}
     benches: dict[str, BenchSpec] = {}
     for block in [grid.axes, *grid.include]:
-        sources = [get_source(entry) for entry in block["dataset"]]
+        sources = [source_of(entry) for entry in block["dataset"]]
         for values in _combinations(block | {"dataset": sources}):
             for data in facts.categories[values["dataset"]]:
                 training = _training(grid, facts, values, data)
@@ -276,7 +148,7 @@ def expand(grid: Grid, facts: Facts) -> Plan:
                 trainings[training.spec.id] = training
                 for bench in _benches(training.spec, grid.bench, facts):
                     benches.setdefault(bench.id, bench)
-    return Plan(list(trainings.values()), list(benches.values()))
+    return Plan(list(trainings.values()), list(benches.values()), facts.deep)
 
 
 def _combinations(block: Mapping[str, list[Any]]) -> Iterator[Settings]:
@@ -294,7 +166,7 @@ def matches(labels: Mapping[str, Any], rule: Mapping[str, Any]) -> bool:
 
 
 def _training(grid: Grid, facts: Facts, values: Settings, data: Data) -> Training | None:
-    name, own = _method_entry(values["method"])
+    name, own = method_entry(values["method"])
     axes = {key: value for key, value in values.items() if key not in ("method", "backbone", "dataset")}
     settings = grid.defaults | own | axes
     labels = settings | {
@@ -338,7 +210,7 @@ def _packed(settings: Settings) -> bytes:
     try:
         return marshal.dumps(settings, 2)
     except ValueError:  # YAML reads 2026-01-01 as a date
-        found = (f"{key}: {value}" for key, value in settings.items() if not isinstance(value, PLAIN))
+        found = (f"{key}: {str(value)[:20]}" for key, value in settings.items() if not isinstance(value, PLAIN))
         strange = next(found, "a date in a list")
         raise ConfigError(f"{strange} is not possible; write numbers, texts, true or false, or lists of them") from None
 
@@ -360,7 +232,10 @@ def _run_values(run: bytes) -> Settings:
 def _variant(method: Method, settings: bytes) -> Settings:
     """`map`, `score`, `aupro_limits` and `metrics` of one evaluation of a method."""
     chosen = marshal.loads(settings)
-    limits = tuple(chosen.pop("aupro_limits", EvaluateSpec.aupro_limits))
+    given = chosen.pop("aupro_limits", EvaluateSpec.aupro_limits)
+    limits = coerce(given, field_types(EvaluateSpec)["aupro_limits"], "aupro_limits")
+    if all(isinstance(limit, (int, float)) for limit in given):
+        limits = tuple(given)  # 1 stays 1 and not 1.0, which would be another id
     score = coerce(chosen.pop("score", method.score), Score, "score")
     kind = coerce(chosen.pop("metrics", EvaluateSpec.metrics), Metrics, "metrics")
     changes = {key.removeprefix("map."): value for key, value in chosen.items()}

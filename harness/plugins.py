@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from dskd.config import ConfigError
+from dskd.config import ConfigError, quoted
 from harness.files import user_path
 
 GROUP = "dskd_harness.plugins"  # of the entry points that are always loaded
@@ -36,7 +36,7 @@ def load(modules: Iterable[str] = ()) -> None:
             _remember(entry.module, getattr(sys.modules[entry.module], "__file__", None), entry.dist.version)
     for module in modules:
         if module.endswith(".py"):
-            _load_file(user_path(module).resolve())
+            _load_file(Path(os.path.realpath(user_path(module))))
         else:
             _load_name(module)
 
@@ -59,14 +59,16 @@ def handed_down() -> list[str]:
 def _load_name(name: str) -> None:
     if name not in _versions:
         if not all(part.isidentifier() for part in name.split(".")):
-            raise ConfigError(f"--plugin: {name!r} is not possible; write a module's name or the path of a .py file")
+            raise ConfigError(
+                f"--plugin: {quoted(name)} is not possible; write a module's name or the path of a .py file"
+            )
         try:
             with _explaining(name):
                 module = importlib.import_module(name)
         except ConfigError as error:
             cause = error.__cause__
             if isinstance(cause, ModuleNotFoundError) and f"{name}.".startswith(f"{cause.name}."):
-                raise ConfigError(f"--plugin: there is no module {name!r}; {_instead(name)}") from None
+                raise ConfigError(f"--plugin: there is no module {quoted(name)}; {_instead(name)}") from None
             raise
         owners = importlib.metadata.packages_distributions().get(name.partition(".")[0])
         _remember(name, getattr(module, "__file__", None), importlib.metadata.version(owners[0]) if owners else None)

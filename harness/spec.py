@@ -14,11 +14,13 @@ from typing import Any, ClassVar, Literal
 
 import dskd.methods
 from dskd.backbones import get_backbone
-from dskd.config import difference, require, to_mapping
+from dskd.config import ConfigError, difference, require, to_mapping
 from dskd.switches import Map, Method, Score
 
 METRIC_REVISION = 1  # raised by hand when a fix in `harness.run` changes metrics or maps; part of the ids
 BENCH_REVISION = 2  # of the throughput protocol (docs/protocol.md)
+MOST_SIDE = 16_384  # pixels: a batch of one such image is 3 GiB
+MOST_IMAGES = 65_536  # of a batch
 
 Precision = Literal["auto", "fp32", "tf32", "bf16"]
 Metrics = Literal["exact", "histogram"]
@@ -102,6 +104,14 @@ class TrainSpec:
     kind: ClassVar[Kind] = "train"
 
     def __post_init__(self) -> None:
+        for name, value, least, most in (
+            ("image_size", self.image_size, 1, MOST_SIDE),
+            ("crop", self.crop, 0, MOST_SIDE),
+            ("eval.batch_size", self.eval_batch_size, 1, MOST_IMAGES),
+            ("processes", self.processes, 1, MOST_IMAGES),
+        ):
+            if not least <= value <= most:
+                raise ConfigError(f"{name}: {value} is not possible; write {least} or more, up to {most}")
         key, facts = "crop" if self.crop else "image_size", get_backbone(self.backbone)
         near = facts.nearest_side(self.side)
         require(
@@ -110,7 +120,6 @@ class TrainSpec:
             f"write {near}",
         )
         require(self.crop <= self.image_size, f"crop: {self.crop} is more than image_size: {self.image_size}")
-        require(self.eval_batch_size >= 1, f"eval.batch_size: {self.eval_batch_size} is not possible; write 1 or more")
         require(
             all(1 <= epoch <= self.method.train.epochs for epoch in self.evaluate_at)
             and list(self.evaluate_at) == sorted(set(self.evaluate_at)),
@@ -126,7 +135,6 @@ class TrainSpec:
             self.compile is not True or processes == 1,
             f"compile: true is for a run of one process and this has processes: {processes}; write compile: false",
         )
-        require(processes >= 1, f"processes: {processes} is not possible; write 1 or more")
         require(
             recipe.batch_size % processes == 0,
             f"train.batch_size: {recipe.batch_size} is of all processes together and does not divide by processes: "
@@ -250,7 +258,8 @@ class BenchSpec:
     def __post_init__(self) -> None:
         sizes = list(self.batch_sizes)
         require(
-            bool(sizes) and min(sizes) >= 1, f"bench.batch_sizes: {sizes} is not possible; write sizes of 1 or more"
+            bool(sizes) and min(sizes) >= 1 and max(sizes) <= MOST_IMAGES,
+            f"bench.batch_sizes: {sizes} is not possible; write sizes of 1 or more, up to {MOST_IMAGES}",
         )
         require(0 < self.seconds <= 3600, f"bench.seconds: {self.seconds} is not possible; write 0.1 to 3600")
 
@@ -273,7 +282,9 @@ class Save:
     weights: bool = True
 
     def __post_init__(self) -> None:
-        require(self.maps >= 0, f"save.maps: {self.maps} is not possible; write 0 (none) or a number of pictures")
+        require(
+            0 <= self.maps < 2**63, f"save.maps: {self.maps} is not possible; write 0 (none) or a number of pictures"
+        )
 
 
 @dataclass(frozen=True)

@@ -2,18 +2,22 @@
 file.
 """
 
+import hashlib
 import os
 import socket
+import stat
 from pathlib import Path
 from urllib.parse import urlparse
 
 from dskd.backbones import get_backbone, lacks_statistics
 from dskd.config import ConfigError, suggest
-from harness.data.manifest import file_sha256
-from harness.files import cache_folder, user_path, write_atomic
+from harness.data.catalog import DataError
+from harness.data.manifest import file_sha256, forget_sha256
+from harness.files import cache_folder, user_path, write_cache
 from harness.spec import Weights, digest
 
 CONNECT_TIMEOUT_S = 3.0
+CHECK = 2  # raised when a file is checked for more, so that those of before are checked again
 
 
 def locate(name: str, backbone: str) -> tuple[Weights, str | None]:
@@ -26,18 +30,51 @@ def locate(name: str, backbone: str) -> tuple[Weights, str | None]:
     if name == "random":
         return Weights(), None
     path = _imagenet(backbone) if name == "imagenet" else user_path(name)
-    if not path.is_file():
+    if not _is_file(path):
         near = suggest(name, ["imagenet", "random"]) if "/" not in name and "." not in name else f"no file {path}"
         raise ConfigError(f"weights: {name!r} is not possible ({near}); write imagenet, random or the path of a file")
-    sha256 = file_sha256(path)
-    checked = cache_folder("weights") / f"{digest([sha256, backbone])}.txt"
+    try:
+        sha256 = file_sha256(path)
+    except OSError as error:
+        raise ConfigError(f"weights: {path} cannot be read ({error.strerror or error})") from None
+    checked = cache_folder("weights") / f"{digest([sha256, backbone, CHECK])}.txt"
     if not checked.exists():
         from dskd.teacher import Teacher
 
         Teacher(backbone, path)
-        write_atomic(checked, f"{path} holds {backbone}\n")
+        write_cache(checked, f"{path} holds {backbone}\n")
     label = "imagenet" if name == "imagenet" else path.name
     return Weights(label, sha256), str(path.resolve())
+
+
+def check_unchanged(path: Path, sha256: str) -> None:
+    """What a worker asks before it loads the file that a plan located: its content is hashed anew.
+
+    Raises:
+        DataError: it is not the one of the plan, or cannot be read; the next plan looks at it again.
+    """
+    try:
+        with path.open("rb") as stream:
+            found = hashlib.file_digest(stream, "sha256").hexdigest()
+    except OSError as error:
+        raise DataError(f"weights: {path} cannot be read ({error.strerror or error})") from None
+    if found != sha256:
+        forget_sha256(path)
+        raise DataError(f"weights: {path} changed since it was planned; run the grid again")
+
+
+def _is_file(path: Path) -> bool:
+    """Whether there is one. Raises ConfigError for what is there and is none, or cannot be looked at."""
+    try:
+        mode = os.stat(path).st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise ConfigError(f"weights: {path} cannot be read ({reason}); write the path of a safetensors file") from None
+    if not stat.S_ISREG(mode):
+        raise ConfigError(f"weights: {path} is not a file; write the path of a safetensors file")
+    return True
 
 
 def is_folded(path: Path) -> bool:

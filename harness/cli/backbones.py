@@ -71,7 +71,7 @@ def backbones(
     if rows:
         terminal.print(_table(rows, image_size))
     for remark in [*refusals, *remarks]:
-        terminal.print(remark, markup=False, soft_wrap=True)
+        terminal.print(remark, soft_wrap=True)
 
 
 def _named(names: list[str], remarks: list[str]) -> tuple[list[str], list[str]]:

@@ -1,18 +1,23 @@
 """What several commands share: options, consoles, and the way from a grid file to a plan."""
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TextIO
 
 import typer
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.segment import Segment
+from rich.text import Text
 
 from dskd.config import ConfigError, require, suggest
 from harness import plugins
 from harness.grid import LABELS, Grid, Plan, expand, labels_of, matches, read_grid, resolve
 from harness.launch.devices import kind_of
+from harness.text import shown
 
 GridOption = Annotated[Path, typer.Option("--grid", "-g", help="The grid file (YAML).", show_default=False)]
 OutOption = Annotated[
@@ -42,10 +47,68 @@ def results_folder(path: Path, out: Path) -> Path:
     return out / read_grid(path).name if path.is_file() else path
 
 
+class Terminal(Console):
+    """A console on which text is text: nothing in it is taken for markup, and control characters are shown, not sent.
+
+    Styles come from `Text` or `style=`. Tables keep their width when they go to a file or a pipe.
+    """
+
+    def __init__(self, *, stderr: bool = False, file: TextIO | None = None) -> None:
+        super().__init__(stderr=stderr, file=file, markup=False, emoji=False, highlight=False)
+        if not self.is_terminal:
+            self.width = 160
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        return super().render_str(shown(text), **options)
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterator[Segment]:
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else segment._replace(text=shown(segment.text))
+
+
+class Unbreakable:
+    """Standard output for what must go on without it: a disk that is full, a pipe that nobody reads, a terminal that is
+    gone and an encoding without a sign raise nothing. After the first failure it is silent.
+    """
+
+    def __init__(self) -> None:
+        self.stream = sys.stdout  # rich puts another one in its place while it shows progress
+        self.broken = self.stream is None
+
+    def write(self, text: str) -> int:
+        self._try(lambda: self.stream.write(text))
+        return len(text)
+
+    def flush(self) -> None:
+        self._try(lambda: self.stream.flush())
+
+    def isatty(self) -> bool:
+        return not self.broken and self.stream.isatty()
+
+    def fileno(self) -> int:
+        return self.stream.fileno()
+
+    @property
+    def encoding(self) -> str:
+        return getattr(self.stream, "encoding", None) or "utf-8"
+
+    def _try(self, write: Callable[[], object]) -> None:
+        if not self.broken:
+            try:
+                write()
+            except (OSError, ValueError):
+                self.broken = True
+                silence(self.stream)
+
+
+def silence(stream: TextIO) -> None:
+    """Let nothing that is left in the stream's buffer fail once more when the process ends."""
+    with suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
 def console(*, stderr: bool = False) -> Console:
-    """Tables keep their width when they go to a file or a pipe."""
-    made = Console(stderr=stderr, highlight=False)
-    return made if made.is_terminal else Console(stderr=stderr, highlight=False, width=160)
+    return Terminal(stderr=stderr)
 
 
 def listed(text: str) -> list[str]:
@@ -83,13 +146,14 @@ def make_plan(
         trainings = [training for training in plan.trainings if matches(labels_of(training.spec), rule)]
         require(bool(trainings), f"--only: no run of the grid has {' '.join(only or [])}")
         models = {(training.spec.method, training.spec.backbone) for training in trainings}
-        plan = Plan(trainings, [bench for bench in plan.benches if (bench.method, bench.backbone) in models])
+        benches = [bench for bench in plan.benches if (bench.method, bench.backbone) in models]
+        plan = Plan(trainings, benches, plan.deep)
     return grid, plan
 
 
 @contextmanager
 def _reading() -> Iterator[Any]:
-    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()
+    columns = TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn()
     terminal = console(stderr=True)
     with Progress(*columns, console=terminal, transient=True, disable=not terminal.is_terminal) as progress:
         tasks: dict[str, Any] = {}

@@ -51,8 +51,8 @@ def compare(
         typer.echo(FORMATS[output]([section]), nl=False)
     notes = console(stderr=True)
     for remark in (line for side in sides for line in remarks(side.found)):
-        notes.print(remark, markup=False, soft_wrap=True)
+        notes.print(remark, soft_wrap=True)
     failed = [] if fail_on is None else library.regressions(differences, fail_on)
     for line in failed:
-        notes.print(f"regression: {line}", markup=False, soft_wrap=True)
+        notes.print(f"regression: {line}", soft_wrap=True)
     raise typer.Exit(1 if failed else 0)

@@ -73,4 +73,4 @@ def leaderboard(
         typer.echo(FORMATS[output](sections), nl=False)
     notes = console(stderr=True)
     for remark in remarks(found):
-        notes.print(remark, markup=False, soft_wrap=True)
+        notes.print(remark, soft_wrap=True)

@@ -67,12 +67,12 @@ def methods(
     terminal = console()
     terminal.print(table)
     for remark in remarks:
-        terminal.print(remark, markup=False, soft_wrap=True)
+        terminal.print(remark, soft_wrap=True)
     if len(names or []) == 1:
         table, differs = _switches(chosen[0])
         terminal.print(table)
         if not differs:
-            terminal.print(f"{chosen[0].name}: `recipe: common` is its own recipe", markup=False)
+            terminal.print(f"{chosen[0].name}: `recipe: common` is its own recipe")
 
 
 def _students(method: Method) -> str:

@@ -22,12 +22,13 @@ def plan(
     from harness.grid import labels_of
     from harness.launch import schedule
     from harness.launch.devices import kind_of
-    from harness.records import Results
+    from harness.records import Results, damage_line
     from harness.spec import title_of
 
     parsed, made = make_plan(grid, devices, only, plugin)
     results = Results(out / parsed.name)
-    done, failed = results.done(), results.failed()
+    survey = results.survey()
+    done, failed = survey.done, survey.failed
     rate = schedule.rate_of(results, kind_of(devices))
     rows: dict[tuple[str, ...], Counter[str]] = {}
     seconds: Counter[tuple[str, ...]] = Counter()
@@ -60,3 +61,7 @@ def plan(
         f"{len(made.trainings)} trainings, {evaluations} evaluations, {len(made.benches)} throughput measurements; "
         f"about {duration(sum(seconds.values()))} to do"
     )
+    for remark in made.remarks():
+        terminal.print(remark, soft_wrap=True, style="yellow" if "warning" in remark else None)
+    for line in damage_line(survey.damaged):
+        console(stderr=True).print(line, soft_wrap=True)

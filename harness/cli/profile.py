@@ -11,6 +11,7 @@ from rich.table import Table
 
 from dskd.config import ConfigError, require
 from harness.cli.common import DevicesOption, GridOption, OnlyOption, PluginOption, console, make_plan
+from harness.cli.outputs import check_file
 
 
 def profile(
@@ -33,7 +34,9 @@ def profile(
     from harness.launch.devices import find_slots
     from harness.spec import Save
 
-    require(trace is None or trace.absolute().parent.is_dir(), f"--trace: the folder of {trace} is not there; make it")
+    if trace is not None:
+        check_file("--trace", trace)
+        require(trace.absolute().parent.is_dir(), f"--trace: the folder of {trace} is not there; make it")
     slot = find_slots(devices)[0]
     parsed, plan = make_plan(grid, devices, only, plugin)
     if slot.visible:

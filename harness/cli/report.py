@@ -7,6 +7,7 @@ import typer
 
 from dskd.config import ConfigError, require
 from harness.cli.common import console, listed
+from harness.cli.outputs import check_file
 from harness.files import write_atomic
 
 
@@ -54,7 +55,7 @@ def report(
     from harness.leaderboard.table import boards
 
     require(pictures >= 0, f"--pictures: {pictures} is not possible; write 0 or more")
-    require(not out.is_dir(), f"--out: {out} is a folder; write a file such as {out / 'report.html'}")
+    check_file("--out", out)
     try:
         for folder in (out.parent, figures or out.parent):
             folder.mkdir(parents=True, exist_ok=True)
@@ -75,13 +76,12 @@ def report(
         write_atomic(out, render(parts, found, runs, title))
         drawn = save_figures(figures, parts) if figures else []
     except OSError as error:
-        raise ConfigError(
-            f"{error.filename or out} cannot be written ({error.strerror}); name another folder"
-        ) from None
+        where = error.filename or out
+        raise ConfigError(f"{where} cannot be written ({error.strerror or error}); name another folder") from None
     terminal = console()
     terminal.print(f"{out}: {out.stat().st_size / 1e6:.1f} MB, open it in a browser", soft_wrap=True)
     if drawn:
         terminal.print(f"{figures}: {len(drawn)} figures, each as SVG and PDF", soft_wrap=True)
     notes = console(stderr=True)
     for remark in remarks(found):
-        notes.print(remark, markup=False, soft_wrap=True)
+        notes.print(remark, soft_wrap=True)

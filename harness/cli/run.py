@@ -3,7 +3,8 @@
 import importlib.util
 import math
 import os
-from typing import Annotated, Any
+from pathlib import Path
+from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -16,13 +17,15 @@ from harness.cli.common import (
     OutOption,
     PluginOption,
     RunsPerDeviceOption,
-    console,
+    Terminal,
+    Unbreakable,
     make_plan,
 )
 from harness.cli.screen import Screen
 from harness.files import write_atomic
+from harness.foreign import check_links
 from harness.grid import Plan, check_processes
-from harness.launch.job import Job
+from harness.launch.shards import Planned, Reporter, planned, supervisor_name, write_plan
 from harness.launch.slurm import check_submission
 from harness.records import Results
 
@@ -58,27 +61,17 @@ def run(
     Every run leaves a record the moment it ends; finished runs are skipped by the next call and failed ones tried
     again; a training that was stopped goes on from its last checkpoint, to the same numbers. Several calls may share
     one results folder: they share the work. Ctrl-C once lets running trainings write a checkpoint and keeps what is
-    finished; twice stops at once; SIGTERM does the same, and SIGUSR1 what Ctrl-C does once. Exit codes: 0 all done, 1
-    some runs failed, 2 wrong usage or input, 130 interrupted.
+    finished; twice stops at once; SIGTERM does the same, SIGHUP and SIGUSR1 what Ctrl-C does once. What is printed
+    stands in the results folder's `logs/` too. Exit codes: 0 all done, 1 some runs failed, 2 wrong usage or input,
+    130 interrupted.
     """
     from harness.launch import schedule
     from harness.launch.devices import apart, find_slots, whole_machine
-    from harness.launch.shards import Reporter, planned, write_plan
-    from harness.launch.supervisor import Limits, ResultsError, WorkerError, supervise
+    from harness.launch.keeper import ResultsError
+    from harness.launch.supervisor import Limits, WorkerError, supervise
 
     slots = find_slots(devices, runs_per_device)
-    require(0 <= retries <= 100, f"--retries: {retries} is not possible; write 0 to 100")
-    require(timeout is None or timeout > 0, f"--timeout: {timeout} is not possible; write minutes above 0")
-    require(
-        0 <= checkpoint_every < math.inf,
-        f"--checkpoint-every: {checkpoint_every:g} is not possible; write minutes, 0 for after every step",
-    )
-    there = int(os.environ.get("SLURM_JOB_NUM_NODES", "1"))
-    require(
-        1 <= nodes <= there,
-        f"--nodes: {nodes} is not possible, there are {there}; "
-        + ("write fewer" if there > 1 else "sbatch slurm/multinode.sh"),
-    )
+    _check_options(retries, timeout, checkpoint_every, nodes)
     part, parts = schedule.parse_shard(shard) if shard else (0, 1)
     parsed, plan = make_plan(grid, devices, only, plugin)
     require(
@@ -88,17 +81,10 @@ def run(
     whole = planned(plan)
     plan = schedule.shards(plan, parts)[part]
     check_processes(plan, slots[0].kind, len(apart(slots)), nodes)
-    results = Results((out / parsed.name).resolve())
+    results = Results(Path(os.path.realpath(out / parsed.name)))  # `resolve` raises for a loop of links
     check_submission(results.folder)
-    try:
-        results.folder.mkdir(parents=True, exist_ok=True)
-        write_atomic(results.folder / "grid.yaml", grid.read_bytes())
-        if not only:
-            write_plan(results.folder, whole)
-    except OSError as error:
-        raise ConfigError(
-            f"--out: {results.folder} cannot be written ({error.strerror}); name another folder"
-        ) from None
+    _open(results, parsed.text, None if only else whole)
+    damaged = results.set_aside({spec.id for spec in schedule.works(plan)})
     done = results.done()
     todo = schedule.remaining(
         plan,
@@ -114,31 +100,63 @@ def run(
     rate = schedule.rate_of(results, slots[0].kind)
     costs = [(job, schedule.estimate_s(job, rate, () if force else done)) for job in todo.jobs]
     phases = schedule.phases(costs, slots, whole_machine(slots), nodes)
-    terminal = console()
-    terminal.print(
+    terminal = Terminal(file=Unbreakable())
+    screen = Screen(terminal, costs, results.folder / "logs" / f"{supervisor_name()}.txt")
+    reporter = Reporter(results.folder, shard or "", len(costs))
+    screen.say(
         f"{parsed.name}: {todo.left} of {len(plan)} works to do, {todo.done} done; results in {out / parsed.name}"
     )
-    screen, reporter = Screen(terminal, costs), Reporter(results.folder, shard or "", len(costs))
-
-    def on_event(job: Job, event: dict[str, Any]) -> None:
-        screen.on_event(job, event)
-        reporter.on_event(job, event)
-
-    limits = Limits(retries, None if timeout is None else 60 * timeout)
+    aside = [f"{one.folder}: set aside and done again: {one.message}" for one in damaged]
+    for remark in [*plan.remarks(), *aside]:
+        screen.say((remark, "yellow"))
     try:
         with screen, reporter:
-            interrupted = supervise(phases, on_event, results, limits)
+            limits = Limits(retries, None if timeout is None else 60 * timeout)
+            interrupted = supervise(phases, (screen.on_event, reporter.on_event), results, limits)
     except KeyboardInterrupt:
         interrupted = True
     except (WorkerError, ResultsError) as error:
-        terminal.print(f"error: {error}", style="red", markup=False)
+        for line in f"error: {error}".splitlines():  # the end of a worker's output has several
+            screen.say((line, "red"))
         raise typer.Exit(1) from None
     if interrupted:
-        terminal.print("[yellow]interrupted:[/] what is finished is kept; the same command goes on from here")
+        screen.say(("interrupted:", "yellow"), " what is finished is kept; the same command goes on from here")
     _print_outcome(terminal, plan, results)
-    if interrupted:
-        raise typer.Exit(130)
-    raise typer.Exit(1 if screen.failures else 0)
+    raise typer.Exit(130 if interrupted else 1 if screen.failures else 0)
+
+
+def _check_options(retries: int, timeout: float | None, checkpoint_every: float, nodes: int) -> None:
+    """Raises ConfigError for a value that is not possible."""
+    require(0 <= retries <= 100, f"--retries: {retries} is not possible; write 0 to 100")
+    require(timeout is None or timeout > 0, f"--timeout: {timeout} is not possible; write minutes above 0")
+    require(
+        0 <= checkpoint_every < math.inf,
+        f"--checkpoint-every: {checkpoint_every:g} is not possible; write minutes, 0 for after every step",
+    )
+    there = int(os.environ.get("SLURM_JOB_NUM_NODES", "1"))
+    require(
+        1 <= nodes <= there,
+        f"--nodes: {nodes} is not possible, there are {there}; "
+        + ("write fewer" if there > 1 else "sbatch slurm/multinode.sh"),
+    )
+
+
+def _open(results: Results, grid: bytes, whole: list[Planned] | None) -> None:
+    """Make the results folder, with the grid file's very bytes in it and the whole plan, where it is the whole.
+
+    Raises:
+        ConfigError: it cannot be written, or lies on a disk without hard links.
+    """
+    try:
+        results.folder.mkdir(parents=True, exist_ok=True)
+        write_atomic(results.folder / "grid.yaml", grid)
+        if whole is not None:
+            write_plan(results.folder, whole)
+    except OSError as error:
+        raise ConfigError(
+            f"--out: {results.folder} cannot be written ({error.strerror}); name another folder"
+        ) from None
+    check_links(results.folder)
 
 
 def _print_outcome(terminal: Console, plan: Plan, results: Results) -> None:

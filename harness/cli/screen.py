@@ -1,15 +1,20 @@
-"""Live progress of a grid: the whole of it, the run that is on, and what just ended."""
+"""Live progress of a grid: the whole of it, the run that is on, and what just ended; and the same lines in a file."""
 
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, Self
+from pathlib import Path
+from typing import Any, Self, TextIO
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.text import Text
 
+from harness.environment import utc_now
 from harness.launch.job import Job
 from harness.launch.shards import title
+from harness.text import one_line
 
 # How a run's time divides over its phases, roughly: enough for a bar that never runs backwards.
 _SHARES = {
@@ -25,18 +30,22 @@ LINE_EVERY_S = 60  # in a log file: at least that long between two lines of a ru
 class Screen:
     """Hears the supervisor's events. On a terminal a bar for the grid and one for each run that is on; elsewhere one
     line for each piece of work that ended.
+
+    Args:
+        log: where its lines go too, with the time: whoever lost the terminal finds them there.
     """
 
-    def __init__(self, console: Console, jobs: Sequence[tuple[Job, float]]) -> None:
+    def __init__(self, console: Console, jobs: Sequence[tuple[Job, float]], log: Path | None = None) -> None:
         self.console = console
+        self.log = _open(log)
         self.costs = {job.spec.id: seconds for job, seconds in jobs}
         self.total_s = max(sum(self.costs.values()), 1e-9)
         self.failures = self.finished = 0
         self.finished_s = 0.0
         self.running: dict[str, _Running] = {}
         self.started = self.last_line = time.monotonic()
-        columns = [TextColumn("{task.description}"), BarColumn(bar_width=24), TextColumn("{task.percentage:>3.0f}%")]
-        columns += [TimeElapsedColumn(), TextColumn("{task.fields[note]}")]
+        columns = [_text("{task.description}"), BarColumn(bar_width=24), _text("{task.percentage:>3.0f}%")]
+        columns += [TimeElapsedColumn(), _text("{task.fields[note]}")]
         self.progress = Progress(*columns, console=console, disable=not console.is_terminal)
         self.grid_task = self.progress.add_task("grid", total=1.0, note="starting workers")
 
@@ -46,6 +55,16 @@ class Screen:
 
     def __exit__(self, *_: object) -> None:
         self.progress.stop()
+
+    def say(self, *parts: str | tuple[str, str]) -> None:
+        """One line, of texts and of texts with a style."""
+        line = Text.assemble(
+            *(one_line(part) if isinstance(part, str) else (one_line(part[0]), part[1]) for part in parts)
+        )
+        self.console.print(line, soft_wrap=True)
+        if self.log is not None:
+            with suppress(OSError):  # a disk that is lost is the supervisor's to tell
+                self.log.write(f"{utc_now()} {line.plain}\n")
 
     def on_event(self, job: Job, event: dict[str, Any]) -> None:
         """Called by `supervise`."""
@@ -69,23 +88,30 @@ class Screen:
         self._show(job, event["epoch"] / event["epochs"], note)
         if not self.console.is_terminal and time.monotonic() - self.last_line >= LINE_EVERY_S:
             self.last_line = time.monotonic()
-            self.console.print(f"  {title(job.spec)}  {note}  {self._eta()}")
+            self.say(f"  {title(job.spec)}  {note}  {self._eta()}")
 
     def _on_record(self, job: Job, event: dict[str, Any]) -> None:
         shown = "  ".join(f"{_NAMES[key]} {_number(key, value)}" for key, value in event["result"].items())
-        self.console.print(f"[green]✓[/] {event['kind']:8} {title(job.spec)}  {shown}  [dim]{event['wall_s']:.1f} s[/]")
+        text = f" {event['kind']:8} {title(job.spec)}  {shown}  "
+        self.say(("✓", "green"), text, (f"{event['wall_s']:.1f} s", "dim"))
 
     def _on_failed(self, job: Job, event: dict[str, Any]) -> None:
-        if event["reason"] == "interrupted":
-            self.console.print(f"[yellow]◼ interrupted[/] {title(job.spec)}  {event['message']}  [dim]{event['id']}[/]")
-            return
-        self.failures += 1
-        self.console.print(f"[red]✗ {event['reason']}[/] {title(job.spec)}  {event['message']}  [dim]{event['id']}[/]")
+        sign = ("◼ interrupted", "yellow")
+        if event["reason"] != "interrupted":
+            self.failures += 1
+            sign = (f"✗ {event['reason']}", "red")
+        self.say(sign, f" {title(job.spec)}  {event['message']}  ", (event["id"], "dim"))
 
     def _on_retrying(self, job: Job, event: dict[str, Any]) -> None:
-        text = f"[yellow]↻ {event['reason']}[/] {title(job.spec)}  {event['message']}  will be tried again"
-        self.console.print(f"{text}  [dim]{event['id']}[/]")
+        text = f" {title(job.spec)}  {event['message']}  will be tried again  "
+        self.say((f"↻ {event['reason']}", "yellow"), text, (event["id"], "dim"))
         self._end(job)
+
+    def _on_waiting(self, _: Job, event: dict[str, Any]) -> None:
+        self.say("  waiting for another supervisor: ", event["message"])
+
+    def _on_given_up(self, _: Job, event: dict[str, Any]) -> None:
+        self.say(("✗ ", "red"), event["message"])
 
     def _on_stopping(self, job: Job, event: dict[str, Any]) -> None:
         self._show(job, 1.0, "stopping (Ctrl-C again stops at once)")
@@ -96,7 +122,7 @@ class Screen:
         self._end(job)
         self._show_grid()
         if not self.console.is_terminal:
-            self.console.print(f"  {self.finished}/{len(self.costs)} runs  {self._eta()}")
+            self.say(f"  {self.finished}/{len(self.costs)} runs  {self._eta()}")
 
     def _end(self, job: Job) -> None:
         run = self.running.pop(job.spec.id, None)
@@ -134,6 +160,20 @@ class _Running:
     cost_s: float
     shares: tuple[float, float] = (0.0, 1.0)
     share: float = 0.0
+
+
+def _text(form: str) -> TextColumn:
+    return TextColumn(form, markup=False)
+
+
+def _open(log: Path | None) -> TextIO | None:
+    """None where it cannot be written: then the lines are on the console alone."""
+    if log is None:
+        return None
+    with suppress(OSError):
+        log.parent.mkdir(exist_ok=True)
+        return log.open("a", buffering=1, encoding="utf-8")
+    return None
 
 
 _NAMES = {"image_auroc": "image AUROC", "pixel_auroc": "pixel AUROC", "loss_last": "loss", "images_per_s": "img/s"}

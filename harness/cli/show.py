@@ -1,6 +1,5 @@
 """`harness show`"""
 
-import csv
 from pathlib import Path
 from typing import Annotated
 
@@ -8,6 +7,7 @@ import typer
 import yaml
 from rich import box
 from rich.table import Table
+from rich.text import Text
 
 from dskd.config import ConfigError
 from harness.cli.common import OutOption, console
@@ -20,49 +20,61 @@ def show(
     out: OutOption = "runs",
 ) -> None:
     """Show one run: its spec and result, or the reason why it failed, and the end of its log."""
-    from harness.records import Record, Results
+    from harness.leaderboard.beside import METRICS_FILE, read_metrics
+    from harness.records import Damaged, Failure, Record, Results, log_tail, skipped_lines
 
     folder = _find(run, out)
-    results = Results(folder.parent)
     terminal = console()
-    record, failure = results.record(folder.name), results.last_failure(folder.name)
-    found = record or failure
+    items = list(Results(folder.parent).items([folder.name]))
+    # A record that does not pass, or attempts of which the newest that does is last.
+    found = items[-1] if items else None
     if found is None:
         raise ConfigError(f"{folder} has neither a record nor a failed attempt")
-    state = "done" if isinstance(found, Record) else f"failed ({found.reason}, attempt {found.attempt})"
-    terminal.print(f"{found.kind} {found.id}: {state}, {found.started_at}  [dim]{folder}[/]", soft_wrap=True)
-    sections = {"spec": found.spec, "environment": found.environment}
-    if isinstance(found, Record):
-        sections["result"] = found.result
-    for title, content in sections.items():
-        terminal.rule(title, align="left")
-        terminal.print(
-            yaml.safe_dump(content, sort_keys=False, default_flow_style=None, width=100), markup=False, end=""
-        )
-    along = folder / "metrics.csv"
-    if along.exists():
-        terminal.rule(f"metrics along the training ({along})", align="left")
+    if isinstance(found, Damaged):
+        terminal.print(f"{found.folder} is damaged: {found.message}", soft_wrap=True)
+        terminal.print(_consequence(found.folder == folder), soft_wrap=True)
+    else:
+        state = "done" if isinstance(found, Record) else f"failed ({found.reason}, attempt {found.attempt})"
+        head = f"{found.kind} {found.id}: {state}, {found.started_at}  "
+        terminal.print(Text.assemble(head, (str(folder), "dim")), soft_wrap=True)
+        sections = {"spec": found.spec, "environment": found.environment}
+        if isinstance(found, Record):
+            sections["result"] = found.result
+        for title, content in sections.items():
+            terminal.rule(title, align="left")
+            terminal.print(yaml.safe_dump(content, sort_keys=False, default_flow_style=None, width=100), end="")
+    skipped = [item for item in items[:-1] if isinstance(item, Damaged)]
+    along = read_metrics(folder, skipped)
+    if along:
+        terminal.rule(f"metrics along the training ({folder / METRICS_FILE})", align="left")
         terminal.print(_metrics(along))
-    if not isinstance(found, Record):
+    if isinstance(found, Failure):
         terminal.rule("reason", align="left")
         peak = found.peak_host_memory_mib
         memory = "" if peak is None else f"peak memory {peak:.0f} MiB\n"
-        terminal.print(f"{found.message}\n{memory}{found.traceback}", markup=False)
-    log = folder / "log.txt"
-    if log.exists() and log.stat().st_size:
-        terminal.rule(f"log (last {LOG_LINES} lines of {log})", align="left")
-        terminal.print("\n".join(log.read_text(errors="replace").splitlines()[-LOG_LINES:]), markup=False)
+        terminal.print(f"{found.message}\n{memory}{found.traceback}")
+    for line in skipped_lines(skipped):
+        terminal.print(line, soft_wrap=True)
+    log = log_tail(folder / "log.txt").splitlines()
+    if log:
+        terminal.rule(f"log (last {LOG_LINES} lines of {folder / 'log.txt'})", align="left")
+        terminal.print("\n".join(log[-LOG_LINES:]))
 
 
-def _metrics(path: Path) -> Table:
+def _consequence(is_record: bool) -> str:
+    again = "sets it aside (record.json.damaged-1) and does the run again" if is_record else "does the run again"
+    return f"The run counts as not done: the next `harness run` of its grid {again}."
+
+
+def _metrics(rows: list[dict[str, float | None]]) -> Table:
     """Epoch and the leaderboard's metrics, in %."""
     from harness.leaderboard.frame import METRICS, SHOWN
 
     table = Table("epoch", *(METRICS[key] for key in SHOWN), box=box.SIMPLE_HEAD, pad_edge=False)
-    with path.open(newline="") as stream:
-        for row in csv.DictReader(stream):
-            cells = [f"{100 * float(row[key]):.1f}" if row.get(key) else "undefined" for key in SHOWN]
-            table.add_row(row["epoch"], *cells)
+    for row in rows:
+        values = (row.get(key) for key in SHOWN)
+        cells = ["undefined" if value is None else f"{100 * value:.1f}" for value in values]
+        table.add_row(str(row["epoch"]), *cells)
     return table
 
 

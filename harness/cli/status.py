@@ -31,6 +31,7 @@ def status(
     folder. Exit codes: 0 all done, 1 some failed or missing, 2 wrong input.
     """
     from harness.launch.overview import look, overview
+    from harness.records import damage_line, skipped_lines
 
     require(0.1 <= every <= 3600, f"--every: {every:g} is not possible; write 0.1 to 3600 seconds")
     folders = [results_folder(path, Path(out)) for path in runs]
@@ -50,6 +51,7 @@ def status(
             counts = Counter(run.state for run in found)
             total += counts
             parts += _render(folder.name, found, counts)
+            parts += [Text(f" {line}") for line in (*damage_line(seen.damaged), *skipped_lines(seen.skipped))]
         return Group(*parts), total
 
     terminal = console()

@@ -3,16 +3,20 @@
 import itertools
 import json
 import math
+import os
+import re
 import secrets
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from dskd.config import ConfigError, require
+from dskd.config import ConfigError, quoted, require
 from harness.cli.common import GridOption, OnlyOption, OutOption, PluginOption, console, make_plan
 from harness.cli.screen import duration
 from harness.grid import Training
+
+MOST_SHARDS = 100_000
 
 
 def submit(
@@ -53,27 +57,22 @@ def submit(
     still missing. `harness status runs/NAME` shows how far it is. Exit codes: 0 submitted, 1 SLURM failed, 2 wrong
     input.
     """
-    from harness import shipped
     from harness.files import write_atomic
     from harness.launch import cluster, schedule, slurm
     from harness.launch.shards import planned, write_plan
     from harness.records import Results
 
     options = slurm.parse_options(sbatch or [])
-    require(
-        max_parallel is None or max_parallel >= 1, f"--max-parallel: {max_parallel} is not possible; write 1 or more"
-    )
-    require(0 < minutes < math.inf, f"--minutes: {minutes:g} is not possible; write minutes above 0")
-    require(
-        shards == "auto" or (shards.isdigit() and int(shards) >= 1),
-        f"--shards: {shards!r} is not possible; write auto, or how many elements the array is to have",
-    )
+    _check_numbers(shards, minutes, max_parallel)
+    _check_words(grid, {"--only": only, "--plugin": plugin, "RUN OPTIONS": run_options})
     if not dry_run:
         cluster.require_sbatch()
     parsed, whole = make_plan(grid, "cpu", None, plugin)
     plan = make_plan(grid, "cpu", only, plugin)[1] if only else whole
-    results = Results((out / parsed.name).resolve())
-    sweep = Path(script).read_text() if Path(script).is_file() else shipped.text("slurm/sweep.sh")
+    results = Results(Path(os.path.realpath(out / parsed.name)))  # a loop of links raises nothing here
+    slurm.check_folder(results.folder)
+    slurm.check_text("--out", str(out))
+    sweep = _template(script)
     merged = slurm.merge(slurm.options_of(sweep), options)
 
     done = results.done()
@@ -104,17 +103,17 @@ def submit(
             "array": array.spec(max_parallel),
             "comment": mark,
         }
-        own |= {"output": str(folder / "%A_%a.out")}
+        own |= {"output": slurm.directive(str(folder / "%A_%a.out"))}
         environment = {"SHARDS": str(count), "SHARD_OFFSET": str(array.offset), "OUT": str(out), "LOGS": str(folder)}
         environment |= {slurm.SUBMISSION: f"slurm/{token}.json"}
         scripts[mark] = slurm.render(sweep, own, environment, arguments)
-    last = Path(script).with_name("leaderboard.sh")
-    last_text = last.read_text() if last.is_file() else shipped.text("slurm/leaderboard.sh")
+    last_text = _template(script.with_name("leaderboard.sh"))
     shared = {key: merged[key] for key in slurm.SHARED_WITH_LEADERBOARD if key in merged}
     last_options = slurm.merge(slurm.options_of(last_text), shared)
 
     def leaderboard(jobs: list[str]) -> str:
-        mine = {"output": str(results.folder / "leaderboard.txt"), "comment": f"harness-{token}-leaderboard"}
+        mine = {"output": slurm.directive(str(results.folder / "leaderboard.txt"))}
+        mine |= {"comment": f"harness-{token}-leaderboard"}
         own = last_options | {"dependency": f"afterany:{':'.join(jobs)}"} | mine
         return slurm.render(last_text, own, {}, [str(results.folder)])
 
@@ -161,10 +160,49 @@ def submit(
         f"jobs {', '.join(jobs)}, leaderboard {note['leaderboard']}"
     )
     where = out / parsed.name
-    terminal.print(f"watch:        harness status {where} --watch", markup=False)
-    terminal.print(f"logs:         {where}/slurm", markup=False)
-    terminal.print(f"leaderboard:  {where}/leaderboard.txt, when all have ended", markup=False)
-    terminal.print(f"stop:         scancel {' '.join([*jobs, note['leaderboard']])}", markup=False)
+    terminal.print(f"watch:        harness status {where} --watch")
+    terminal.print(f"logs:         {where}/slurm")
+    terminal.print(f"leaderboard:  {where}/leaderboard.txt, when all have ended")
+    terminal.print(f"stop:         scancel {' '.join([*jobs, note['leaderboard']])}")
+
+
+def _check_numbers(shards: str, minutes: float, max_parallel: int | None) -> None:
+    require(
+        max_parallel is None or max_parallel >= 1, f"--max-parallel: {max_parallel} is not possible; write 1 or more"
+    )
+    require(0 < minutes < math.inf, f"--minutes: {minutes:g} is not possible; write minutes above 0")
+    require(
+        shards == "auto" or (re.fullmatch("[1-9][0-9]{0,5}", shards) is not None and int(shards) <= MOST_SHARDS),
+        f"--shards: {quoted(shards)} is not possible; write auto, or how many elements the array is to have, up to "
+        f"{MOST_SHARDS}",
+    )
+
+
+def _check_words(grid: Path, words: dict[str, list[str] | None]) -> None:
+    """What is written into the batch scripts, and that the jobs will find the grid."""
+    from harness.launch.slurm import check_text
+
+    for what, values in {"--grid": [str(grid)], **words}.items():
+        for value in values or ():
+            check_text(what, value)
+    require(
+        os.path.isfile(grid) or not os.path.exists(grid),
+        f"--grid: {grid} is no regular file, and the jobs read it later; write the path of a grid file",
+    )
+
+
+def _template(path: Path) -> str:
+    """A batch script of the user's, or the shipped one of its name where there is none. Raises ConfigError."""
+    from harness import shipped
+
+    if not path.is_file():
+        known = path.name if path.name in ("sweep.sh", "leaderboard.sh", "multinode.sh") else "sweep.sh"
+        return shipped.text(f"slurm/{known}")
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is no text"
+        raise ConfigError(f"--script: {path} cannot be read ({reason}); write a batch script's path") from None
 
 
 def _is_left(run: Training, done: set[str]) -> bool:

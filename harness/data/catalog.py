@@ -1,7 +1,8 @@
 """What a data set must hold, and the registry of those that a grid can name. No torch is imported here."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar
@@ -44,11 +45,17 @@ class Source(ABC):
         root: the folder of the data set.
         categories: those to run, none given for all.
         resize: `square` stretches an image to the run's size, `pad` keeps its aspect and pads with black.
+        range: the values that become black and white in pictures of more than 8 bits; None for all that their file's
+            type can hold. Pictures of 8 bits are left alone.
+        max_megapixels: no file may have more; it is there because a small file can decode to an image that no memory
+            holds.
     """
 
     root: str = ""
     categories: tuple[str, ...] = ()
     resize: Literal["square", "pad"] = "square"
+    range: tuple[float, float] | None = None
+    max_megapixels: float = 1000.0
 
     name: ClassVar[str]
     mask_threshold: ClassVar[int] = 0  # a pixel is defective where the mask is above it
@@ -58,8 +65,9 @@ class Source(ABC):
         if not self.root:
             raise DataError(f"dataset {self.name}: `root` is missing; write {{name: {self.name}, root: /path/to/it}}")
         folder = user_path(self.root)
-        if not folder.is_dir():
-            raise DataError(f"dataset {self.name}: root {folder} is not a folder")
+        with readable(self.name):
+            if not folder.is_dir():
+                raise DataError(f"dataset {self.name}: root {folder} is not a folder")
         return folder
 
     @abstractmethod
@@ -74,13 +82,34 @@ class Source(ABC):
         """What identifies the category's content where that is known without reading its files, else None."""
         return None
 
+    def fixed_hashes(self) -> Mapping[str, str]:
+        """sha256 by path of files that no plan hashes (`fixed_manifest`), where they are known: no other content is
+        decoded.
+        """
+        return {}
+
+    def make_again(self) -> bool:
+        """Write the data set's files anew, where it can do so, after they were found damaged; whether it did."""
+        return False
+
     def chosen(self) -> list[str]:
-        """The categories to run. Raises DataError for one that does not exist."""
-        available = self.available()
+        """The categories to run. Raises DataError for one that does not exist or a folder that cannot be read."""
+        with readable(self.name):
+            available = self.available()
         for category in self.categories:
             if category not in available:
                 raise DataError(f"dataset {self.name}: unknown category {category!r}; {suggest(category, available)}")
         return list(self.categories) or available
+
+
+@contextmanager
+def readable(name: str) -> Iterator[None]:
+    """Around what looks into the folders of the data set `name`: an OSError becomes a DataError."""
+    try:
+        yield
+    except OSError as error:
+        where = error.filename or "its folder"
+        raise DataError(f"dataset {name}: {where} cannot be read ({error.strerror or error})") from None
 
 
 SOURCES: dict[str, type[Source]] = {}
@@ -112,11 +141,18 @@ def get_source(entry: str | Mapping[str, Any]) -> Source:
     entry = {"name": entry} if isinstance(entry, str) else dict(entry)
     name = entry.pop("name", None)
     require(name is not None, f"dataset: {entry} has no `name`; one of: {', '.join(SOURCES)}")
-    if name not in SOURCES:
+    if not isinstance(name, str) or name not in SOURCES:
         raise ConfigError(f"unknown dataset {name!r}; {suggest(name, SOURCES)}")
     if entry.get("categories") == "all":
         del entry["categories"]
-    return from_mapping(SOURCES[name], entry, f"dataset {name}")
+    source = from_mapping(SOURCES[name], entry, f"dataset {name}")
+    low, high = source.range or (0, 1)
+    require(low < high, f"dataset {name}: range [{low:g}, {high:g}] is not possible; write [LOW, HIGH] with LOW < HIGH")
+    require(
+        source.max_megapixels > 0,
+        f"dataset {name}: max_megapixels {source.max_megapixels:g} is not possible; write a number above 0",
+    )
+    return source
 
 
 def entry_of(source: Source) -> dict[str, Any]:

@@ -1,18 +1,29 @@
-"""Files to pixels: each image is decoded and resized once into a uint8 cache on disk, keyed by content."""
+"""Files to pixels: each image is decoded and resized once into a uint8 cache on disk, keyed by content.
 
+What is decoded is what was hashed: a file is read once, and an entry is published only if the hashes of what was read
+make the manifest that was planned.
+"""
+
+import hashlib
+import io
 import os
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import datasets
 import numpy as np
 from PIL import Image, ImageOps
 from scipy import ndimage
 
-from harness.data.catalog import DataError, Sample, Source
-from harness.files import cache_folder, new_folder
+from harness.data import depth, entries
+from harness.data.catalog import DataError, Sample, Source, readable
+from harness.data.manifest import Fingerprints, Print, any_size, check_size, decoding, manifest_of, read_file
+from harness.files import CacheError, cache_folder, new_folder
 from harness.spec import Data, digest
+
+_DECODER = datasets.Image()  # turns a picture as its EXIF data say
 
 
 @dataclass(frozen=True)
@@ -21,12 +32,14 @@ class Category:
 
     `images`: uint8 (N, S, S, 3), in the order of `samples`; `masks`: bool (T, S, S) of the T test samples, in their
     order; `regions`: int64 (T,), 8-connected defective regions of each test sample's mask before it was resized.
+    `held`: keeps the entry of the cache from being pruned.
     """
 
     samples: list[Sample]
     images: np.ndarray
     masks: np.ndarray
     regions: np.ndarray
+    held: Any = field(default=None, repr=False, compare=False)
 
     def indices(self, split: str) -> np.ndarray:
         """Positions in `images` of the split's samples."""
@@ -71,55 +84,136 @@ def load(source: Source, data: Data, size: int, crop: int = 0) -> Category:
     """The category's pixels at `size`, from the cache or decoded into it; of these the middle of side `crop`, if given.
 
     Raises:
-        DataError: a file changed or vanished since the plan.
+        DataError: a file changed or vanished since the plan, or cannot be decoded.
+        CacheError: the cache cannot be written.
     """
-    samples = source.samples(data.category)
     folder = cache_folder("images") / digest([data.manifest, size])
-    if not (folder / "images.npy").exists():
-        _decode(source, samples, size, folder)
-    arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("images", "masks", "regions")}
+    entry = entries.read(folder, data.manifest, size)
+    if entry is None:
+        try:
+            _decode(source, data, size, folder)
+        except DataError:
+            if not source.make_again():
+                raise
+            _decode(source, data, size, folder)
+        entry = entries.read(folder, data.manifest, size)
+    if entry is None:
+        raise CacheError(
+            f"cache folder {folder} does not hold what was just written to it; set HARNESS_CACHE to another"
+        )
+    arrays = entry.arrays
     if crop:
         middle = slice((size - crop) // 2, (size - crop) // 2 + crop)
-        arrays |= {name: arrays[name][:, middle, middle] for name in ("images", "masks")}
-    category = Category(samples, **arrays)
-    if len(category.images) != len(samples):
-        raise DataError(f"dataset {source.name}: {data.category} changed since it was planned; run the grid again")
-    return category
+        arrays = arrays | {name: arrays[name][:, middle, middle] for name in ("images", "masks")}
+    return Category(entry.samples, **arrays, held=entry.held)
 
 
-def _decode(source: Source, samples: list[Sample], size: int, folder: Path) -> None:
-    rows = as_dataset(source, samples)
+def _decode(source: Source, data: Data, size: int, folder: Path) -> None:
+    """Write the category's entry of the cache. Raises DataError if it would not be what was planned."""
+    with readable(source.name):
+        files = _Files(source, data.category)
+    samples = files.samples
     tests = [i for i, sample in enumerate(samples) if sample.split == "test"]
-    with new_folder(folder) as work:
-        images = np.lib.format.open_memmap(work / "images.npy", "w+", np.uint8, (len(samples), size, size, 3))
-        masks = np.lib.format.open_memmap(work / "masks.npy", "w+", np.bool_, (len(tests), size, size))
+    place = {row: position for position, row in enumerate(tests)}
+    with new_folder(folder, lambda found: entries.read(found, data.manifest, size) is not None) as work:
         regions = np.zeros(len(tests), np.int64)
-        place = {row: position for position, row in enumerate(tests)}
+        with (
+            entries.Room(work / "images.npy", np.uint8, (len(samples), size, size, 3)) as images,
+            entries.Room(work / "masks.npy", np.bool_, (len(tests), size, size)) as masks,
+        ):
 
-        def fill(row: int) -> None:
-            try:
-                sample = rows[row]
-            except OSError as error:
-                raise DataError(f"{samples[row].path}: {error}") from None
-            images[row] = _resized(sample["image"].convert("RGB"), size, source.resize, Image.Resampling.BILINEAR)
-            if row in place and sample["mask"] is not None:
-                mask = sample["mask"].convert("L")
-                defective = np.asarray(mask) > source.mask_threshold
-                regions[place[row]] = ndimage.label(defective, np.ones((3, 3)))[1]
-                small = _resized(mask, size, source.resize, Image.Resampling.NEAREST)
-                masks[place[row]] = small > source.mask_threshold
+            def fill(row: int) -> None:
+                sample = samples[row]
+                images.put(row, _resized(files.image(sample.path), size, source.resize, Image.Resampling.BILINEAR))
+                if sample.mask is not None:  # of a training image, too: its hash is part of the manifest
+                    defective = files.mask(sample.mask)
+                    if row in place:
+                        regions[place[row]] = ndimage.label(defective, np.ones((3, 3)))[1]
+                        small = Image.fromarray(defective.view(np.uint8))
+                        small = _resized(small, size, source.resize, Image.Resampling.NEAREST)
+                        masks.put(place[row], small.view(np.bool_))
 
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
-            list(pool.map(fill, range(len(samples))))
-        images.flush()
-        masks.flush()
+            with any_size(), ThreadPoolExecutor(os.cpu_count()) as pool:
+                list(pool.map(fill, range(len(samples))))
+            files.check(data.manifest)
         np.save(work / "regions.npy", regions)
+        of = {"dataset": source.name, "category": data.category, "root": str(files.root)}
+        entries.write(work, folder, of, data.manifest, size, samples, files.prints)
+
+
+class _Files:
+    """A category's files as they are now, each read once: what is decoded is what is hashed."""
+
+    def __init__(self, source: Source, category: str) -> None:
+        self.source, self.category, self.root = source, category, source.folder()
+        self.samples = source.samples(category)
+        self.fixed = source.fixed_manifest(category)
+        self.prints: dict[str, Print] = {}
+        if self.fixed:
+            self.expected = source.fixed_hashes()
+        else:  # as the last plan saw them, which may be a later one than this run's
+            rows = Fingerprints(self.root).known().items()
+            self.expected = {name: row[1] for name, row in rows if isinstance(row, list) and row[1:]}
+
+    def image(self, name: str) -> Image.Image:
+        """In RGB. Raises DataError."""
+        picture, kind = self._read(name)
+        with decoding(f"{self.root}/{name}"):
+            if kind:  # before it is resized, so that it is treated as its copy in 8 bits would be
+                picture = depth.eight_bits(picture, kind, depth.range_of(self.source, kind))
+            return picture if picture.mode == "RGB" else picture.convert("RGB")
+
+    def mask(self, name: str) -> np.ndarray:
+        """Where it is defective: bool (H, W). Raises DataError."""
+        picture, kind = self._read(name)
+        with decoding(f"{self.root}/{name}"):
+            values = depth.values_of(picture, kind) if kind else np.asarray(picture.convert("L"))
+            return values > self.source.mask_threshold
+
+    def check(self, manifest: str) -> None:
+        """Raises DataError if what was read is not what was planned."""
+        if manifest_of(self.source, self.samples, self.prints, self.fixed) != manifest:
+            others = (name for name, each in sorted(self.prints.items()) if self._is_other(name, each.sha256))
+            name = next(others, None)
+            raise self._changed(f"{self.root}/{name}" if name else self.category)
+
+    def _read(self, name: str) -> tuple[Image.Image, str | None]:
+        """The picture as its EXIF data turn it, and its type if it is deep."""
+        path = f"{self.root}/{name}"
+        content = read_file(path)
+        sha256 = hashlib.sha256(content).hexdigest()
+        if self.fixed and self._is_other(name, sha256):
+            raise self._changed(path)
+        try:
+            with decoding(path):
+                if self.expected.get(name) != sha256:  # else the plan did so
+                    with Image.open(io.BytesIO(content)) as head:
+                        check_size(path, *head.size, self.source.max_megapixels)
+                picture = _DECODER.decode_example({"path": None, "bytes": content})
+                kind = None
+                if depth.is_deep(picture):
+                    with Image.open(io.BytesIO(content)) as head:  # which the decoded picture has forgotten
+                        kind = depth.kind_of(head)
+        except DataError:
+            if self._is_other(name, sha256):
+                raise self._changed(path) from None
+            raise
+        self.prints[name] = Print(sha256, *picture.size, kind)
+        return picture, kind
+
+    def _is_other(self, name: str, sha256: str) -> bool:
+        return self.expected.get(name, sha256) != sha256
+
+    def _changed(self, what: str) -> DataError:
+        """What to raise. The next plan reads all files again, even where size and mtime say that it need not."""
+        Fingerprints(self.root).forget()
+        return DataError(f"dataset {self.source.name}: {what} changed since it was planned; run the grid again")
 
 
 def _resized(image: Image.Image, size: int, resize: str, resampling: Image.Resampling) -> np.ndarray:
     if resize == "pad":
         return np.asarray(ImageOps.pad(image, (size, size), method=resampling))
-    return np.asarray(image.resize((size, size), resampling))
+    return np.asarray(image if image.size == (size, size) else image.resize((size, size), resampling))
 
 
 def hold_out(samples: list[Sample], train: np.ndarray, share: float) -> tuple[np.ndarray, np.ndarray]:

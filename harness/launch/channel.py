@@ -3,38 +3,74 @@
 It works the same under plain python, torchrun and Accelerate's launcher, where stdin and extra descriptors do not.
 """
 
+import ipaddress
 import json
 import os
 import queue
+import socket
+import tempfile
 import threading
 from collections.abc import Mapping
 from contextlib import suppress
-from multiprocessing import AuthenticationError
-from multiprocessing.connection import Client, Connection, Listener
+from multiprocessing.connection import Client, Connection, answer_challenge, deliver_challenge
 from typing import Any
 
 ADDRESS, KEY = "HARNESS_CHANNEL_ADDRESS", "HARNESS_CHANNEL_KEY"  # in a worker's environment
 GROUP, CPUS = "HARNESS_GROUP", "HARNESS_CPUS"  # so is its group's token, and the cores of each local rank as JSON
+HANDSHAKE_S = 30.0  # from a connection to its hello: of one that is ours milliseconds, on a slow disk seconds
+MOST_BYTES = 2**24  # of one message: a longer one is not ours
+LONGEST_SOCKET_PATH = 100  # bytes, of the 108 that the kernel takes
+# What a worker tells, with the fields that its supervisor reads.
+EVENTS: dict[str, dict[str, type | tuple[type, ...]]] = {
+    "ready": {},
+    "alive": {},
+    "phase": {"phase": str},
+    "step": {"done": int, "total": int},
+    "epoch": {"epoch": int, "epochs": int, "loss": (int, float), "images_per_s": (int, float)},
+    "record": {"kind": str, "id": str, "wall_s": (int, float), "result": dict},
+    "failed": {"id": str, "reason": str, "message": str},
+    "unwritable": {"message": str},
+    "finished": {},
+}
+
+
+class ForeignMessage(ValueError):  # noqa: N818
+    """What came over a connection is no event of a worker; its text says what it was."""
 
 
 class Door:
-    """The supervisor's side: accepts connections in a thread; `fileno` is readable when one is waiting in `take`.
+    """The supervisor's side: lets workers in; `fileno` is readable when one is waiting in `take`.
 
-    `host`: this machine's name, for workers on others; a Unix socket without it.
+    Each connection is asked for the key in a thread of its own, within HANDSHAKE_S: who stays silent, or does not know
+    the key, is counted in `strangers` and keeps nobody out.
+
+    Args:
+        host: this machine's name, for workers on others: then it listens on that address alone, or on all where the
+            name means the machine itself (127.0.1.1). A Unix socket without it.
     """
 
     def __init__(self, host: str | None = None) -> None:
         self.key, self.host = os.urandom(32), host
-        place = {"address": ("", 0)} if host else {"family": "AF_UNIX"}
-        self.listener = Listener(**place, backlog=64, authkey=self.key)
+        self.strangers = 0
+        self.folder: tempfile.TemporaryDirectory[str] | None = None
+        if host:
+            self.socket = socket.create_server((_own_address(host), 0), backlog=64)
+        else:
+            self.folder = tempfile.TemporaryDirectory(prefix="harness-", dir=_socket_parent())
+            self.socket = socket.socket(socket.AF_UNIX)
+            self.socket.bind(f"{self.folder.name}/door")
+            self.socket.listen(64)
         self.arrived: queue.SimpleQueue[tuple[Connection, dict[str, Any]]] = queue.SimpleQueue()
         self.read_end, self.write_end = os.pipe()
-        self.closed = False
+        self.closed = threading.Event()
         threading.Thread(target=self._accept, daemon=True).start()
 
     def environment(self) -> dict[str, str]:
-        address = self.listener.address
-        return {ADDRESS: f"tcp:{self.host}:{address[1]}" if self.host else str(address), KEY: self.key.hex()}
+        name = self.socket.getsockname()
+        if not self.host:
+            return {ADDRESS: name, KEY: self.key.hex()}
+        ip, port = name
+        return {ADDRESS: f"tcp:{self.host if ip == '0.0.0.0' else ip}:{port}", KEY: self.key.hex()}
 
     def fileno(self) -> int:
         return self.read_end
@@ -45,21 +81,64 @@ class Door:
         return self.arrived.get()
 
     def close(self) -> None:
-        self.closed = True
-        self.listener.close()
+        self.closed.set()
+        with suppress(OSError):
+            self.socket.shutdown(socket.SHUT_RDWR)  # `accept` does not wake up for a close
+        self.socket.close()
+        if self.folder is not None:
+            self.folder.cleanup()
 
     def _accept(self) -> None:
-        while True:
+        while not self.closed.is_set():
             try:
-                connection = self.listener.accept()
-                hello = receive(connection)
-            except (OSError, EOFError, ValueError, AuthenticationError):
-                if self.closed:
-                    return
-                continue  # a stranger, or a worker that died on the doorstep: the supervisor sees that by its pidfd
+                peer, _ = self.socket.accept()
+            except OSError:  # too many open files, say: later there may be fewer
+                self.closed.wait(0.1)
+                continue
+            threading.Thread(target=self._greet, args=(peer,), daemon=True).start()
+
+    def _greet(self, peer: socket.socket) -> None:
+        """Let one in that knows the key, within the time limit."""
+        connection = Connection(os.dup(peer.fileno()))
+        limit = threading.Timer(HANDSHAKE_S, peer.shutdown, [socket.SHUT_RDWR])
+        limit.daemon = True
+        limit.start()
+        try:
+            deliver_challenge(connection, self.key)
+            answer_challenge(connection, self.key)
+            hello = _hello(connection)
+        except Exception:  # whatever a stranger does, or a worker that dies on the doorstep
+            self.strangers += 1
+            connection.close()
+        else:
             self.arrived.put((connection, hello))
             with suppress(OSError):
                 os.write(self.write_end, b"1")
+        finally:
+            limit.cancel()
+            peer.close()
+
+
+def _own_address(host: str) -> str:
+    """The IPv4 address to listen on, so that other nodes reach it by the host's name. All where the name tells none."""
+    try:
+        address = socket.gethostbyname(host)
+    except OSError:
+        return "0.0.0.0"
+    return "0.0.0.0" if ipaddress.ip_address(address).is_loopback else address
+
+
+def _socket_parent() -> str:
+    """The folder for temporary files, or /tmp where its path is too long for a socket's."""
+    parent = tempfile.gettempdir()
+    return parent if len(os.fsencode(parent)) + len("/harness-12345678/door") <= LONGEST_SOCKET_PATH else "/tmp"
+
+
+def _hello(connection: Connection) -> dict[str, Any]:
+    hello = json.loads(connection.recv_bytes(MOST_BYTES))
+    if not isinstance(hello, dict) or not isinstance(hello.get("rank"), int) or not isinstance(hello.get("pid"), int):
+        raise ForeignMessage("no hello")
+    return hello
 
 
 def rank() -> int:
@@ -83,5 +162,21 @@ def send(connection: Connection, message: Mapping[str, Any]) -> None:
 
 
 def receive(connection: Connection) -> dict[str, Any]:
-    """Raises EOFError when the other side is gone."""
-    return json.loads(connection.recv_bytes())
+    """The next event of a worker.
+
+    Raises:
+        EOFError, OSError: the other side is gone.
+        ForeignMessage: what came is no event.
+    """
+    content = connection.recv_bytes(MOST_BYTES)
+    try:
+        event = json.loads(content)
+    except (ValueError, RecursionError):
+        raise ForeignMessage(f"a message that is no JSON: {content[:60]!r}") from None
+    fields = EVENTS.get(str(event.get("event"))) if isinstance(event, dict) else None
+    if fields is None:
+        raise ForeignMessage(f"a message that is no event: {content[:60]!r}")
+    for name, kind in fields.items():
+        if not isinstance(event.get(name), kind):
+            raise ForeignMessage(f"an event `{event['event']}` whose `{name}` is {str(event.get(name))[:60]!r}")
+    return event

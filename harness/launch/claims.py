@@ -17,6 +17,7 @@ from typing import Any
 from harness.files import write_atomic
 
 STALE_S = 120.0  # without a sign of life a claim's supervisor is gone
+AHEAD_S = 10.0  # a claim from further in the future is of before a clock was set back: nobody renews it
 
 
 def whoami() -> dict[str, Any]:
@@ -30,15 +31,20 @@ def is_gone(other: Mapping[str, Any], me: Mapping[str, Any], age_s: float, is_al
 
     Args:
         other, me: of the claim and of who asks, as `whoami` gives them.
-        age_s: since the claim's last sign of life.
+        age_s: since the claim's last sign of life, below 0 for one from the future.
         is_alive: whether a process with the claim's pid and start is there; it counts for a claim of this pid space.
     """
-    if age_s > STALE_S:
+    if is_old(age_s):
         return True
     if other.get("space") is not None and other["space"] == me["space"]:
         return not is_alive
     # SLURM starts a job again only after it has ended the attempt before, or has lost its node.
     return "job" in me and other.get("job") == me["job"] and other.get("restart", 0) < me["restart"]
+
+
+def is_old(age_s: float) -> bool:
+    """Whether a claim's last sign of life is too long ago, or lies in the future. Pure."""
+    return age_s > STALE_S or age_s < -AHEAD_S
 
 
 class Claims:
@@ -51,7 +57,11 @@ class Claims:
         self.held: set[str] = set()
 
     def take(self, run_id: str) -> bool:
-        """Claim a run; False if another supervisor that is alive is at it."""
+        """Claim a run; False if another supervisor that is alive is at it.
+
+        Raises:
+            OSError: its folder cannot be made or written.
+        """
         path = self._path(run_id)
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -82,17 +92,35 @@ class Claims:
     def _is_mine(self, run_id: str) -> bool:
         return self._path(run_id).read_text() == self.content
 
+    def holder(self, run_id: str) -> str:
+        """Who is at the run, and since when nothing was heard of him: `node7 (claim 12 s old)`."""
+        try:
+            other, age_s = self._read(self._path(run_id))
+        except OSError:
+            return "another supervisor"
+        return f"{(other or {}).get('host', 'another supervisor')} (claim {max(0.0, age_s):.0f} s old)"
+
     def _is_stale(self, path: Path) -> bool:
         try:
-            age_s = time.time() + self._ahead_s - path.stat().st_mtime
-            other = json.loads(path.read_text())
+            other, age_s = self._read(path)
         except FileNotFoundError:
             return True
-        except (OSError, ValueError):  # being written this moment, or torn by a crash
-            return age_s > STALE_S
-        pid = other.get("pid")
-        is_alive = pid is not None and _started(pid) is not None and other.get("start") in (None, _started(pid))
+        if other is None:
+            return is_old(age_s)
+        started = _started(other["pid"]) if "pid" in other else None
+        is_alive = started is not None and other.get("start") in (None, started)
         return is_gone(other, self.me, age_s, is_alive)
+
+    def _read(self, path: Path) -> tuple[dict[str, Any] | None, float]:
+        """A claim and its age in seconds; None for one that is being written this moment, torn, or none at all."""
+        age_s = time.time() + self._ahead_s - path.stat().st_mtime
+        try:
+            claim = json.loads(path.read_text())
+        except (ValueError, RecursionError):
+            return None, age_s
+        kinds = {"host": str, "pid": int, "restart": int}
+        whole = isinstance(claim, dict) and all(isinstance(claim[key], kinds[key]) for key in kinds if key in claim)
+        return claim if whole else None, age_s
 
     @functools.cached_property
     def _ahead_s(self) -> float:

@@ -27,7 +27,9 @@ def call(*command: str) -> str:
     """
     environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ.get('PATH', '')}"}
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, env=environment)
+        done = subprocess.run(
+            command, capture_output=True, text=True, errors="replace", timeout=PATIENCE_S, env=environment
+        )
     except subprocess.TimeoutExpired:
         raise ClusterError(f"{command[0]} timed out after {PATIENCE_S:g} s") from None
     except OSError as error:

@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from dskd.config import ConfigError, require
+from dskd.config import ConfigError, quoted, require
 from harness.environment import Gpu, gpus, thread_count
 
 Kind = Literal["cpu", "cuda"]
+MOST_WORKERS = 1024  # on the CPU
 
 
 @dataclass(frozen=True)
@@ -79,15 +80,16 @@ def share_cores(places: Sequence[tuple[str, Kind, str | None]], cores: Sequence[
 
 def _parse(devices: str, found: Sequence[Gpu]) -> tuple[Kind, list[int]]:
     """The kind, and for a CPU how many workers, for GPUs which of those `found`."""
-    match = re.fullmatch(r"(auto|cpu|cuda)(?::(\d+(?:,\d+)*))?", devices)
+    match = re.fullmatch(r"(auto|cpu|cuda)(?::([0-9]{1,6}(?:,[0-9]{1,6})*))?", devices)
     numbers = [int(number) for number in match[2].split(",")] if match and match[2] else []
     on_cpu = match is not None and (match[1] == "cpu" or (match[1] == "auto" and not found))
     require(
         match is not None
         and not (match[1] == "auto" and numbers)
-        and not (on_cpu and (len(numbers) > 1 or 0 in numbers))
+        and not (on_cpu and (len(numbers) > 1 or 0 in numbers or max(numbers, default=1) > MOST_WORKERS))
         and len(set(numbers)) == len(numbers),
-        f"--devices: {devices!r} is not possible; write auto, cpu, cpu:4 (4 workers), cuda or cuda:0,2 (these GPUs)",
+        f"--devices: {quoted(devices)} is not possible; write auto, cpu, cpu:4 (4 workers), cuda or cuda:0,2 (these "
+        "GPUs)",
     )
     if on_cpu:
         return "cpu", numbers or [1]

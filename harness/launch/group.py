@@ -9,11 +9,13 @@ import subprocess
 import sys
 import time
 from contextlib import suppress
+from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 from harness import plugins
+from harness.foreign import log_tail
 from harness.launch import channel, slurm
 from harness.launch.devices import Slot
 from harness.launch.job import GroupKind, Job
@@ -24,6 +26,8 @@ TUNABLES = {"hugetlb": 1, "mmap_max": 0, "trim_threshold": 2**34, "top_pad": 2**
 MALLOC = {"GLIBC_TUNABLES": ":".join(f"glibc.malloc.{name}={value}" for name, value in TUNABLES.items())}
 WORKER = ["-m", "harness.launch.worker"]
 STEP_ENDS_S = 20.0
+HUNG_S = 60.0  # a worker shows that it lives every few seconds, whatever it computes
+START_S = 600.0  # until the first sign of life of all ranks: from a cold network disk Python takes minutes to start
 
 
 class Group:
@@ -36,8 +40,10 @@ class Group:
         self.step: str | None = None
         self.pidfd = os.pidfd_open(process.pid)
         self.connections: dict[int, Connection] = {}
+        self.heard: dict[int, float] = {}  # of each rank the last sign of life
+        self.told: dict[int, list[dict[str, Any]]] = {}  # by rank its events `failed` that nobody was told of yet
         self.pids: set[int] = set()
-        self.ranks_ready = 0
+        self.ready: set[int] = set()  # ranks that can take a job
         self.number = -1
         self.job: Job | None = None
         self.failed: set[str] = set()
@@ -45,22 +51,36 @@ class Group:
         self.killed = False
         self.peaks: dict[str, float] = {}  # of memory, when it is dead
         self.begun = False  # with the job that it has
-        self.started = self.heard = time.monotonic()
+        self.attempts: dict[str, int] = {}  # failed ones of its job's works, when it got that job
+        self.foreign: str | None = None  # what came of it that is no event
+        self.started = time.monotonic()
 
     @property
     def is_ready(self) -> bool:
-        return self.ranks_ready == self.kind.processes
+        return len(self.ready) == self.kind.processes
 
     def admit(self, connection: Connection, hello: dict[str, Any]) -> None:
         self.connections[hello["rank"]] = connection
         self.pids.add(hello["pid"])
-        self.step = hello["step"]
-        self.heard = time.monotonic()
+        self.step = hello.get("step")
+        self.heard[hello["rank"]] = time.monotonic()
+
+    def rank_of(self, connection: Connection) -> int:
+        return next(rank for rank, own in self.connections.items() if own is connection)
+
+    def silent(self, now: float) -> str | None:
+        """Why it is taken for hung, by a time of the monotonic clock; None while it is not."""
+        if len(self.heard) < self.kind.processes:
+            late = now - self.started > START_S
+            return f"did not start within {START_S:g} s" if late else None
+        rank, heard = min(self.heard.items(), key=lambda pair: pair[1])
+        who = f"process {rank} " if self.kind.processes > 1 else ""
+        return f"{who}gave no sign of life for {HUNG_S:g} s" if now - heard > HUNG_S else None
 
     def give(self, number: int, job: Job, message: bytes) -> None:
         self.number, self.job, self.failed, self.unfinished = number, job, set(), self.kind.processes
-        self.begun = False
-        self.started = self.heard = time.monotonic()
+        self.begun, self.told = False, {}
+        self.started = time.monotonic()
         self._send(message)
 
     def rank_finished(self) -> bool:
@@ -118,12 +138,39 @@ class Group:
         return self.process.returncode
 
     def output(self) -> str:
-        return self.log.read_text(errors="replace")[-2000:].strip()
+        """The end of what it wrote before its first job."""
+        return log_tail(self.log).strip()[-2000:]
 
     def _send(self, message: bytes) -> None:
         for connection in self.connections.values():
             with suppress(OSError):  # it died since: the next event says so
                 connection.send_bytes(message)
+
+
+# Groups in a row that die before they can take a job, until their place is given up: one where none ever could, and
+# one where some did.
+STILLBORN, STILLBORN_LATER = 2, 5
+
+
+@dataclass
+class Place:
+    """Slots that a group of workers runs on, one after the other. `last`: affinity of the job that was done there last;
+    `stillborn`: groups in a row that could not start; `proven`: whether one ever could.
+    """
+
+    slots: tuple[Slot, ...]
+    group: Group | None = None
+    last: object = None
+    stillborn: int = 0
+    proven: bool = False
+
+    @property
+    def is_given_up(self) -> bool:
+        return self.stillborn >= (STILLBORN_LATER if self.proven else STILLBORN)
+
+    @property
+    def name(self) -> str:
+        return ", ".join(slot.name for slot in self.slots)
 
 
 def start(slots: tuple[Slot, ...], kind: GroupKind, door: channel.Door, scratch: Path) -> Group:

@@ -1,15 +1,14 @@
 """Where each run of a grid is, from records, supervisors and SLURM. Pure, but for `look`."""
 
-import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from harness.launch.cluster import snapshot
-from harness.launch.shards import Planned, Running, Shard, read_plan, read_shards
+from harness.launch.shards import Planned, Running, Shard, read_plan, read_shards, read_submissions
 from harness.launch.slurm import meaning
-from harness.records import Failure, Results
+from harness.records import Damaged, Failure, Results
 
 State = Literal["done", "running", "pending", "failed", "to do"]
 SILENT_S = 120.0  # a supervisor that has written nothing for so long is gone, unless SLURM says that it runs
@@ -27,7 +26,9 @@ class Run:
 
 @dataclass(frozen=True)
 class Seen:
-    """What is known of a results folder. `queue`: state and reason by element, None without SLURM."""
+    """What is known of a results folder. `queue`: state and reason by element, None without SLURM. `damaged` records,
+    whose runs are to be done again, and other files that were passed over (`skipped`).
+    """
 
     plan: Sequence[Planned]
     done: Collection[str]
@@ -35,22 +36,29 @@ class Seen:
     shards: Sequence[tuple[Shard, float]] = ()
     submissions: Sequence[Mapping[str, Any]] = ()
     queue: Mapping[str, tuple[str, str]] | None = None
+    damaged: Sequence[Damaged] = ()
+    skipped: Sequence[Damaged] = ()
 
 
 def look(folder: Path, queue: Mapping[str, tuple[str, str]] | None = None) -> Seen:
-    """Read a results folder. `queue`: what SLURM said a moment ago; it is asked if None."""
-    results = Results(folder)
-    done, plan = results.done(), read_plan(folder)
-    failures = {one: failure for one in results.failed() if (failure := results.last_failure(one))}
+    """Read a results folder, and write nothing into it. `queue`: what SLURM said a moment ago; it is asked if None."""
+    results, damaged = Results(folder), []
+    survey, plan = results.survey(), read_plan(folder, damaged)
+    failures = {}
+    for item in results.items(sorted(survey.failed)):
+        if isinstance(item, Failure):
+            failures[item.id] = item
+        elif isinstance(item, Damaged) and item not in survey.damaged:
+            damaged.append(item)
     if not plan:  # of a harness that wrote none: what there are records of
         plan = [Planned(one, f"{failure.kind} {one}", (one,)) for one, failure in failures.items()]
-        plan += [Planned(one, one, (one,)) for one in done]
-    submissions = [json.loads(path.read_text()) for path in sorted(folder.glob("slurm/*.json"), key=_age)]
-    shards = read_shards(folder)
+        others = [*survey.done, *(each.folder.name for each in survey.damaged)]
+        plan += [Planned(one, one, (one,)) for one in others if one not in failures]
+    submissions, shards = read_submissions(folder, damaged), read_shards(folder, damaged)
     if queue is None:
         jobs = {job["id"] for one in submissions for job in one["jobs"]}
         queue = snapshot(jobs | {shard.job.split("_")[0] for shard, _ in shards if shard.job})
-    return Seen(plan, done, failures, shards, submissions, queue)
+    return Seen(plan, survey.done, failures, shards, submissions, queue, survey.damaged, damaged)
 
 
 def overview(seen: Seen) -> list[Run]:
@@ -114,7 +122,3 @@ def _job_of(submission: Mapping[str, Any], shard: int) -> Mapping[str, Any] | No
     return max(
         (job for job in submission["jobs"] if job["offset"] <= shard), key=lambda job: job["offset"], default=None
     )
-
-
-def _age(path: Path) -> float:
-    return path.stat().st_mtime

@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from dskd.backbones import BACKBONES, get_backbone
-from dskd.config import from_mapping, require
+from dskd.config import ConfigError, from_mapping, require
 from dskd.switches import Method
 from harness.data.catalog import entry_of
 from harness.grid import Plan, Training
@@ -204,12 +204,19 @@ SAMPLE = 60  # records read to learn a rate
 
 def rate_of(results: Results, device_type: str) -> float:
     """1e9 multiply-adds per second of a training on `cpu` or `cuda`: the median of some records, RATE without any."""
-    rates = sorted(
-        training_gmac(from_mapping(TrainSpec, item.spec)) / item.result["train_s"]
-        for item in itertools.islice(results, SAMPLE)
-        if isinstance(item, Record)
-        and item.kind == "train"
-        and item.result["device_type"] == device_type
-        and {item.spec["backbone"], _student_trunk(item)} <= BACKBONES.keys()  # other facts would cost an inspection
-    )
+    found = (_rate(item, device_type) for item in itertools.islice(results, SAMPLE) if isinstance(item, Record))
+    rates = sorted(rate for rate in found if rate is not None)
     return rates[len(rates) // 2] if rates else RATE[device_type]
+
+
+def _rate(record: Record, device_type: str) -> float | None:
+    """None for what tells nothing of the device, or only to another commit: a switch or a value that is not known."""
+    seconds = record.result.get("train_s")
+    if record.kind != "train" or seconds is None or record.result.get("device_type") != device_type:
+        return None
+    try:
+        if not {record.spec["backbone"], _student_trunk(record)} <= BACKBONES.keys():
+            return None  # other facts would cost an inspection
+        return training_gmac(from_mapping(TrainSpec, record.spec)) / seconds or None
+    except (ConfigError, TypeError, AttributeError, ArithmeticError):
+        return None

@@ -10,13 +10,19 @@ from pathlib import Path
 from typing import Any, Self
 
 from dskd.config import from_mapping
+from harness import schema
 from harness.environment import utc_now
 from harness.files import write_atomic
+from harness.foreign import read_json
 from harness.grid import Plan, labels_of
 from harness.launch.job import Job
+from harness.records import Damaged
+from harness.shapes import MisfitError, checker
 from harness.spec import BenchSpec, TrainSpec, title_of
+from harness.text import one_line
 
 EVERY_S = 5.0
+_MAPPING, _LIST, _SUBMISSION = map(checker, (dict, list, schema.SUBMISSION))
 
 
 @dataclass
@@ -50,12 +56,17 @@ def slurm_id() -> str:
     return f"{array}_{os.environ.get('SLURM_ARRAY_TASK_ID')}" if array else os.environ.get("SLURM_JOB_ID", "")
 
 
+def supervisor_name() -> str:
+    """What tells this supervisor from the others that share a results folder now."""
+    job, host = slurm_id(), os.uname().nodename
+    return f"{job}-{host}" if job else f"{host}-{os.getpid()}"
+
+
 class Reporter:
     """Hears the supervisor's events and replaces its file at most every EVERY_S; removes it at the end."""
 
     def __init__(self, results: Path, part: str, total: int) -> None:
-        job, host = slurm_id(), os.uname().nodename
-        name = f"{job}-{host}" if job else f"{host}-{os.getpid()}"
+        job, host, name = slurm_id(), os.uname().nodename, supervisor_name()
         self.path = results / "shards" / f"{name}.json"
         self.shard = Shard(name, host, job, part, total, utc_now())
         self.running: dict[str, Running] = {}
@@ -96,12 +107,16 @@ class Reporter:
             write_atomic(self.path, json.dumps(asdict(self.shard)))
 
 
-def read_shards(results: Path) -> list[tuple[Shard, float]]:
-    """Each supervisor's file with the seconds since it was written."""
+def read_shards(results: Path, damaged: list[Damaged] | None = None) -> list[tuple[Shard, float]]:
+    """Each supervisor's file with the seconds since it was written; one that cannot be used is put into `damaged`."""
     found = []
     for path in sorted(results.glob("shards/*.json")):
-        with suppress(OSError, ValueError):  # it ended this moment
-            found.append((from_mapping(Shard, json.loads(path.read_text())), time.time() - path.stat().st_mtime))
+        try:
+            found.append((from_mapping(Shard, read_json(path, _MAPPING)), time.time() - path.stat().st_mtime))
+        except OSError:  # it ended this moment
+            continue
+        except ValueError as error:
+            _note(damaged, path, error)
     return found
 
 
@@ -130,16 +145,41 @@ def planned(plan: Plan) -> list[Planned]:
 
 def write_plan(results: Path, runs: Sequence[Planned]) -> None:
     """The trainings of a whole grid, for who counts what is missing; not written again by every shard."""
-    path, content = results / "plan.json", json.dumps([asdict(run) for run in runs])
+    path, content = results / "plan.json", json.dumps([asdict(run) for run in runs]).encode()
     with suppress(OSError):
-        if path.read_text() == content:
+        if path.read_bytes() == content:
             return
     write_atomic(path, content)
 
 
-def read_plan(results: Path) -> list[Planned]:
-    """Empty where none was written."""
+def read_plan(results: Path, damaged: list[Damaged] | None = None) -> list[Planned]:
+    """Empty where none was written, or where it cannot be used: then it is put into `damaged`."""
+    path = results / "plan.json"
     try:
-        return [from_mapping(Planned, run) for run in json.loads((results / "plan.json").read_text())]
+        return [from_mapping(Planned, run) for run in read_json(path, _LIST)]
     except FileNotFoundError:
         return []
+    except ValueError as error:
+        _note(damaged, path, error)
+        return []
+
+
+def read_submissions(results: Path, damaged: list[Damaged] | None = None) -> list[dict[str, Any]]:
+    """What `harness submit` left, the newest last; one that cannot be used is put into `damaged`."""
+    found = []
+    for path in sorted(results.glob("slurm/*.json")):
+        try:
+            document, written = read_json(path, _SUBMISSION), path.stat().st_mtime
+            if not all(number.isdecimal() for number in document["runs"]):
+                raise MisfitError("runs: its keys are not the numbers of shards")
+            found.append((written, document))
+        except OSError:  # removed this moment
+            continue
+        except ValueError as error:
+            _note(damaged, path, error)
+    return [document for _, document in sorted(found, key=lambda pair: pair[0])]
+
+
+def _note(damaged: list[Damaged] | None, path: Path, error: ValueError) -> None:
+    if damaged is not None:
+        damaged.append(Damaged(path, one_line(str(error))))

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from dskd.config import ConfigError, require
+from dskd.config import ConfigError, quoted, require
+from harness.text import one_line
 
 SUBMISSION = "HARNESS_SUBMISSION"  # in a job's environment: a file that lies in its results folder
 # Options of sbatch of which one replaces the others.
@@ -20,7 +21,11 @@ ALTERNATIVES = (
     {"mem", "mem-per-cpu", "mem-per-gpu"},
 )
 SHARED_WITH_LEADERBOARD = ("partition", "account", "qos", "clusters", "reservation")
-INHERITED = re.compile(r"#SBATCH\s+--([\w-]+)(?:[= ](.*?))?\s*(?:#.*)?")
+# Its value as it is written, quotes with it; a `#` outside of quotes begins a comment.
+INHERITED = re.compile(
+    r"#SBATCH\s+--([\w-]+)(?:[= ]((?:\\.|\"(?:\\.|[^\"\\])*\"|'(?:\\.|[^'\\])*'|[^\"'\\#])*?))?\s*(?:#.*)?"
+)
+QUOTES = "\"'"  # a script may have them around any value
 
 Kind = Literal["waiting", "running", "ended"]
 
@@ -59,22 +64,51 @@ def meaning(state: str) -> Meaning:
     return MEANINGS.get(state.split()[0].rstrip("+") if state.split() else "", Meaning("waiting", f"state {state}"))
 
 
+def check_text(what: str, text: str) -> None:
+    """Raises ConfigError for a text that would be more than one line of a batch script, or is no UTF-8."""
+    require(
+        one_line(text) == text,
+        f"{what}: {quoted(text)} has a line break or another control character, which a batch script cannot hold; "
+        "write it without",
+    )
+
+
+def check_folder(folder: Path) -> None:
+    """Raises ConfigError for a results folder that SLURM would take for another one: the names of outputs are patterns
+    to it, in which `%j` is the job.
+    """
+    check_text("--out", str(folder))
+    require(
+        not set("%\\") & set(str(folder)), f"--out: {folder} has % or \\ in it, a pattern to SLURM; name another folder"
+    )
+
+
+def directive(value: str) -> str:
+    """A value as a `#SBATCH` line must have it: sbatch ends it at a space or `#`, and takes quotes and backslashes
+    away.
+    """
+    return value if re.fullmatch(r"[^\s\"'\\#]*", value) else '"' + re.sub(r"([\"\\])", r"\\\1", value) + '"'
+
+
 def parse_options(items: Iterable[str]) -> dict[str, str | None]:
-    """`["time=1:00:00", "exclusive"]` to options of sbatch; `key=` takes one out of the script. Raises ConfigError."""
+    """`["time=1:00:00", "exclusive"]` to options of sbatch as `directive` writes them; `key=` takes one out of the
+    script. Raises ConfigError.
+    """
     options: dict[str, str | None] = {}
     for item in items:
+        check_text("--sbatch", item)
         key, equals, value = item.partition("=")
         key = key.strip().removeprefix("--").replace("_", "-")
         require(
-            bool(re.fullmatch(r"[a-z][a-z-]+", key)) and "\n" not in value,
-            f"--sbatch: {item!r} is not possible; write an option of sbatch as key=value: partition=gpu, mem=64G",
+            bool(re.fullmatch(r"[a-z][a-z-]+", key)),
+            f"--sbatch: {quoted(item)} is not possible; write an option of sbatch as key=value: partition=gpu, mem=64G",
         )
         require(
             key not in ("array", "dependency", "wrap", "output"),
             f"--sbatch: {key} is for harness submit to write; "
             "--shards and --max-parallel say how many elements an array has",
         )
-        options[key] = value.strip() if equals else None
+        options[key] = directive(value.strip()) if equals else None
     return options
 
 
@@ -102,7 +136,8 @@ def render(
 ) -> str:
     """The batch script with these options of sbatch, environment variables and arguments written into it."""
     lines = script.splitlines()
-    end = next(i for i, line in enumerate(lines) if line.strip() and not line.startswith("#"))
+    end = next((i for i, line in enumerate(lines) if line.strip() and not line.startswith("#")), None)
+    require(end is not None, "--script: there is no command in the batch script; write one, such as slurm/sweep.sh")
     head = [line for line in lines[:end] if not INHERITED.fullmatch(line) and line.startswith("#!")]
     head += [f"#SBATCH --{key}" + ("" if value is None else f"={value}") for key, value in options.items()]
     head += ["", "# Written by `harness submit`; the rest is the script that it was made from."]
@@ -142,12 +177,13 @@ def arrays(shards: Iterable[int], most: int) -> list[Array]:
 
 def seconds_of(time: str) -> float:
     """Of a time limit as sbatch takes it: `90`, `1:30:00`, `2-12`, `UNLIMITED`. Raises ConfigError."""
+    time = time.strip(QUOTES)
     if time.upper() in ("UNLIMITED", "INFINITE", "0"):
         return math.inf
-    match = re.fullmatch(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?", time)
+    match = re.fullmatch(r"(?:(\d{1,9})-)?(\d{1,9})(?::(\d{1,9}))?(?::(\d{1,9}))?", time, re.ASCII)
     if match is None:
         raise ConfigError(
-            f"--sbatch time: {time!r} is not possible; write minutes, hours:minutes:seconds or days-hours"
+            f"--sbatch time: {quoted(time)} is not possible; write minutes, hours:minutes:seconds or days-hours"
         )
     days, *parts = (int(part) if part else 0 for part in match.groups())
     if match[1] is None and match[4] is None:  # minutes[:seconds]
@@ -157,8 +193,18 @@ def seconds_of(time: str) -> float:
 
 
 def warning_s(signal: str | None) -> int:
-    """How long before the end `--signal` warns: 120 for `B:USR1@120`, SLURM's 60 where it names no time."""
-    return 0 if not signal else int(signal.partition("@")[2] or 60)
+    """How long before the end `--signal` warns: 120 for `B:USR1@120`, SLURM's 60 where it names no time. Raises
+    ConfigError.
+    """
+    if not signal:
+        return 0
+    match = re.fullmatch(r"(?:[BR]{1,2}:)?\w+(?:@([0-9]{0,5}))?", signal.strip(QUOTES))
+    require(
+        match is not None,
+        f"--sbatch signal: {quoted(signal)} is not possible; write a signal and how many seconds before the end it "
+        "comes, such as USR1@120",
+    )
+    return int(match[1] or 60)
 
 
 def time_of(seconds: float) -> str:
@@ -168,12 +214,15 @@ def time_of(seconds: float) -> str:
 
 
 def gpus_of(options: Mapping[str, str | None]) -> int:
-    """How many GPUs of each node a job with these options has; 0 where it asks for none."""
-    nodes = int((options.get("nodes") or "1").split("-")[0])
+    """How many GPUs of each node a job with these options has; 0 where it asks for none. Raises ConfigError."""
+    asked = (options.get("nodes") or "1").strip(QUOTES)
+    first = re.match(r"[1-9][0-9]{0,8}(?![0-9])", asked)
+    require(first is not None, f"--sbatch nodes: {quoted(asked)} is not possible; write how many, 2 or 2-4")
+    nodes = int(first[0])
     for key in ("gpus-per-node", "gpus-per-task", "gres", "gpus"):
         value = options.get(key)
         if value and (key != "gres" or "gpu" in value):
-            match = re.search(r"(?:^|:)(\d+)$", value)
+            match = re.search(r"(?:^|:)([0-9]{1,9})$", value)
             count = int(match[1]) if match else 1
             return max(1, count // nodes) if key == "gpus" else count
     return 0

@@ -1,42 +1,36 @@
 """The supervisor: fills the devices with workers, hands each its next job, and outlives whatever becomes of them."""
 
 import dataclasses
-import errno
+import logging
 import os
-import signal
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
-from harness.environment import utc_now
-from harness.files import UNWRITABLE
 from harness.launch import channel
-from harness.launch.claims import Claims
-from harness.launch.devices import Slot
-from harness.launch.group import Group, start
-from harness.launch.job import Job, TrainJob, encode, failed_attempt, group_of
+from harness.launch.group import Group, Place, start
+from harness.launch.interrupts import interrupts
+from harness.launch.job import Job, TrainJob, encode, group_of
+from harness.launch.keeper import Keeper
 from harness.launch.schedule import Item, Phase, affinity, take
+from harness.launch.shards import title
 from harness.launch.slurm import this_node
 from harness.records import Results
 
 OnEvent = Callable[[Job, dict[str, Any]], None]
-STILLBORN = 2  # groups in a row that die before they take a job: then it is not the jobs' fault
-HUNG_S = 60.0  # a worker shows that it lives every few seconds, whatever it computes
+log = logging.getLogger(__name__)
+REMIND_S = 60.0  # between two words on what is waited for
 TOUCH_S = 10.0  # between two signs of life of this supervisor, and looks for what others left behind
 # Reasons that another attempt may not meet again: neither the data nor the recipe will have changed.
 RETRIED = frozenset({"crashed", "timeout", "out_of_memory", "interrupted"})
 
 
 class WorkerError(RuntimeError):
-    """Workers cannot start at all; the message has the end of their output."""
-
-
-class ResultsError(RuntimeError):
-    """The results folder cannot be written any more; what is finished is intact."""
+    """Workers cannot start on any place; the message has the end of their output."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,73 +41,45 @@ class Limits:
     timeout_s: float | None = None
 
 
-def supervise(phases: Sequence[Phase], on_event: OnEvent, results: Results, limits: Limits = Limits()) -> bool:
+def supervise(
+    phases: Sequence[Phase], listeners: Sequence[OnEvent], results: Results, limits: Limits = Limits()
+) -> bool:
     """Do the jobs of the phases, one phase after the other, on all their places at once.
 
-    A worker that dies, hangs or takes too long costs the job it was at and is replaced. A first SIGINT or SIGTERM lets
-    running trainings write a checkpoint and end, a second one stops at once; SIGUSR1 (a scheduler's warning, which its
-    SIGTERM follows) is never the second. Waits on connections and pidfds.
+    A worker that dies, hangs, takes too long or sends what is no event costs the job it was at and is replaced; a place
+    where none can start is given up. A first SIGINT or SIGTERM lets running trainings write a checkpoint and end, a
+    second one stops at once; SIGHUP and SIGUSR1 are never the second. Waits on connections and pidfds.
 
     Args:
-        on_event: called as (job, event) with what workers emit, with `failed` or `retrying` where a run did not end
-            well, and with `finished` when nothing more will be heard of the job.
+        listeners: called as (job, event) with what workers emit, with `failed` or `retrying` where a run did not end
+            well, with `finished` when nothing more will be heard of the job, with `waiting` where only jobs of other
+            supervisors are left, and with `given_up` for a place. What one of them raises is logged and hurts nothing.
 
     Returns:
         Whether it was interrupted.
 
     Raises:
-        WorkerError: workers die before they take a job.
+        WorkerError: workers die before they take a job, on every place.
         ResultsError: the results folder cannot be written (full, read-only, gone).
         KeyboardInterrupt: the second signal.
     """
-    with tempfile.TemporaryDirectory(prefix="harness-") as scratch, _interrupts() as interrupts:
+    with tempfile.TemporaryDirectory(prefix="harness-") as scratch, interrupts() as signals:
         spans = any(slot.node for phase in phases for place in phase.places for slot in place)
         door = channel.Door(this_node() if spans else None)
         try:
             for phase in phases:
-                supervisor = _Supervisor(phase, on_event, results, limits, door, Path(scratch), interrupts)
+                supervisor = _Supervisor(phase, listeners, results, limits, door, Path(scratch), signals)
                 try:
                     supervisor.run()
-                except OSError as error:
-                    if error.errno not in UNWRITABLE | {errno.EACCES, errno.EPERM, errno.EIO}:
-                        raise
-                    raise _unwritable(results, error.strerror) from error
                 finally:
                     supervisor.end()
                 if supervisor.stopping:
                     return True
         finally:
             door.close()
+            if door.strangers:
+                log.warning("%d connections without the key of this call were refused", door.strangers)
     return False
-
-
-def _unwritable(results: Results, why: str) -> ResultsError:
-    return ResultsError(f"results folder {results.folder} cannot be written ({why}); what is finished is kept")
-
-
-@contextmanager
-def _interrupts() -> Iterator[int]:
-    """A descriptor that is readable after SIGUSR1, SIGINT or SIGTERM; the second of the last two raises
-    KeyboardInterrupt.
-    """
-    read_end, write_end = os.pipe()
-    count = 0
-
-    def note(number: int, _: object) -> None:
-        nonlocal count
-        count += number != signal.SIGUSR1
-        if count > 1:
-            raise KeyboardInterrupt
-        os.write(write_end, b"1")
-
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)}
-    try:
-        yield read_end
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-        os.close(read_end)
-        os.close(write_end)
 
 
 class _Supervisor:
@@ -122,88 +88,121 @@ class _Supervisor:
     def __init__(
         self,
         phase: Phase,
-        on_event: OnEvent,
+        listeners: Sequence[OnEvent],
         results: Results,
         limits: Limits,
         door: channel.Door,
         scratch: Path,
-        interrupts: int,
+        signals: int,
     ) -> None:
-        self.places: list[tuple[Slot, ...]] = list(phase.places)
+        self.places = [Place(slots) for slots in phase.places]
         self.jobs: dict[int, Job] = dict(enumerate(job for job, _ in phase.jobs))
         self.pending = {i: Item(seconds, affinity(job)) for i, (job, seconds) in enumerate(phase.jobs)}
         self.elsewhere: dict[int, Item] = {}  # claimed by another supervisor
-        self.groups: list[Group | None] = [None] * len(self.places)
-        self.last: list[object] = [None] * len(self.places)
         self.attempts: dict[int, int] = {}
-        self.on_event, self.results, self.limits = on_event, results, limits
-        self.door, self.scratch, self.interrupts = door, scratch, interrupts
-        self.claims = Claims(results.folder)
+        self.listeners, self.results, self.limits = list(listeners), results, limits
+        self.door, self.scratch, self.signals = door, scratch, signals
+        self.keeper = Keeper(results)
+        self.claims = self.keeper.claims
         self.stopping = False
-        self.stillborn = 0
         self.looked = time.monotonic()
+        self.reminded = -REMIND_S
+
+    @property
+    def groups(self) -> list[Group]:
+        return [place.group for place in self.places if place.group is not None]
 
     def run(self) -> None:
         while True:
             if not self.stopping:
                 self._hand_out()
-            busy = any(group is not None and group.job is not None for group in self.groups)
+            busy = any(group.job is not None for group in self.groups)
             if not busy and (self.stopping or not (self.pending or self.elsewhere)):
                 return
+            if not busy and not self.pending:
+                self._say_who_is_waited_for()
             self._next_events()
 
     def end(self) -> None:
         """Kill what is left of the workers: idle ones, or all of them after an error."""
-        for group in filter(None, self.groups):
+        for group in self.groups:
             group.kill()
             if group.job is not None:
                 self.claims.release(group.job.spec.id)
 
     def _hand_out(self) -> None:
         """Give each idle group a job, and start groups where there are more jobs than groups that could take one."""
-        waiting = sum(group is not None and group.job is None and not group.is_ready for group in self.groups)
-        for place, group in enumerate(self.groups):
+        waiting = sum(group.job is None and not group.is_ready for group in self.groups)
+        for place in self.places:
             if not self.pending:
                 return
+            group = place.group
             if group is None:
-                if waiting < len(self.pending):
-                    first = self.jobs[take(self.pending, self.last[place])]
-                    self.groups[place] = start(self.places[place], group_of(first), self.door, self.scratch)
+                if waiting < len(self.pending) and not place.is_given_up:
+                    self._start(place, self.jobs[take(self.pending, place.last)])
                     waiting += 1
             elif group.job is None and group.is_ready:
                 self._give(place, group)
 
-    def _give(self, place: int, group: Group) -> None:
+    def _start(self, place: Place, job: Job) -> None:
+        place.group = None
+        try:
+            place.group = start(place.slots, group_of(job), self.door, self.scratch)
+        except OSError as error:  # no process, descriptor or room for temporary files
+            self._count_stillborn(place, job, str(error))
+
+    def _give(self, place: Place, group: Group) -> None:
         while self.pending:
             # What the group can do without being replaced, if there is any of it.
             same = {i: item for i, item in self.pending.items() if group_of(self.jobs[i]) == group.kind}
-            number = take(same or self.pending, self.last[place])
+            number = take(same or self.pending, place.last)
             job, item = self.jobs[number], self.pending[number]
             if not same:
                 group.kill()
-                self.groups[place] = start(self.places[place], group_of(job), self.door, self.scratch)
+                self._start(place, job)
                 return
             del self.pending[number]
-            if not self.claims.take(job.spec.id):
-                self.elsewhere[number] = item
+            if not self._claim(number, job, item):
                 continue
-            if not job.force and self._is_done(job):  # by another supervisor, since this one looked
-                self._finish(number, job)
-                continue
-            self.last[place] = item.affinity
+            place.last = item.affinity
+            group.attempts = self.keeper.attempts_of(job)
             group.give(number, job, encode(job))
             return
 
-    def _is_done(self, job: Job) -> bool:
-        return all((self.results.run_folder(spec.id) / "record.json").exists() for spec in job.works)
+    def _claim(self, number: int, job: Job, item: Item) -> bool:
+        """Claim the job's run; False where another supervisor is at it or has done it since this one looked, or where
+        its folder or its record cannot be used.
+        """
+        try:
+            if not self.keeper.claim(job.spec.id):
+                self.elsewhere[number] = item
+                return False
+            done = not job.force and all(self.results.has(spec.id) for spec in job.works)
+        except OSError as error:
+            folder = self.results.run_folder(job.spec.id)
+            message = f"{folder} cannot be used ({error.strerror or error}); move it away"
+            self._tell(job, {"event": "failed", "id": job.spec.id, "reason": "error", "message": message})
+            done = True
+        if done:
+            self._finish(number, job)
+        return not done
+
+    def _tell(self, job: Job, event: dict[str, Any]) -> None:
+        """What is shown or noted can never hurt what is done: a listener that raises is not asked again."""
+        for listener in list(self.listeners):
+            try:
+                listener(job, event)
+            except Exception:
+                self.listeners.remove(listener)
+                log.exception("`%s` could not be shown; the grid goes on without", event["event"])
 
     def _next_events(self) -> None:
-        sources: dict[Any, Group | None] = {self.door: None, self.interrupts: None}
-        for group in filter(None, self.groups):
+        sources: dict[Any, Group | None] = {self.door: None, self.signals: None}
+        for group in self.groups:
             sources |= dict.fromkeys((group.pidfd, *group.connections.values()), group)
         ready = wait(list(sources), timeout=self._patience())
-        if self.interrupts in ready:
-            os.read(self.interrupts, 1)
+        if self.signals in ready:
+            os.read(self.signals, 1)
             self._stop()
         if self.door in ready:
             self._let_in(*self.door.take())
@@ -212,63 +211,77 @@ class _Supervisor:
             if group is None or group not in self.groups:  # it died of an earlier event of this round
                 continue
             if source == group.pidfd or not self._hear(group, source):
-                self._bury(group, "crashed", None)
+                self._bury(group, "crashed", None, source)
         self._look_around()
 
     def _patience(self) -> float:
         """Seconds until something is to be looked at even if nothing happens."""
-        ends = [group.started for group in self.groups if group is not None and group.job is not None]
+        ends = [group.started for group in self.groups if group.job is not None]
         if self.limits.timeout_s is None or not ends:
             return TOUCH_S
         return min(TOUCH_S, max(0.05, min(ends) + self.limits.timeout_s - time.monotonic()))
 
     def _stop(self) -> None:
         self.stopping = True
-        for place, group in enumerate(self.groups):
-            if group is None:
-                continue
+        for group in self.groups:
             if group.job is None:
-                group.kill()
-                self.groups[place] = None
+                self._end_group(group)
             else:
                 group.stop()
-                self.on_event(group.job, {"event": "stopping"})
+                self._tell(group.job, {"event": "stopping"})
+
+    def _place_of(self, group: Group) -> Place:
+        return next(place for place in self.places if place.group is group)
+
+    def _end_group(self, group: Group) -> None:
+        self._place_of(group).group = None
+        group.kill()
 
     def _let_in(self, connection: Connection, hello: dict[str, Any]) -> None:
-        for group in filter(None, self.groups):
-            if hello.get("group") == group.token:
+        for group in self.groups:
+            free = set(range(group.kind.processes)) - group.connections.keys()
+            if hello.get("group") == group.token and hello["rank"] in free:
                 group.admit(connection, hello)
                 return
         connection.close()  # of a worker that died since
 
     def _hear(self, group: Group, connection: Connection) -> bool:
-        """Handle the next event of one rank; False if it is gone."""
+        """Handle the next event of one rank; False if nothing more will come of it."""
+        rank = group.rank_of(connection)
         try:
             event = channel.receive(connection)
+        except channel.ForeignMessage as error:
+            group.foreign = f"process {rank} sent {error}"
+            return False
         except (EOFError, OSError):
             return False
-        group.heard = time.monotonic()
+        group.heard[rank] = time.monotonic()
         kind, job, number = event["event"], group.job, group.number
         if kind == "ready":
-            group.ranks_ready += 1
-            self.stillborn = 0
+            group.ready.add(rank)
+            if group.is_ready:
+                place = self._place_of(group)
+                place.stillborn, place.proven = 0, True
         elif kind == "unwritable":
-            raise _unwritable(self.results, event["message"])
+            raise self.keeper.unwritable(event["message"])
+        elif job is None:
+            pass  # an echo of the job before
         elif kind == "finished":
             if group.rank_finished():
+                self._tell_failures(group)
                 retry = group.failed & RETRIED if not self.stopping else set()
                 group.job = None
                 self._finish(number, job, again=bool(retry) and self._may_retry(number))
                 # Somebody else told it to leave; or what ran it out of memory may be left in it for the next job.
                 if event.get("leaving") or "out_of_memory" in group.failed:
-                    self.groups[self.groups.index(group)] = None
-                    group.kill()
+                    self._end_group(group)
         elif kind == "failed":
-            group.failed.add(event["reason"])
-            self._tell_failure(number, job, event)
-        elif kind != "alive" and job is not None:
+            group.told.setdefault(rank, []).append(event)
+            if group.kind.processes == 1:
+                self._tell_failures(group)
+        elif kind != "alive":
             group.begun = True
-            self.on_event(job, event)
+            self._tell(job, event)
         return True
 
     def _may_retry(self, number: int) -> bool:
@@ -276,7 +289,14 @@ class _Supervisor:
 
     def _tell_failure(self, number: int, job: Job, event: dict[str, Any]) -> None:
         retry = event["reason"] in RETRIED and self._may_retry(number) and not self.stopping
-        self.on_event(job, event | {"event": "retrying" if retry else "failed"})
+        self._tell(job, event | {"event": "retrying" if retry else "failed"})
+
+    def _tell_failures(self, group: Group) -> None:
+        """What its processes failed at. Of several process 0 tells, any other one where that could not any more."""
+        for event in group.told.get(0) or [event for events in group.told.values() for event in events][:1]:
+            group.failed.add(event["reason"])
+            self._tell_failure(group.number, group.job, event)
+        group.told.clear()
 
     def _finish(self, number: int, job: Job, again: bool = False) -> None:
         self.claims.release(job.spec.id)
@@ -288,17 +308,29 @@ class _Supervisor:
                 self.jobs[number] = dataclasses.replace(job, evaluations=left)
             self.pending[number] = Item(0.0, affinity(job))  # after what was not tried yet
         else:
-            self.on_event(job, {"event": "finished"})
+            self._tell(job, {"event": "finished"})
 
-    def _bury(self, group: Group, reason: str, why: str | None) -> None:
-        """Reap a dead group and put down in its job's attempts how it died."""
-        self.groups[self.groups.index(group)] = None
-        how = group.reap() if why is None else why
+    def _bury(self, group: Group, reason: str, why: str | None, source: object = None) -> None:
+        """Reap a dead group and put down in its job's attempts how it died.
+
+        Args:
+            why: None where it died by itself; source: then the connection that ended first, or the pidfd.
+        """
+        # Of several processes one that ends without a word was killed, whatever the others make of that.
+        vanished = isinstance(source, Connection) and group.rank_of(source) not in group.told
+        if why is None and group.foreign is None:  # what it sent before it died is heard
+            for connection in list(group.connections.values()):
+                with suppress(OSError):
+                    while connection.poll() and self._hear(group, connection):
+                        pass
+            if group not in self.groups:
+                return
+        place = self._place_of(group)
+        place.group = None
+        how = why or group.foreign or group.reap()
         group.kill()
         if not group.is_ready:
-            self.stillborn += 1
-            if self.stillborn >= STILLBORN:
-                raise WorkerError(f"workers cannot start; the end of their output:\n{group.output()}")
+            self._count_stillborn(place, group.job or next(iter(self.jobs.values())), how, group.output())
         if group.job is None:
             return
         job, number = group.job, group.number
@@ -306,29 +338,47 @@ class _Supervisor:
             self.claims.release(job.spec.id)
             self.pending[number] = Item(0.0, affinity(job))
             return
+        if not vanished:
+            self._tell_failures(group)
+        told = bool(group.failed) and group.kind.processes > 1  # that one has put down why, and ended the others
         done = self.results.done()
         spec = next((spec for spec in job.works if job.force or spec.id not in done), None)
-        told = bool(group.failed)  # of several processes the one that failed has put down why, and ended the others
         if spec is not None and not told:  # the one it was at; those after it were not tried
-            log = self.results.run_folder(job.spec.id) / "log.txt"
-            text = log.read_text(errors="replace") if log.exists() else ""
-            failure = self.results.fail(failed_attempt(spec, reason, how, text, utc_now(), group.peaks))
-            event = {"event": "failed", "id": spec.id, "reason": reason, "message": failure.message}
-            self._tell_failure(number, job, event)
+            message = self.keeper.put_down(spec, job, group.attempts, reason, how, group.peaks)
+            self._tell_failure(number, job, {"event": "failed", "id": spec.id, "reason": reason, "message": message})
         retry = spec is not None and not self.stopping and (not told or bool(group.failed & RETRIED))
         self._finish(number, job, again=retry and self._may_retry(number))
+
+    def _count_stillborn(self, place: Place, job: Job, how: str, output: str = "") -> None:
+        """Of a group that could not start for the job. Raises WorkerError where no place is left."""
+        place.stillborn += 1
+        if place.is_given_up:
+            why = f"workers cannot start: {how}; the end of their output:\n{output or '(nothing)'}"
+            if all(one.is_given_up for one in self.places):
+                raise WorkerError(why)
+            self._tell(job, {"event": "given_up", "message": f"{place.name} is left out: {why}"})
 
     def _look_around(self) -> None:
         """Now and then: groups that hang or take too long, and runs that other supervisors have left or finished."""
         now = time.monotonic()
         most = self.limits.timeout_s
-        for group in list(filter(None, self.groups)):
+        for group in self.groups:
             if most is not None and group.job is not None and now - group.started > most:
                 self._bury(group, "timeout", f"took more than the {most:g} s that --timeout gives")
-            elif now - group.heard > HUNG_S:
-                self._bury(group, "timeout", f"gave no sign of life for {HUNG_S:g} s")
+            elif silent := group.silent(now):
+                self._bury(group, "timeout", silent)
         if now - self.looked >= TOUCH_S:
             self.looked = now
             self.claims.touch()
             if not self.pending:
                 self.pending, self.elsewhere = self.elsewhere, {}
+
+    def _say_who_is_waited_for(self) -> None:
+        """Now and then, while only runs are left that other supervisors have claimed."""
+        if time.monotonic() - self.reminded < REMIND_S:
+            return
+        self.reminded = time.monotonic()
+        first, *others = (self.jobs[number] for number in self.elsewhere)
+        more = f" and {len(others)} more" if others else ""
+        message = f"{title(first.spec)}{more}: {self.claims.holder(first.spec.id)} is at it"
+        self._tell(first, {"event": "waiting", "message": message})

@@ -20,7 +20,7 @@ from harness.launch import channel
 
 PR_SET_PDEATHSIG = 1
 ALIVE_EVERY_S = 10.0
-FROM_EVERY_RANK = frozenset({"ready", "finished", "alive", "unwritable"})  # of a run's events rank 0 tells
+FROM_EVERY_RANK = frozenset({"ready", "finished", "alive", "failed", "unwritable"})  # of a run's events rank 0 tells
 LEAVE = b""  # among the jobs: there are no more
 
 
@@ -106,7 +106,9 @@ def log_to(path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     sys.stdout.flush()
     sys.stderr.flush()
-    log = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    if path.is_symlink():  # nobody's other file is written to
+        path.unlink()
+    log = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o644)
     os.dup2(log, 1)
     os.dup2(log, 2)
     os.close(log)

@@ -140,7 +140,7 @@ def _differences(first: Found, second: Found, matched: pd.DataFrame, metrics: Se
     matched = matched.assign(variant=variants(own))
     by = ["method", "backbone", *(name for name in mixed(own) if name not in NEVER)]
     by += ["variant"] if (matched["variant"] != "").any() else []
-    read = Scores()
+    read = Scores(first.skipped)
     rows = []
     for dataset, of_dataset in matched.groupby("dataset"):
         for metric in metrics:

@@ -9,10 +9,11 @@ import pandas as pd
 
 from dskd.config import ConfigError, suggest
 from harness.leaderboard import statistics
+from harness.leaderboard.beside import Score, read_metrics, read_scores
 from harness.leaderboard.frame import training_key
 from harness.leaderboard.statistics import LEAST_CATEGORIES, Pair
 from harness.leaderboard.table import SPREAD, Board, Cell, Column, Table, label, seed_means, with_interval
-from harness.records import Record
+from harness.records import Damaged, Record
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
@@ -109,12 +110,14 @@ def stability(board: Board) -> Table:
     return Table("stability", "Stability", ["dataset", "metric", *board.by], columns, rows, notes)
 
 
-def last_quarter(training: Path, epochs: int) -> pd.DataFrame | None:
-    """Metrics by epoch, of the recorded epochs beyond three quarters; None where none were recorded."""
-    path = training / "metrics.csv"
-    if not path.exists():
+def last_quarter(training: Path, epochs: int, skipped: list[Damaged] | None = None) -> pd.DataFrame | None:
+    """Metrics by epoch, of the recorded epochs beyond three quarters; None where none were recorded. `skipped`: as by
+    `beside.read_metrics`.
+    """
+    rows = read_metrics(training, [] if skipped is None else skipped)
+    if not rows:
         return None
-    table = pd.read_csv(path, index_col="epoch")
+    table = pd.DataFrame(rows).set_index("epoch").astype(float)
     return table[table.index > 0.75 * epochs]
 
 
@@ -139,7 +142,7 @@ def _curves(board: Board) -> dict[str, pd.DataFrame]:
     found = {}
     for run_id, training in trainings(board).items():
         epochs = training.spec["method"]["train"]["epochs"]
-        curve = last_quarter(board.found.folders[training.id], epochs)
+        curve = last_quarter(board.found.folders[training.id], epochs, board.found.skipped)
         if curve is not None:
             found[run_id] = curve
     return found
@@ -158,7 +161,7 @@ def differences(board: Board, against: str | None = None) -> Table:
     keys = list(board.parts())
     reference = None if against is None else _named(keys, against)
     names = labels(keys)
-    read = Scores()
+    read = Scores(board.found.skipped)
     rows: Rows = []
     for dataset, metric, values in _each(board):
         if len(values) < 2 or (reference is not None and reference not in values):
@@ -236,16 +239,18 @@ def paired(
 
 
 class Scores:
-    """Scores by image of evaluations, read once each."""
+    """Scores by image of evaluations, read once each. `skipped`: as by `beside.read_scores`."""
 
-    def __init__(self) -> None:
+    def __init__(self, skipped: list[Damaged] | None = None) -> None:
         self.tables: dict[Path, pd.DataFrame | None] = {}
+        self.skipped = [] if skipped is None else skipped
 
     def __getitem__(self, folder: Path) -> pd.DataFrame | None:
         """`anomalous` and `score` by path, sorted; None where they were not saved."""
         if folder not in self.tables:
-            path = folder / "scores.csv"
-            self.tables[folder] = pd.read_csv(path, index_col="path").sort_index() if path.exists() else None
+            rows = read_scores(folder, self.skipped)
+            table = pd.DataFrame.from_records(rows, columns=Score._fields, index="path") if rows else None
+            self.tables[folder] = None if table is None else table.sort_index()
         return self.tables[folder]
 
     def together(

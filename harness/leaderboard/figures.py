@@ -1,14 +1,13 @@
 """Every chart of one board: what is in it (from records and the files beside them), or why it cannot be drawn."""
 
-import csv
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from harness.leaderboard import plots, statistics
+from harness.leaderboard.beside import read_curve, read_metrics
 from harness.leaderboard.evidence import trainings
 from harness.leaderboard.frame import SPEED, metric_title
 from harness.leaderboard.render import cell_text
@@ -152,22 +151,14 @@ def _curves(board: Board, names: Names) -> pd.DataFrame:
             continue
         folder = board.found.folders[known[run_id].id]
         about = dataset, names[row], category, seed
-        losses = _read(folder / "curve.csv")
-        for place in np.unique(np.linspace(0, len(losses) - 1, min(EPOCHS, len(losses))).astype(int)):
-            loss = float(losses[place]["loss"]) / float(losses[0]["loss"])
-            lines.append((*about, LOSS, int(losses[place]["epoch"]), loss))
-        for line in _read(folder / "metrics.csv"):
+        losses = read_curve(folder, board.found.skipped)
+        first = losses[0]["loss"] if losses else 0  # of a loss that begins with 0 no share can be told
+        for place in np.unique(np.linspace(0, len(losses) - 1, min(EPOCHS, len(losses))).astype(int)) if first else ():
+            lines.append((*about, LOSS, losses[place]["epoch"], losses[place]["loss"] / first))
+        for line in read_metrics(folder, board.found.skipped):
             values = ((metric, line.get(metric)) for metric in board.metrics)
-            lines += [(*about, metric, int(line["epoch"]), float(value)) for metric, value in values if value]
+            lines += [(*about, metric, line["epoch"], value) for metric, value in values if value is not None]
     return pd.DataFrame(lines, columns=["dataset", "name", "category", "seed", "metric", "epoch", "value"])
-
-
-def _read(path: Path) -> list[dict[str, str]]:
-    """Of a CSV its lines, none where there is none."""
-    if not path.exists():
-        return []
-    with path.open(newline="") as stream:
-        return list(csv.DictReader(stream))
 
 
 def _over_seeds(curves: pd.DataFrame) -> pd.DataFrame:

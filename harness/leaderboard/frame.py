@@ -12,7 +12,8 @@ import pandas as pd
 
 from dskd.config import ConfigError, require, suggest, to_mapping
 from dskd.methods import METHODS, get_method
-from harness.records import Damaged, Failure, Record, Results
+from harness.leaderboard.beside import is_metric
+from harness.records import Damaged, Failure, FolderError, Record, Results
 
 LABELS = ("method", "backbone", "dataset", "category", "seed")
 METRICS = {  # in the order of tables; those of AUPRO are in a record by the limits of its evaluation
@@ -36,13 +37,16 @@ PROTOCOL = ("image_size", "crop", "weights", "precision", "images")
 
 @dataclass
 class Found:
-    """What a selection of results folders holds. `folders`: of each run by its id."""
+    """What a selection of results folders holds. `folders`: of each run by its id; `damaged`: records that do not pass;
+    `skipped`: other files that were passed over, which those who read them add to.
+    """
 
     evaluations: list[Record] = field(default_factory=list)
     trainings: list[Record] = field(default_factory=list)
     benches: list[Record] = field(default_factory=list)
     failures: list[Failure] = field(default_factory=list)
     damaged: list[Damaged] = field(default_factory=list)
+    skipped: list[Damaged] = field(default_factory=list)
     folders: dict[str, Path] = field(default_factory=dict)
 
 
@@ -57,19 +61,30 @@ def load(folders: Sequence[Path], wanted: Collection[str] | None = None) -> Foun
     """
     found = Found()
     kinds = {"evaluate": found.evaluations, "train": found.trainings, "bench": found.benches}
-    inner: list[Path] = []
-    for folder in folders:
-        require(folder.is_dir(), f"{folder} is not a folder; write a results folder such as runs/NAME")
-        own = (folder / "grid.yaml").exists()
-        inner += [folder] if own else [path.parent for path in sorted(folder.glob("*/grid.yaml"))] or [folder]
-    for results in map(Results, inner):
-        for item in results if wanted is None else results.items(sorted(wanted)):
-            if isinstance(item, Damaged):
-                found.damaged.append(item)
-            elif item.id not in found.folders:
-                found.folders[item.id] = results.run_folder(item.id)
-                (found.failures if isinstance(item, Failure) else kinds[item.kind]).append(item)
+    for results in (Results(inner) for folder in folders for inner in _inner(folder)):
+        try:
+            for item in results if wanted is None else results.items(sorted(wanted)):
+                if isinstance(item, Damaged):  # a run's record, or one of its attempts
+                    (found.damaged if item.folder.parent == results.folder else found.skipped).append(item)
+                elif item.id not in found.folders:
+                    found.folders[item.id] = results.run_folder(item.id)
+                    (found.failures if isinstance(item, Failure) else kinds[item.kind]).append(item)
+        except FolderError as error:
+            if results.folder in folders:
+                raise
+            found.skipped.append(Damaged(results.folder, str(error)))
     return found
+
+
+def _inner(folder: Path) -> list[Path]:
+    """The results folders that a folder is or has. Raises ConfigError."""
+    try:
+        require(folder.is_dir(), f"{folder} is not a folder; write a results folder such as runs/NAME")
+        if (folder / "grid.yaml").exists():
+            return [folder]
+        return [path.parent for path in sorted(folder.glob("*/grid.yaml"))] or [folder]
+    except OSError as error:
+        raise ConfigError(f"{folder} cannot be read ({error.strerror}); name another folder") from None
 
 
 def frame(found: Found) -> pd.DataFrame:
@@ -115,7 +130,7 @@ def frame(found: Found) -> pd.DataFrame:
 
 def _metrics(records: Iterable[Record]) -> list[str]:
     """Those that the records hold, in the order of METRICS."""
-    found = {key for record in records for key in record.result if key in METRICS or key.startswith("aupro_")}
+    found = set(filter(is_metric, set().union(*(record.result for record in records))))
     return [*(key for key in METRICS if key in found), *sorted(found - METRICS.keys())]
 
 
@@ -125,7 +140,7 @@ def metric_title(metric: str) -> str:
 
 
 def metrics_of(lines: pd.DataFrame) -> list[str]:
-    return [column for column in lines.columns if column in METRICS or column.startswith("aupro_0")]
+    return [column for column in lines.columns if is_metric(column)]
 
 
 def settings_of(lines: pd.DataFrame) -> list[str]:
@@ -254,7 +269,11 @@ def defaults_of(method: str, recipe: str) -> dict[str, str]:
     """The named method's values under the recipe, and those of a run, as `_settings` writes them."""
     if method not in METHODS:
         return {}
-    values = {key: value for key, value in _flat(to_mapping(get_method(method, recipe))).items() if key != "name"}
+    try:
+        config = get_method(method, recipe)
+    except ConfigError:  # a recipe of another commit
+        return {}
+    values = {key: value for key, value in _flat(to_mapping(config)).items() if key != "name"}
     values |= {"recipe": "own", "metrics": "exact", **{key: LATER[key] for key in ("processes", "strategy", "compile")}}
     return {key: _text(value) for key, value in values.items()}
 

@@ -1,6 +1,5 @@
 """Pictures of anomaly maps that runs saved, chosen for a report: the best and worst cases of each row, side by side."""
 
-import csv
 import itertools
 from base64 import b64encode
 from bisect import bisect_left, bisect_right
@@ -11,7 +10,9 @@ from pathlib import Path
 
 from PIL import Image
 
+from harness.leaderboard.beside import note, pictures, position_of, read_scores
 from harness.leaderboard.table import Board
+from harness.records import Damaged
 
 SIDE = 224  # pixels of a picture on the page
 QUALITY = 78  # of WebP
@@ -42,6 +43,7 @@ class Case:
     pictures: dict[str, Path]
     scored: dict[str, Scored]
     roles: list[str] = field(default_factory=list)
+    panels: dict[str, list[str]] = field(default_factory=dict)  # data URIs of the three, of those that were decoded
 
     @property
     def title(self) -> str:
@@ -56,11 +58,21 @@ class Case:
 
     def image_and_mask(self) -> tuple[str, str]:
         """Data URIs, as of the others below."""
-        panels = _panels(next(iter(self.pictures.values())))
-        return _encode(panels[0]), _encode(panels[1])
+        image, mask, _ = next(iter(self.panels.values()))
+        return image, mask
 
     def map_of(self, name: str) -> str:
-        return _encode(_panels(self.pictures[name])[2])
+        return self.panels[name][2]
+
+    def decode(self, skipped: list[Damaged]) -> bool:
+        """Make the panels; False where no picture is left: those that are damaged go, and are named in `skipped`."""
+        for name, path in list(self.pictures.items()):
+            try:
+                self.panels[name] = [_encode(panel) for panel in _panels(path)]
+            except Exception as error:  # whatever the decoder makes of what is no picture
+                note(skipped, path, f"is no picture of a map ({type(error).__name__})")
+                del self.pictures[name]
+        return bool(self.panels)
 
 
 def choose(board: Board, names: Mapping[tuple[str, ...], str], most: int) -> list[Case]:
@@ -86,7 +98,7 @@ def choose(board: Board, names: Mapping[tuple[str, ...], str], most: int) -> lis
     left = most
     for _, _, role, case in sorted(turns, key=lambda turn: turn[:2]):
         if id(case) not in chosen:
-            if len(case.pictures) > left:
+            if len(case.pictures) > left or not case.decode(board.found.skipped):
                 continue
             left -= len(case.pictures)
             chosen[id(case)] = case
@@ -107,7 +119,7 @@ def _cases(board: Board, names: Mapping[tuple[str, ...], str]) -> list[Case]:
         by_seed: dict[int, dict[str, Path]] = {}
         for row, seed, run_id in zip(part["row"], part["seed"], part["id"], strict=True):
             folder = board.found.folders[run_id]
-            if (folder / "maps").is_dir():
+            if pictures(folder):
                 by_seed.setdefault(int(seed), {})[names[row]] = folder
         if not by_seed:
             continue
@@ -115,26 +127,21 @@ def _cases(board: Board, names: Mapping[tuple[str, ...], str]) -> list[Case]:
         folders = {name: by_seed[seed][name] for name in names.values() if name in by_seed[seed]}
         files: dict[str, dict[str, Path]] = {}
         for name, folder in folders.items():
-            for path in (folder / "maps").glob("*.png"):
-                files.setdefault(path.name, {})[name] = path
-        scores = {name: _scores(folder / "scores.csv") for name, folder in folders.items()}
-        for file, pictures in sorted(files.items()):
-            position = int(file.split("_", 1)[0])  # `<position>_<defect>_<image>.png`: the line in scores.csv
-            scored = {name: scores[name][position] for name in pictures if position < len(scores[name])}
-            made.append(Case(str(dataset), str(category), file, seed, pictures, scored))
+            for file, path in pictures(folder).items():
+                files.setdefault(file, {})[name] = path
+        scores = {name: _scores(folder, board.found.skipped) for name, folder in folders.items()}
+        for file, own in sorted(files.items()):
+            position = position_of(file)
+            scored = {name: scores[name][position] for name in own if position < len(scores[name])}
+            made.append(Case(str(dataset), str(category), file, seed, own, scored))
     return made
 
 
-def _scores(path: Path) -> list[Scored]:
-    """Of each line of a scores.csv; empty where there is none."""
-    if not path.exists():
-        return []
-    with path.open(newline="") as stream:
-        lines = [
-            (row["path"], row["defect"], row["anomalous"] == "1", float(row["score"])) for row in csv.DictReader(stream)
-        ]
-    normal = sorted(score for *_, anomalous, score in lines if not anomalous)
-    defective = sorted(score for *_, anomalous, score in lines if anomalous)
+def _scores(folder: Path, skipped: list[Damaged]) -> list[Scored]:
+    """Of each line of an evaluation's scores.csv; empty where there is none."""
+    lines = read_scores(folder, skipped)
+    normal = sorted(line.score for line in lines if not line.anomalous)
+    defective = sorted(line.score for line in lines if line.anomalous)
 
     def standing(anomalous: bool, score: float) -> float | None:
         others = normal if anomalous else defective
@@ -143,12 +150,14 @@ def _scores(path: Path) -> list[Scored]:
         below = (bisect_left(others, score) + bisect_right(others, score)) / 2 / len(others)
         return below if anomalous else 1 - below
 
-    return [Scored(image, defect, standing(anomalous, score)) for image, defect, anomalous, score in lines]
+    return [Scored(line.path, line.defect, standing(line.anomalous, line.score)) for line in lines]
 
 
 def _panels(path: Path) -> Sequence[Image.Image]:
     with Image.open(path) as triptych:
         side = triptych.height
+        if triptych.width != 3 * side:
+            raise ValueError("not three squares")
         return [triptych.crop((i * side, 0, (i + 1) * side, side)).convert("RGB") for i in range(3)]
 
 

@@ -103,7 +103,7 @@ def runs(board: Board) -> Table:
     for line in board.lines.head(MOST_RUNS).to_dict("records"):
         training = found.get(line["id"])
         cells = {metric: Cell(line[metric]) for metric in board.metrics if not np.isnan(line[metric])}
-        cells["train_s"] = Cell(training.result["train_s"] if training else None)
+        cells["train_s"] = Cell(training.result.get("train_s") if training else None)
         cells["state"] = Cell("collapsed" if line["degenerate"] else "done", degenerate=0)
         cells["at"] = Cell(started[line["id"]])
         key = line["id"], names[line["row"]], line["dataset"], line["category"], str(line["seed"])

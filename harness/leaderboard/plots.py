@@ -4,7 +4,7 @@ Each function takes a tidy table (its columns in the docstring; shares, shown in
 short name of a row of the leaderboard; `names` are all of them, so that colours are the same in all charts of a report.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -211,15 +211,15 @@ def ranks(means: pd.Series, groups: Sequence[Sequence[str]], limit: float, metri
     return _wide(layers, int(40 * -lowest), f"Average ranks by {metric}: {listed}.")
 
 
-def save(chart: Chart, path: Path) -> None:
-    """Write the chart as `path`.svg and `path`.pdf."""
+def save(chart: Mapping[str, Any], path: Path) -> None:
+    """Write a chart, as `to_dict` gives it, as `path`.svg and `path`.pdf."""
     import vl_convert
 
-    spec = chart.to_dict(validate=False)
+    spec = dict(chart)
     if spec.get("width") == "container":
         spec["width"] = PAPER_WIDTH
     spec["config"] = {**spec.get("config", {}), **PAPER}
-    path.with_name(path.name + ".svg").write_text(vl_convert.vegalite_to_svg(spec))
+    path.with_name(path.name + ".svg").write_text(vl_convert.vegalite_to_svg(spec), encoding="utf-8")
     path.with_name(path.name + ".pdf").write_bytes(vl_convert.vegalite_to_pdf(spec))
 
 

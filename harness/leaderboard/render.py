@@ -2,21 +2,20 @@
 
 import csv
 import io
-import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from rich import box
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table as RichTable
 from rich.text import Text
 
 from dskd.config import require
 from harness.leaderboard.frame import Found
 from harness.leaderboard.table import Board, Cell, Column, Table, protocol_line
-from harness.records import Failure
+from harness.records import Failure, skipped_lines
 from harness.spec import title_of
+from harness.text import as_json, csv_cell, latex, latex_comment, markdown, markdown_note, one_line, shown
 
 SCHEMA = 1  # of CSV and JSON: raised when a key changes its name or meaning
 MEDALS = ("🥇", "🥈", "🥉")
@@ -47,22 +46,22 @@ def print_sections(console: Console, sections: Sequence[Section]) -> None:
     """Every table, in as many blocks of columns as the console is narrow, and the footer of each section."""
     for each in sections:
         if each.protocol:
-            console.rule(f"[bold]{escape(each.protocol)}[/]", align="left")
+            console.rule(Text(one_line(each.protocol), style="bold"), align="left")
         for table in each.tables:
             _print_table(console, table, titled=len(each.tables) > 1)
         for line in each.footer:
-            console.print(f"[dim]{escape(line)}[/]")
+            console.print(Text(one_line(line), style="dim"))
 
 
 def _print_table(console: Console, table: Table, titled: bool) -> None:
     if titled:
-        console.print(f"[bold]{escape(table.title)}[/]")
+        console.print(Text(one_line(table.title), style="bold"))
     if not table.rows:
         console.print("  nothing to show")
     left = list(table.columns) if table.rows else []
     if left and _width(console, _rich(table, left)) > console.width:
         said, table = without_constants(table)
-        console.print(f"[dim]{escape(said)}[/]")
+        console.print(Text(one_line(said), style="dim"))
     while left:
         count = len(left)
         while count > 1 and _width(console, _rich(table, left[:count])) > console.width:
@@ -70,7 +69,7 @@ def _print_table(console: Console, table: Table, titled: bool) -> None:
         console.print(_rich(table, left[:count]))
         left = left[count:]
     for note in table.notes:
-        console.print(f"[dim]{escape(note)}[/]")
+        console.print(Text(one_line(note), style="dim"))
 
 
 def without_constants(table: Table) -> tuple[str, Table]:
@@ -96,24 +95,28 @@ def _rich(table: Table, columns: Sequence[Column]) -> RichTable:
     medals = _medals(table) if columns[0] is table.columns[0] else []
     if medals:
         made.add_column("", no_wrap=True, min_width=2)
+    keys = [[one_line(part) for part in key] for key, _ in table.rows]
     for place, key in enumerate(table.by):
-        longest = max(len(key), *(len(row[place]) for row, _ in table.rows))
+        longest = max(len(key), *(len(row[place]) for row in keys))
         made.add_column(key, overflow="fold", min_width=min(KEY_WIDTH, longest))
     best = best_of(table)
     texts = [[_rich_cell(table, best, column, cells.get(column.key)) for column in columns] for _, cells in table.rows]
-    for column, shown in zip(columns, zip(*texts, strict=True), strict=True):
+    for column, cells in zip(columns, zip(*texts, strict=True), strict=True):
         if column.unit == "text":
-            made.add_column(column.title)
+            made.add_column(shown(column.title))
         else:  # rich measures a column by its longest word, and would cut what is longer off
-            width = max(text.cell_len for text in shown)
-            made.add_column(column.title, justify="right", no_wrap=True, min_width=width)
-    for number, (key, _) in enumerate(table.rows):
+            width = max(text.cell_len for text in cells)
+            made.add_column(shown(column.title), justify="right", no_wrap=True, min_width=width)
+    for number, key in enumerate(keys):
         made.add_row(*medals[number : number + 1], *map(Text, key), *texts[number])
     return made
 
 
 def _rich_cell(table: Table, best: Mapping[str, str], column: Column, cell: Cell | None) -> Text:
-    return Text.from_markup(marked(best, column, cell, "[bold]{}[/]", escape) + _bar(table, column, cell))
+    wins = _wins(best, column, cell)
+    return Text.assemble(
+        (one_line(cell_text(column, cell)), "bold" if wins else ""), (_bar(table, column, cell), "cyan")
+    )
 
 
 def _ranked(cell: Cell | None) -> bool:
@@ -148,26 +151,27 @@ def _bar(table: Table, column: Column, cell: Cell | None) -> str:
     highest = max(float(row[column.key].value or 0) for _, row in table.rows if column.key in row)
     eighths = round(8 * BAR * float(cell.value or 0) / highest) if cell and highest else 0
     bar = "█" * (eighths // 8) + (" ▏▎▍▌▋▊▉"[eighths % 8] if eighths % 8 else "")
-    return f" [cyan]{bar:{BAR}}[/]"
+    return f" {bar:{BAR}}"
 
 
 def print_failures(console: Console, failures: Sequence[Failure]) -> None:
     """One line for each run that failed or was interrupted: what it was, why, and how to see more."""
     interrupted = sum(failure.reason == "interrupted" for failure in failures)
-    counts = {"[red]{} failed[/]": len(failures) - interrupted, "[yellow]{} interrupted[/]": interrupted}
+    counts = (("failed", "red", len(failures) - interrupted), ("interrupted", "yellow", interrupted))
     if failures:
-        shown = ", ".join(text.format(count) for text, count in counts.items() if count)
-        console.print(f"{shown} (the same command tries them again; `harness show ID` tells more):")
+        said = Text(", ").join(Text(f"{count} {word}", style=style) for word, style, count in counts if count)
+        console.print(said + Text(" (the same command tries them again; `harness show ID` tells more):"))
     for failure in failures:
         text = f"  {failure.id}  {failure.kind} {failure_title(failure)}  {failure.reason}: {failure.message}"
-        console.print(escape(text), soft_wrap=True)
+        console.print(Text(one_line(text)), soft_wrap=True)
 
 
 def failure_title(failure: Failure) -> str:
     spec = failure.spec.get("train", failure.spec)
-    where = f" {spec['data']['name']}/{spec['data']['category']} seed {spec['seed']}" if "data" in spec else ""
-    method = title_of(spec["method"]["name"], spec["method"].get("recipe", "own"))
-    return f"{method} {spec['backbone']}{where}"
+    seed = f" seed {spec['seed']}" if "seed" in spec else ""
+    where = f" {spec['data']['name']}/{spec['data']['category']}{seed}" if "data" in spec else ""
+    method = spec.get("method", {"name": "?"})
+    return f"{title_of(method['name'], method.get('recipe', 'own'))} {spec.get('backbone', '?')}{where}"
 
 
 def remarks(found: Found) -> list[str]:
@@ -176,24 +180,24 @@ def remarks(found: Found) -> list[str]:
     if found.damaged:
         count = len(found.damaged)
         lines.append(f"{count} damaged record{'s' if count > 1 else ''} skipped; the runs are missing above")
-    return lines
+    return lines + skipped_lines(found.skipped)
 
 
 def to_markdown(sections: Sequence[Section]) -> str:
     lines: list[str] = []
     for each in sections:
-        lines += [f"## {each.protocol}", ""] if each.protocol else []
+        lines += [f"## {markdown(each.protocol)}", ""] if each.protocol else []
         for table in each.tables:
-            lines += [f"### {table.title}", ""] if len(each.tables) > 1 else []
-            lines += ["| " + " | ".join([*table.by, *map(_title, table.columns)]) + " |"]
+            lines += [f"### {markdown(table.title)}", ""] if len(each.tables) > 1 else []
+            lines += ["| " + " | ".join(map(markdown, [*table.by, *map(_title, table.columns)])) + " |"]
             rules = [" --- " if column.unit == "text" else " ---: " for column in table.columns]
             lines.append("|" + "|".join([*[" --- "] * len(table.by), *rules]) + "|")
             best = best_of(table)
             for key, cells in table.rows:
-                texts = [marked(best, column, cells.get(column.key), "**{}**") for column in table.columns]
-                lines.append("| " + " | ".join(part.replace("|", r"\|") or " " for part in (*key, *texts)) + " |")
-            lines += ["", *(f"{note}  " for note in table.notes), *([""] if table.notes else [])]
-        lines += [*(f"{line}  " for line in each.footer), ""]
+                texts = [marked(best, column, cells.get(column.key), "**{}**", markdown) for column in table.columns]
+                lines.append("| " + " | ".join(part or " " for part in (*map(markdown, key), *texts)) + " |")
+            lines += ["", *(f"{markdown_note(note)}  " for note in table.notes), *([""] if table.notes else [])]
+        lines += [*(f"{markdown_note(line)}  " for line in each.footer), ""]
     return "\n".join(lines[:-1]) + "\n"
 
 
@@ -201,20 +205,20 @@ def to_latex(sections: Sequence[Section]) -> str:
     """Tabulars for booktabs, with the notes as comments."""
     lines: list[str] = []
     for each in sections:
-        lines += [f"% {each.protocol}"] if each.protocol else []
+        lines += [latex_comment(each.protocol)] if each.protocol else []
         for table in each.tables:
-            lines += [f"% {table.title}"] if len(each.tables) > 1 else []
+            lines += [latex_comment(table.title)] if len(each.tables) > 1 else []
             layout = "".join("l" if column.unit == "text" else "r" for column in table.columns)
             lines += [rf"\begin{{tabular}}{{{'l' * len(table.by)}{layout}}}", r"\toprule"]
-            lines += [" & ".join(map(_latex, [*table.by, *map(_title, table.columns)])) + r" \\", r"\midrule"]
+            lines += [" & ".join(map(latex, [*table.by, *map(_title, table.columns)])) + r" \\", r"\midrule"]
             best = best_of(table)
             for key, cells in table.rows:
                 texts = [
-                    marked(best, column, cells.get(column.key), r"\textbf{{{}}}", _latex) for column in table.columns
+                    marked(best, column, cells.get(column.key), r"\textbf{{{}}}", latex) for column in table.columns
                 ]
-                lines.append(" & ".join([*map(_latex, key), *texts]) + r" \\")
-            lines += [r"\bottomrule", r"\end{tabular}", *(f"% {note}" for note in table.notes)]
-        lines += [f"% {line}" for line in each.footer]
+                lines.append(" & ".join([*map(latex, key), *texts]) + r" \\")
+            lines += [r"\bottomrule", r"\end{tabular}", *map(latex_comment, table.notes)]
+        lines += map(latex_comment, each.footer)
     return "\n".join(lines) + "\n"
 
 
@@ -231,13 +235,17 @@ def to_csv(sections: Sequence[Section]) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     names = [name for column in columns for name in (column.key, *(f"{column.key}_{part}" for part in column.parts))]
-    writer.writerow([*(["protocol"] if split else []), *by, *names])
+
+    def write(fields: Iterable[object]) -> None:
+        writer.writerow(map(csv_cell, fields))
+
+    write([*(["protocol"] if split else []), *by, *names])
     for each in sections:
         for key, cells in each.tables[0].rows:
             named = dict(zip(each.tables[0].by, key, strict=True))
             values = [_plain(column, cells.get(column.key)) for column in columns]
             flat = [value for column, found in zip(columns, values, strict=True) for value in found.values()]
-            writer.writerow([*([each.protocol] if split else []), *(named.get(name, "") for name in by), *flat])
+            write([*([each.protocol] if split else []), *(named.get(name, "") for name in by), *flat])
     return text.getvalue()
 
 
@@ -270,7 +278,7 @@ def to_json(sections: Sequence[Section]) -> str:
             for each in sections
         ],
     }
-    return json.dumps(document, indent=1, ensure_ascii=False) + "\n"
+    return as_json(document, indent=1) + "\n"
 
 
 FORMATS: dict[str, Callable[[Sequence[Section]], str]] = {
@@ -285,17 +293,14 @@ def _title(column: Column) -> str:
     return column.title.replace("\n", " ")
 
 
-def _same(text: str) -> str:
-    return text
-
-
-def marked(
-    best: Mapping[str, str], column: Column, cell: Cell | None, form: str, dress: Callable[[str], str] = _same
-) -> str:
-    """The cell's text, in `form` where it is the best of its column."""
+def marked(best: Mapping[str, str], column: Column, cell: Cell | None, form: str, dress: Callable[[str], str]) -> str:
+    """The cell's text as `dress` makes it, in `form` where it is the best of its column."""
     text = dress(cell_text(column, cell))
-    wins = cell is not None and _ranked(cell) and _number(column, cell) == best.get(column.key)
-    return form.format(text) if wins else text
+    return form.format(text) if _wins(best, column, cell) else text
+
+
+def _wins(best: Mapping[str, str], column: Column, cell: Cell | None) -> bool:
+    return cell is not None and _ranked(cell) and _number(column, cell) == best.get(column.key)
 
 
 def cell_text(column: Column, cell: Cell | None) -> str:
@@ -334,16 +339,3 @@ def _interval(column: Column, cell: Cell) -> str:
     if "sd" in column.parts:
         return f" ± {100 * (cell.high - cell.low) / 2:.1f}"
     return f" [{_number(column, cell, cell.low)}, {_number(column, cell, cell.high)}]"
-
-
-def _latex(text: str) -> str:
-    signs = (("_", r"\_"), ("<", "$<$"), ("%", r"\%"), ("&", r"\&"), ("#", r"\#"), ("†", r"\dag "), ("±", r"$\pm$"))
-    for plain, escaped in (
-        *signs,
-        ("×", r"$\times$"),
-        ("▲", r"$\uparrow$"),
-        ("▼", r"$\downarrow$"),
-        ("Δ", r"$\Delta$"),
-    ):
-        text = text.replace(plain, escaped)
-    return text

@@ -1,7 +1,6 @@
 """One self-contained HTML page of a set of runs: tables, charts, pictures, failures, protocol and provenance."""
 
 import importlib.metadata
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,6 +18,7 @@ from harness.leaderboard.frame import SPEED, Found, metric_title
 from harness.leaderboard.render import LEGEND, best_of, cell_text, marked, remarks, without_constants
 from harness.leaderboard.sections import NAMES, make_sections
 from harness.leaderboard.table import Board, Cell, Column, Table, protocol_line, scores
+from harness.text import as_json, file_name, shown
 
 SECTIONS = {
     "scores": "Scores",
@@ -113,6 +113,8 @@ def render(parts: Sequence[Part], found: Found, folders: Sequence[Path], title: 
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
+        # What autoescape leaves: control characters, and halves of surrogate pairs, which no file can hold.
+        finalize=lambda value: shown(value) if type(value) is str else value,
     )
     environment.filters |= {"dressed": _dressed, "detail": _detail, "best": best_of, "compact": without_constants}
     names = [folder.resolve().name for folder in folders]
@@ -151,7 +153,7 @@ def render(parts: Sequence[Part], found: Found, folders: Sequence[Path], title: 
         legend=LEGEND,
         files=files,
         # Inside a script element nothing may look like its end.
-        figures=Markup(json.dumps(charts, separators=(",", ":")).replace("<", "\\u003c")),
+        figures=Markup(as_json(_shown(charts), separators=(",", ":")).replace("<", "\\u003c")),
         javascript=Markup(plots.javascript().replace("</script", "<\\/script")),
     )
 
@@ -164,10 +166,9 @@ def save_figures(folder: Path, parts: Sequence[Part]) -> list[Path]:
         for figure in part.figures:
             if figure.chart is not None:
                 number = [str(part.number + 1)] if len(parts) > 1 else []
-                path = folder / "-".join(
-                    [figure.kind, figure.dataset, *([figure.metric] if figure.metric else []), *number]
-                )
-                plots.save(figure.chart, path)
+                words = [figure.kind, figure.dataset, *([figure.metric] if figure.metric else [])]
+                path = folder / "-".join([*map(file_name, words), *number])
+                plots.save(_shown(figure.chart.to_dict(validate=False)), path)
                 made.append(path)
     return made
 
@@ -231,7 +232,16 @@ def _counts(lines: pd.DataFrame, found: Found) -> str:
 
 
 def _dressed(cell: Cell | None, column: Column, best: Mapping[str, str]) -> Markup:
-    return Markup(marked(best, column, cell, "<strong>{}</strong>", lambda text: str(escape(text))))
+    return Markup(marked(best, column, cell, "<strong>{}</strong>", lambda text: str(escape(shown(text)))))
+
+
+def _shown(chart: Any) -> Any:
+    """Plain data with `shown` for every text of it: names are equal in charts and on the page."""
+    if isinstance(chart, Mapping):
+        return {shown(str(key)): _shown(value) for key, value in chart.items()}
+    if isinstance(chart, (list, tuple)):
+        return [_shown(value) for value in chart]
+    return shown(chart) if isinstance(chart, str) else chart
 
 
 def _detail(cell: Cell | None) -> str:

@@ -10,10 +10,11 @@ import functools
 import logging
 import os
 import shutil
+import stat
 import threading
 import time
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -59,6 +60,8 @@ class OfRank:
 class ShardedEngine:
     """DeepSpeed's engine as a part: parameters and optimizer lie in pieces on the ranks, and it writes and reads them
     by itself, in a folder of their own that the state names.
+
+    It reads them as pickles, which can run code: only what nobody else could have written is handed to it.
     """
 
     def __init__(self, engine: Any, folder: Path) -> None:
@@ -67,10 +70,15 @@ class ShardedEngine:
     def state_dict(self) -> dict[str, str]:
         tag = f"step-{self.engine.global_steps}"
         self.engine.save_checkpoint(str(self.folder), tag=tag, save_latest=False)
+        for path in (self.folder, self.folder / tag, *(self.folder / tag).iterdir()):
+            if path.stat().st_uid == os.geteuid():  # under any umask
+                path.chmod(0o700 if path.is_dir() else 0o600)
         return {"tag": tag}
 
     def load_state_dict(self, state: dict[str, str]) -> None:
-        for path in (self.folder / state["tag"]).glob("*.pt"):
+        pieces = self.folder / state["tag"]
+        check_ours((self.folder, pieces, *pieces.iterdir()))
+        for path in pieces.glob("*.pt"):
             check_whole(path)
         self.engine.load_checkpoint(str(self.folder), tag=state["tag"])
 
@@ -176,6 +184,15 @@ def discard(folder: Path) -> None:
     for path in (folder / NAME, *folder.glob(f".{NAME}.*")):
         path.unlink(missing_ok=True)
     shutil.rmtree(folder / SHARDS, ignore_errors=True)
+
+
+def check_ours(paths: Iterable[Path]) -> None:
+    """Raises ValueError for a file or folder that another user owns or may write to, or that is a link."""
+    for path in paths:
+        found = path.lstat()
+        ours = found.st_uid == os.geteuid() and not found.st_mode & 0o022 and not stat.S_ISLNK(found.st_mode)
+        if not ours:
+            raise ValueError(f"{path} is not this user's alone (owner {found.st_uid}, mode {found.st_mode & 0o777:o})")
 
 
 def check_whole(path: Path) -> None:

@@ -12,14 +12,15 @@ import os
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from safetensors.torch import save as serialize
 
@@ -32,21 +33,22 @@ from harness.environment import describe_environment, utc_now
 from harness.files import UNWRITABLE, write_atomic
 from harness.launch.job import BenchJob, Job, TrainJob, failed_attempt
 from harness.records import Record, Results
-from harness.run import metrics, pictures
+from harness.run import pictures
 from harness.run.checkpoint import Checkpointing, Interrupted, discard
 from harness.run.compiled import forward_of
 from harness.run.device import Device, free_memory, is_out_of_memory, open_device, peak_memory, reset_peak_memory
-from harness.run.evaluate import Inspected, inspect, measure
+from harness.run.evaluate import Inspected
 from harness.run.features import TeacherFeatures
 from harness.run.profile import section
+from harness.run.testset import Along, TestSet, kept_last
 from harness.run.throughput import throughput
 from harness.run.tracking import tracked
 from harness.run.train import DivergedError, Epoch, train
-from harness.spec import EvaluateSpec, Spec, TrainSpec
+from harness.spec import Spec, TrainSpec
+from harness.weights import check_unchanged
 
 log = logging.getLogger(__name__)
 Emit = Callable[..., None]
-T = TypeVar("T")
 GRACE_S = 5.0  # in which rank 0 tells by itself what another rank failed at too
 
 
@@ -84,12 +86,15 @@ def _train_and_evaluate(job: TrainJob, work: "_Work", device: Device) -> None:
         category = images.load(source, spec.data, spec.image_size, spec.crop)
     torch.manual_seed(spec.seed)
     with section("build"):
-        teacher = _teacher(spec.backbone, job.weights_path or "random", device.place)
+        teacher = _teacher(spec.backbone, job.weights_path, spec.weights.sha256, device.place)
         distiller = Distiller(spec.method, spec.backbone, teacher)
         distiller.students.to(device.place, memory_format=torch.channels_last)
     folder = work.results.run_folder(spec.id)
     weights = folder / "students.safetensors"
-    if device.agree(job.force or not weights.exists() or work.results.record(spec.id) is None):
+    saved, why = _saved_students(job, work, weights, distiller)
+    if device.agree(saved is None):
+        if why and device.main:
+            log.warning("%s cannot be used (%s); training again", weights, why)
         try:
             with work.recording(spec, device) as result:
                 result |= _train(job, work, device, distiller, category)
@@ -97,14 +102,35 @@ def _train_and_evaluate(job: TrainJob, work: "_Work", device: Device) -> None:
             if device.main:
                 discard(folder)
             raise
+    elif saved is None:
+        raise RuntimeError(f"{weights} cannot be used by this process: {why or 'it sees no record of the training'}")
     else:
-        distiller.students.load_state_dict(load_file(weights, device=str(device.place)))
+        distiller.students.load_state_dict(saved)
     if device.main:
         discard(folder)
     if job.evaluations:
         _evaluate(job, work, device, distiller, category)
     if device.main and not job.save.weights:
         weights.unlink(missing_ok=True)
+
+
+def _saved_students(
+    job: TrainJob, work: "_Work", path: Path, distiller: Distiller
+) -> tuple[dict[str, torch.Tensor] | None, str]:
+    """The students of an earlier training that has a record, None if it is to be done; and what is wrong with the file.
+
+    They are compared before they are used: half of them in place would be another beginning for the next training.
+    """
+    if job.force or not path.exists() or not work.results.has(job.spec.id):
+        return None, ""
+    try:
+        saved = load_file(path)
+    except (OSError, ValueError, SafetensorError) as error:
+        return None, " ".join(f"{type(error).__name__}: {error}".split())
+    own = distiller.students.state_dict()
+    if {key: value.shape for key, value in saved.items()} != {key: value.shape for key, value in own.items()}:
+        return None, "its tensors are not those of these students"
+    return saved, ""
 
 
 def _train(
@@ -132,7 +158,7 @@ def _train(
             work.emit("epoch", epoch=epoch.epoch, epochs=recipe.epochs, loss=loss, images_per_s=rate)
 
     positions = np.searchsorted(normal, chosen), np.searchsorted(normal, held_out)
-    along = _Along(spec, device, category)
+    along = Along(spec, device, category)
     folder = work.results.run_folder(spec.id)
     checkpointing = Checkpointing(folder, spec.id, device, job.checkpoint_every_s, work.stop, {"along": along})
     forward, compiling = forward_of(spec, distiller, features, device)
@@ -155,7 +181,7 @@ def _train(
         "train_images": len(chosen),
         "held_out_images": len(held_out),
         "images_per_s": round(sum(epoch.images for epoch in steady) / sum(epoch.seconds for epoch in steady), 3),
-        "train_s": round(seconds, 3),
+        "train_s": max(0.001, round(seconds, 3)),  # 0 would be no time that anything can be divided by
         **({"resumed": checkpointing.resumed} if checkpointing.resumed else {}),
         "teacher_features": features.kept,
         **compiling,
@@ -177,79 +203,9 @@ def _scale(distiller: Distiller) -> dict[str, float]:
     return {"decoder_to_encoder_parameters": round(counts[0] / counts[1], 3)}
 
 
-class _TestSet:
-    """The test images of a category with their truth."""
-
-    def __init__(self, category: images.Category, spec: TrainSpec, device: Device) -> None:
-        key = (spec.data.manifest, spec.image_size, spec.crop)
-        self.place = device.place
-        self.samples = category.test_samples()
-        self.pixels = category.of("test")
-        self.masks = np.asarray(category.masks)
-        self.labels = np.array([sample.anomalous for sample in self.samples])
-        with section("metrics"):
-            self.regions = _kept(_last_regions, key, lambda: metrics.regions(self.masks))
-        self.regions_before = int(category.regions.sum())
-        self.normal = category.of("train")
-
-    def inspect(
-        self,
-        distiller: Distiller,
-        variants: Sequence[EvaluateSpec],
-        device: Device,
-        report: Callable[[int, int], None],
-        scratch: Path | None = None,
-    ) -> tuple[list[Inspected], dict[str, int]]:
-        """What the variants see; and for the record the batch size, if memory was too small for the one asked for.
-
-        Several processes do not lower it: the one that has no memory left could not tell the others in time.
-        """
-        asked = batch_size = variants[0].train.eval_batch_size
-        while True:
-            try:
-                seen = inspect(distiller, self.pixels, variants, batch_size, device, report, self.normal, scratch)
-                return seen, {} if batch_size == asked else {"lowered_batch_size": batch_size}
-            except (MemoryError, RuntimeError) as error:
-                if not is_out_of_memory(error) or batch_size == 1 or device.processes > 1:
-                    raise
-            batch_size //= 2
-            log.warning("out of memory; evaluating in batches of %d", batch_size)
-            free_memory()
-
-    def measure(self, seen: Inspected, variant: EvaluateSpec) -> dict[str, Any]:
-        return measure(seen, self.labels, self.masks, variant, self.regions, self.regions_before, self.place)
-
-
-class _Along:
-    """Metrics along a training, by the method's own map and score: a line for each epoch that it is called after."""
-
-    def __init__(self, spec: TrainSpec, device: Device, category: images.Category) -> None:
-        self.spec, self.device, self.category = spec, device, category
-        self.rows: list[dict[str, Any]] = []
-        self.seconds = 0.0
-
-    @functools.cached_property
-    def test(self) -> _TestSet:
-        return _TestSet(self.category, self.spec, self.device)
-
-    def __call__(self, epoch: int, distiller: Distiller) -> None:
-        started = time.perf_counter()
-        variant = EvaluateSpec(self.spec, self.spec.method.map, self.spec.method.score)
-        inspected, _ = self.test.inspect(distiller, [variant], self.device, lambda *_: None)
-        for seen in inspected:
-            self.rows.append({"epoch": epoch, **self.test.measure(seen, variant)})
-        self.seconds += time.perf_counter() - started
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"rows": self.rows, "seconds": self.seconds}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.rows, self.seconds = state["rows"], state["seconds"]
-
-
 def _evaluate(job: TrainJob, work: "_Work", device: Device, distiller: Distiller, category: images.Category) -> None:
     work.emit("phase", phase="evaluate")
-    test = _TestSet(category, job.spec, device)
+    test = TestSet(category, job.spec, device)
     started = time.perf_counter()
 
     def report(done: int, total: int) -> None:
@@ -272,21 +228,16 @@ def _evaluate(job: TrainJob, work: "_Work", device: Device, distiller: Distiller
 
 
 @functools.lru_cache(maxsize=1)
-def _teacher(backbone: str, weights: str, device: torch.device) -> Teacher:
-    """The worker's teacher: it never changes, so the next run of the same backbone and weights takes it as it is."""
-    return Teacher(backbone, weights).to(device, memory_format=torch.channels_last)
+def _teacher(backbone: str, path: str | None, sha256: str | None, device: torch.device) -> Teacher:
+    """The worker's teacher: it never changes, so the next run of the same backbone and weights takes it as it is.
+    Raises DataError for a file whose content is not that of the plan.
+    """
+    if path is not None:
+        check_unchanged(Path(path), sha256)
+    return Teacher(backbone, path or "random").to(device, memory_format=torch.channels_last)
 
 
-# What the last run had, by all that it depends on: the next one often has the same (another method or seed).
-_last_features: dict[tuple[Any, ...], TeacherFeatures] = {}
-_last_regions: dict[tuple[Any, ...], metrics.Regions] = {}
-
-
-def _kept(last: dict[tuple[Any, ...], T], key: tuple[Any, ...], make: Callable[[], T]) -> T:
-    if key not in last:
-        last.clear()  # before the next one is made: two may not fit
-        last[key] = make()
-    return last[key]
+_last_features: dict[tuple[Any, ...], TeacherFeatures] = {}  # see `kept_last`
 
 
 def _features(
@@ -316,7 +267,7 @@ def _features(
             pixels = torch.from_numpy(category.images[normal]).to(device.place)
         return TeacherFeatures(teacher, pixels, batch, device)
 
-    return _kept(_last_features, key, make)
+    return kept_last(_last_features, key, make)
 
 
 def _save_rows(path: Path, rows: list[dict[str, Any]]) -> None:
@@ -381,6 +332,12 @@ class _Work:
         self.published.add(spec.id)
         self.emit("record", kind=spec.kind, id=spec.id, wall_s=wall_s, result=_headline(result))
 
+    def _is_done(self, spec: Spec) -> bool:
+        try:
+            return spec.id in self.published or (not self.job.force and self.results.has(spec.id))
+        except OSError:  # nobody can tell
+            return False
+
     @contextmanager
     def attempting(self, spec: Spec | None = None) -> Iterator[None]:
         """Turn what goes wrong in the block into a failed attempt, and let the worker live on.
@@ -407,8 +364,7 @@ class _Work:
                 time.sleep(GRACE_S)
             if spec is None:
                 started_at = self.started_at  # that of all ranks
-                done = self.published | (set() if self.job.force else self.results.done())
-                spec = next((spec for spec in self.job.works if spec.id not in done), self.job.spec)
+                spec = next((spec for spec in self.job.works if not self._is_done(spec)), self.job.spec)
             if isinstance(error, OSError) and error.errno in UNWRITABLE:  # no run after this one could be kept
                 self.emit("unwritable", message=error.strerror)
             failure = self.results.last_failure(spec.id) if together else None

@@ -1,5 +1,6 @@
 """Pictures of anomaly maps: the image, its mask outlined, and the map over it, side by side."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -8,11 +9,13 @@ from PIL import Image
 from scipy import ndimage
 
 from harness.data.catalog import Sample
+from harness.files import write_atomic
 
 # Dark blue over violet and orange to light yellow (our choice): brightness rises with the score, for any eye and in
 # grey.
 _COLOURS = np.array([[10, 10, 60], [110, 20, 120], [210, 60, 80], [250, 150, 40], [255, 250, 180]], np.float64)
 OUTLINE = (0, 255, 60)
+LONGEST = 240  # bytes of a file's name: 255 is what file systems take, and a temporary one has ten more
 
 
 def choose(samples: Sequence[Sample], count: int) -> list[int]:
@@ -45,6 +48,11 @@ def save_maps(
         outlined[ndimage.binary_dilation(masks[position], iterations=2) & ~masks[position]] = OUTLINE
         cover = 0.15 + 0.7 * level[..., None]  # little where the score is low, so that the image stays visible
         overlay = ((1 - cover) * image + cover * heat).astype(np.uint8)
-        sample = samples[position]
-        name = f"{position:04d}_{sample.defect}_{Path(sample.path).stem}.png"
-        Image.fromarray(np.concatenate([image, outlined, overlay], axis=1)).save(folder / name)
+        triptych = Image.fromarray(np.concatenate([image, outlined, overlay], axis=1))
+        write_atomic(folder / file_name(position, samples[position]), lambda stream, t=triptych: t.save(stream, "PNG"))
+
+
+def file_name(position: int, sample: Sample) -> str:
+    """`<position>_<defect>_<image>.png`, the end of a long one cut off: the position tells pictures apart."""
+    text = f"{position:04d}_{sample.defect}_{Path(sample.path).stem}".replace("/", "_")
+    return os.fsencode(text)[: LONGEST - len(".png")].decode(errors="ignore") + ".png"

@@ -38,6 +38,12 @@ def tracked(job: Job, emit: Emit) -> Iterator[Emit]:
 
     def both(event: str, **fields: Any) -> None:
         emit(event, **fields)
+        try:
+            note(event, fields)
+        except Exception as error:  # a record that cannot be read back, a thread that cannot start
+            log.warning("tracking: %s is not told of `%s`: %s", job.tracking, event, error)
+
+    def note(event: str, fields: Mapping[str, Any]) -> None:
         if event == "epoch":
             tracker.put({"loss": fields["loss"], "images_per_s": fields["images_per_s"]}, fields["epoch"])
         elif event == "record":

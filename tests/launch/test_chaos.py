@@ -9,7 +9,9 @@ import random
 import resource
 import shutil
 import signal
+import socket
 import subprocess
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -66,6 +68,9 @@ class Chaos:
         self.line[self.line.index("--out") + 1] = str(disk)
         self.disk, self.draw = disk, random.Random(SEED)
         self.log = (grid.parent / "log.txt").open("w")
+        self.console = open("/dev/full", "w")  # noqa: SIM115 - it is full for as long as there are supervisors
+        self.scratch = Path(tempfile.mkdtemp(prefix="chaos-"))
+        self.strangers: list[socket.socket] = []
         self.process: subprocess.Popen[bytes] | None = None
         self.codes: Counter[int] = Counter()
         self.faults: Counter[str] = Counter()
@@ -74,7 +79,8 @@ class Chaos:
         if self.process is None or self.process.poll() is not None:
             if self.process is not None:
                 self.codes[self.process.returncode] += 1
-            self.process = subprocess.Popen(self.line, stdout=self.log, stderr=self.log)
+            environment = os.environ | {"TMPDIR": str(self.scratch)}
+            self.process = subprocess.Popen(self.line, stdout=self.console, stderr=self.log, env=environment)
 
     def settle(self) -> None:
         """No more faults until the supervisor has ended."""
@@ -91,6 +97,7 @@ class Chaos:
             ("supervisor SIGTERM", lambda: self.process.send_signal(signal.SIGTERM), 2),
             ("supervisor SIGSTOP", self._stop_supervisor, 1),
             ("disk full", self._fill_disk, 1),
+            ("stranger at the door", self._knock, 2),
         ]
         name, do, _ = self.draw.choices(kinds, [weight for *_, weight in kinds])[0]
         with suppress(ProcessLookupError, IndexError, OSError):
@@ -120,6 +127,17 @@ class Chaos:
         used = int(Path(f"/proc/{worker}/statm").read_text().split()[0]) * resource.getpagesize()
         resource.prlimit(worker, resource.RLIMIT_AS, (used + 2**22, used + 2**22))
 
+    def _knock(self) -> None:
+        """Connect and stay silent, or talk nonsense."""
+        door = max(self.scratch.glob("harness-*/door"), key=lambda path: path.stat().st_mtime, default=None)
+        if door is None:
+            raise OSError("nobody listens")
+        stranger = socket.socket(socket.AF_UNIX)
+        stranger.connect(str(door))
+        self.strangers = [*self.strangers[-20:], stranger]
+        if self.draw.random() < 0.5:
+            stranger.sendall(b"GET / HTTP/1.1\r\n\r\n")
+
     def _fill_disk(self) -> None:
         if not os.path.ismount(self.disk):
             raise OSError("it would be the machine's own")
@@ -134,9 +152,9 @@ class Chaos:
 
 
 def test_nothing_is_lost_and_nothing_is_wrong(tmp_path: Path, disk: Path) -> None:
-    root = write_mvtec(tmp_path / "data")
+    root = write_mvtec(write_mvtec(tmp_path / "data", "плитка"), "瓷砖")  # names in two scripts
     axes = {"method": ["stfpm", "dskd"], "backbone": ["resnet18"], "dataset": [{"name": "folder", "root": str(root)}]}
-    axes["seed"] = list(range(RUNS // 2))
+    axes["seed"] = list(range(RUNS // 4))
     defaults = {"image_size": 32, "weights": "random", "precision": "fp32"}
     defaults |= {"train.epochs": EPOCHS, "train.batch_size": 4}
     document = {"name": "tiny", "axes": axes, "defaults": defaults, "save": {"weights": False}}

@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,7 @@ import yaml
 
 from harness.launch.cluster import snapshot
 from harness.records import Record, Results
+from tests.conftest import ROOT
 from tests.run.test_processes import check_scores, jobs
 from tests.slurm.conftest import SMALL, Cluster, await_, evaluations, harness, metrics, write
 
@@ -133,9 +135,15 @@ def test_runs_that_span_nodes(
     document["save"] = {"weights": True}
     grid.write_text(yaml.safe_dump(document))
     number = cluster.sbatch("--nodes=2", *SMALL, "slurm/multinode.sh", "grid.yaml", cwd=work)
+    await_(lambda: cluster.states(number) == {"RUNNING"})
+    step = ["srun", f"--jobid={number}", "--overlap", "--nodes=1", "--ntasks=1", "--mem=0", "--gpus=0", "-w", "node1"]
+    stranger = subprocess.Popen(
+        [*step, sys.executable, ROOT / "tests" / "scripts" / "stranger.py"], stdout=subprocess.PIPE, text=True
+    )
     (work / "here").mkdir()
     harness("run", "--grid", grid, "--devices", "cpu:2", cwd=work / "here")
     assert cluster.wait(number) == {"COMPLETED"}, cluster.output(work)
+    assert "connected" in stranger.communicate(timeout=60)[0]  # to the supervisor's door, where it stood silent
     assert metrics(work / "runs" / "tiles") == metrics(work / "here" / "runs" / "tiles")
     (training,) = [
         item for item in Results(work / "runs" / "tiles") if isinstance(item, Record) and item.kind == "train"

@@ -1,0 +1,304 @@
+"""A grid file: read within bounds, parsed, and checked as far as it can be without looking at data and weights.
+
+A few hundred bytes of YAML can stand for more than any memory holds (aliases of aliases), or hold themselves, so what a
+document comes to is counted before anything is made of it: whatever lies there, reading it ends soon.
+"""
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from dskd.config import ConfigError, coerce, dotted_keys, from_mapping, quoted, require, suggest
+from dskd.methods import get_method
+from dskd.switches import Method
+from harness.backbones import remember
+from harness.data import builtin, layouts  # noqa: F401  (they register their data sets)
+from harness.data.catalog import Source, get_source
+from harness.spec import Bench, Save, Tracking
+
+Settings = dict[str, Any]
+
+RUN_KEYS = {"image_size": "image_size", "weights": "weights", "precision": "precision", "seed": "seed"}
+RUN_KEYS |= {"crop": "crop", "eval.batch_size": "eval_batch_size", "evaluate.at": "evaluate_at"}
+RUN_KEYS |= {"processes": "processes", "strategy": "strategy", "compile": "compile"}
+METHOD_KEYS = [key for key in dotted_keys(Method) if key not in ("name", "revision")]
+EVALUATE_KEYS = [*(key for key in METHOD_KEYS if key.startswith("map.")), "score", "aupro_limits", "metrics"]
+SETTABLE = [*(key for key in RUN_KEYS if key != "seed"), *METHOD_KEYS, "aupro_limits", "metrics"]
+LABELS = ["method", "recipe", "backbone", "dataset", "category", "seed"]
+AXES = ["method", "backbone", "dataset", "seed", *SETTABLE]
+MOST_RUNS = 1_000_000  # of a grid, for each category
+
+MOST_BYTES = 2**20
+MOST_VALUES = 100_000  # keys and values, those that aliases repeat too
+MOST_DEPTH = 32  # lists and mappings within each other
+MOST_CHARACTERS = 4096  # of one value: a path may be so long
+MOST_DIGITS = 100
+EXAMPLES = "(see benchmarks/grids)"
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A grid file, checked: every key exists and every rule can match. Values are checked by `expand`. `text`: the
+    bytes that were read.
+    """
+
+    name: str
+    axes: dict[str, list[Any]]
+    defaults: Settings = field(default_factory=dict)
+    include: list[dict[str, list[Any]]] = field(default_factory=list)
+    exclude: list[Settings] = field(default_factory=list)
+    overrides: list[tuple[Settings, Settings]] = field(default_factory=list)
+    evaluate: list[Settings] = field(default_factory=lambda: [{}])
+    bench: Bench | None = None
+    save: Save = field(default_factory=Save)
+    tracking: Tracking | None = None
+    text: bytes = field(default=b"", compare=False, repr=False)
+
+
+def read_grid(path: Path) -> Grid:
+    """Raises ConfigError for a file that is not there, is not YAML or says something that cannot be meant."""
+    text, document = read_document(path)
+    try:
+        return replace(parse(document), text=text)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from None
+
+
+def parse(document: Any) -> Grid:
+    """A grid from the parsed YAML. Raises ConfigError."""
+    _require_mapping(document, "a grid file")
+    known = ["name", "axes", "defaults", "include", "exclude", "overrides", "evaluate", "bench", "save", "tracking"]
+    _require_keys(document, known, "")
+    name = _name(document.get("name", ""))
+    axes = _axes(document.get("axes"), "axes")
+    for axis in ("method", "backbone", "dataset"):
+        require(axis in axes, f"axes: {axis!r} is missing; write axes: {{{axis}: [...]}}")
+    axes.setdefault("seed", [0])
+    include = [axes | _axes(entry, "include") for entry in _list(document.get("include"), "include")]
+    rules = [_settings(rule, [*LABELS, *AXES], "exclude") for rule in _list(document.get("exclude"), "exclude")]
+    overrides = []
+    for rule in _list(document.get("overrides"), "overrides"):
+        _require_mapping(rule, "an entry of overrides")
+        _require_keys(rule, ["when", "set"], "overrides: ")
+        when = _settings(rule.get("when", {}), [*LABELS, *AXES], "overrides.when")
+        overrides.append((when, _settings(rule.get("set", {}), SETTABLE, "overrides.set")))
+    bench = document.get("bench")
+    grid = Grid(
+        name=name,
+        axes=axes,
+        defaults=_settings(document.get("defaults") or {}, SETTABLE, "defaults"),
+        include=include,
+        exclude=rules,
+        overrides=overrides,
+        evaluate=[
+            _settings(entry or {}, EVALUATE_KEYS, "evaluate")
+            for entry in _list(document.get("evaluate"), "evaluate") or [{}]
+        ],
+        bench=from_mapping(Bench, bench, "bench") if bench else None,
+        save=from_mapping(Save, document.get("save") or {}, "save"),
+        tracking=coerce(document.get("tracking"), Tracking | None, "tracking"),
+    )
+    _check_names(grid)
+    runs = sum(math.prod(map(len, block.values())) for block in [grid.axes, *grid.include])
+    require(runs <= MOST_RUNS, f"axes: they combine to {runs:,} runs of each category; write at most {MOST_RUNS:,}")
+    return grid
+
+
+def _name(value: Any) -> str:
+    """Of the results folder, so never a hidden one, and never `..`, whose files would be the user's own."""
+    name = str(value)
+    require(
+        re.fullmatch(r"[\w-][\w.-]*", name) is not None and len(name.encode()) <= 255,
+        f"name: {quoted(value)} is not possible; write letters, digits, . _ and -, not beginning with a dot",
+    )
+    return name
+
+
+def _axes(axes: Any, where: str) -> dict[str, list[Any]]:
+    _require_mapping(axes, where)
+    _require_keys(axes, AXES, f"{where}: ")
+    lists = {axis: values if isinstance(values, list) else [values] for axis, values in axes.items()}
+    for axis, values in lists.items():
+        require(bool(values), f"{where}: {axis!r} is empty; write at least one value")
+    return lists
+
+
+def _settings(settings: Any, keys: Sequence[str], where: str) -> Settings:
+    """Settings with dotted keys; `train: {epochs: 1}` is taken as `train.epochs: 1`."""
+    _require_mapping(settings, where)
+    flat: Settings = {}
+    for key, value in settings.items():
+        if isinstance(value, Mapping) and key not in keys:
+            flat |= {f"{key}.{inner}": item for inner, item in value.items()}
+        else:
+            flat[key] = value
+    _require_keys(flat, keys, f"{where}: ")
+    return flat
+
+
+def _list(value: Any, where: str) -> list[Any]:
+    require(value is None or isinstance(value, list), f"{where}: {quoted(value)} is not possible; write a list")
+    return value or []
+
+
+def _require_mapping(value: Any, where: str) -> None:
+    require(isinstance(value, Mapping), f"{where}: {quoted(value)} is not possible; write a mapping of keys to values")
+
+
+def _require_keys(mapping: Mapping[str, Any], keys: Sequence[str], where: str) -> None:
+    for key in mapping:
+        if key not in keys:
+            raise ConfigError(f"{where}unknown key {quoted(key)}; {suggest(key, keys)}")
+
+
+def method_entry(entry: Any) -> tuple[str, Settings]:
+    """Name and settings of a method axis value: `dskd` or `{name: dskd, embedding.source: teacher}`."""
+    name = _entry_name(entry, "method")
+    if isinstance(entry, str):
+        return get_method(name).name, {}
+    settings = {key: value for key, value in entry.items() if key != "name"}
+    return get_method(name).name, _settings(settings, METHOD_KEYS, f"method {name}")
+
+
+def source_of(entry: Any) -> Source:
+    _entry_name(entry, "dataset")
+    return get_source(entry)
+
+
+def _entry_name(entry: Any, axis: str) -> str:
+    """Of an axis value that is a name, or a mapping with one."""
+    if isinstance(entry, str):
+        return entry
+    _require_mapping(entry, axis)
+    require("name" in entry, f"{axis}: {quoted(dict(entry))} has no `name`")
+    name = entry["name"]
+    require(isinstance(name, str), f"{axis}: the name {quoted(name)} is not possible; write a text")
+    return name
+
+
+def _check_names(grid: Grid) -> None:
+    """Names of methods, backbones and data sets exist, and each rule's values are among the grid's."""
+    blocks = [grid.axes, *grid.include]
+    values: dict[str, list[str]] = {axis: [] for block in blocks for axis in block}
+    for block in blocks:
+        values["method"] += [method_entry(entry)[0] for entry in block["method"]]
+        values["backbone"] += [remember(name).name for name in block["backbone"]]
+        values["dataset"] += [source_of(entry).name for entry in block["dataset"]]
+        for axis in block.keys() - {"method", "backbone", "dataset"}:
+            values[axis] += [str(value) for value in block[axis]]
+    rules = [("exclude", rule) for rule in grid.exclude] + [("overrides.when", when) for when, _ in grid.overrides]
+    for where, rule in rules:
+        for key, wanted in rule.items():
+            for value in wanted if isinstance(wanted, list) else [wanted]:
+                if key in values and str(value) not in values[key]:
+                    raise ConfigError(
+                        f"{where}: {key} {quoted(value)} is not in the grid; "
+                        f"{suggest(value, dict.fromkeys(values[key]))}"
+                    )
+
+
+class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
+    def whole(self, node: yaml.ScalarNode) -> int:
+        if len(node.value) > MOST_DIGITS:  # Python itself refuses to read or write some thousands of digits
+            raise yaml.constructor.ConstructorError(None, None, "a number of too many digits", node.start_mark)
+        return self.construct_yaml_int(node)
+
+
+_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.whole)
+
+
+def read_document(path: Path) -> tuple[bytes, Any]:
+    """The bytes of a grid file and what they hold as plain data. The file is read once: it may be a pipe.
+
+    Raises:
+        ConfigError: a file that is not there, is no text, is not YAML, or is more than a grid can mean.
+    """
+    content = _bytes(path)
+    try:
+        text = content.decode()
+    except UnicodeDecodeError:
+        raise ConfigError(f"{path} is not a text file; a grid file is YAML {EXAMPLES}") from None
+    try:
+        _check(text)
+        return content, yaml.load(text, _Loader)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from None
+    except (yaml.YAMLError, ValueError) as error:  # a ValueError: 2026-13-45
+        raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())[:300]}") from None
+
+
+def _bytes(path: Path) -> bytes:
+    try:
+        with open(path, "rb") as stream:
+            content = stream.read(MOST_BYTES + 1)
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}; write the path of a grid file {EXAMPLES}") from None
+    except ValueError:  # a NUL
+        raise ConfigError(f"{quoted(str(path))} is no path; write the path of a grid file {EXAMPLES}") from None
+    require(
+        len(content) <= MOST_BYTES, f"{path} is more than {MOST_BYTES} bytes; write the path of a grid file {EXAMPLES}"
+    )
+    return content
+
+
+@dataclass
+class _Open:
+    """A list or mapping that is being read: what it came to so far, and the keys of a mapping."""
+
+    anchor: str | None
+    keys: set[tuple[str, bool]] | None
+    items: int = 0
+    values: int = 1
+    depth: int = 0
+
+    def add(self, event: yaml.Event, values: int, depth: int) -> None:
+        if self.keys is not None and self.items % 2 == 0 and isinstance(event, yaml.ScalarEvent):
+            key = event.value, event.implicit[0]  # 1 is not "1"
+            if key in self.keys:
+                raise ConfigError(f"the key {quoted(event.value)} is written twice, {_place(event)}")
+            self.keys.add(key)
+        self.items += 1
+        self.values += values
+        self.depth = max(self.depth, depth)
+
+
+def _check(text: str) -> None:
+    """Raises ConfigError for a document out of bounds. It is read as a stream, so nothing of it is held."""
+    known: dict[str, tuple[int, int]] = {}  # of an anchor: how many values it stands for, and how deep it goes
+    within = [_Open(None, None)]
+    for event in yaml.parse(text, _Loader):
+        tag, anchor = getattr(event, "tag", None), getattr(event, "anchor", None)
+        if tag not in (None, "!"):
+            raise ConfigError(f"the tag {quoted(tag)} is not possible; write plain values, {_place(event)}")
+        if isinstance(event, yaml.ScalarEvent):
+            if len(event.value) > MOST_CHARACTERS:
+                raise ConfigError(f"a value of {len(event.value)} characters, {_place(event)}; write a shorter one")
+            size = 1, 0
+        elif isinstance(event, yaml.AliasEvent):
+            if anchor not in known:  # one that is open still would hold itself
+                raise ConfigError(f"*{anchor} names nothing that ended before it, {_place(event)}")
+            size = known[anchor]
+        elif isinstance(event, yaml.CollectionEndEvent):
+            ended = within.pop()
+            anchor, size = ended.anchor, (ended.values, ended.depth + 1)
+        else:
+            size = 0, 0
+        if isinstance(event, yaml.CollectionStartEvent):
+            within.append(_Open(anchor, set() if isinstance(event, yaml.MappingStartEvent) else None))
+        elif size[0]:
+            within[-1].add(event, *size)
+            if anchor is not None:
+                known[anchor] = size
+        if within[-1].values > MOST_VALUES:
+            raise ConfigError(f"more than {MOST_VALUES} values, counted as aliases repeat them")
+        if len(within) - 1 + size[1] > MOST_DEPTH:
+            raise ConfigError(f"more than {MOST_DEPTH} lists within each other, {_place(event)}")
+
+
+def _place(event: yaml.Event) -> str:
+    return f"line {event.start_mark.line + 1}"

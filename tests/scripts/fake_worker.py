@@ -1,0 +1,78 @@
+"""A worker without torch for tests of the supervisor: it speaks the channel as `harness.launch.worker` does, publishes
+nothing, and at the runs of the seeds that FAKE names (JSON: seed to behaviour) it misbehaves.
+
+FAKE["start"] is what it does at its first starts instead of connecting, as often as the file FAKE["count"] has lines.
+"""
+
+import json
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+from harness.launch import channel
+from harness.launch.job import decode
+from harness.launch.worker import die_with_parent, log_to
+
+HOW = json.loads(os.environ.get("FAKE", "{}"))
+
+
+def main() -> None:
+    die_with_parent()
+    _start()
+    connection = channel.connect()
+
+    def send(event: str, **fields: object) -> None:
+        channel.send(connection, {"event": event, **fields})
+
+    send("ready")
+    while True:
+        try:
+            message = connection.recv_bytes()
+        except EOFError:
+            return
+        if json.loads(message)["kind"] == "stop":
+            continue
+        job = decode(message)
+        how = HOW.get(str(job.spec.seed), "good")
+        log_to(Path(job.results) / job.spec.id / "log.txt")
+        send("phase", phase="train")
+        if how == "slow":
+            _wait_for_stop(connection)
+            send("failed", id=job.spec.id, reason="interrupted", message="stopped at epoch 1")
+        elif how.startswith("fail:"):
+            send("failed", id=job.spec.id, reason="error", message=how.removeprefix("fail:"))
+        elif how.startswith("bytes:"):
+            connection.send_bytes(how.removeprefix("bytes:").encode("latin-1"))
+        elif how == "log":
+            with (Path(job.results) / job.spec.id / "log.txt").open("ab") as log:
+                log.truncate(2**31)  # a hole: no disk is needed for it
+            os.kill(os.getpid(), signal.SIGKILL)
+        else:
+            send("epoch", epoch=1, epochs=1, loss=0.5, images_per_s=10.0)
+            send("record", kind="train", id=job.spec.id, wall_s=0.1, result={"loss_last": 0.5})
+        send("finished", leaving=False)
+
+
+def _start() -> None:
+    counter = Path(HOW["count"]) if "count" in HOW else None
+    if counter is None or not counter.exists():
+        return
+    lines = counter.read_text().splitlines()
+    if lines:
+        counter.write_text("".join(f"{line}\n" for line in lines[1:]))
+        sys.stderr.write("the library cannot be loaded\n")
+        sys.stderr.flush()
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _wait_for_stop(connection: channel.Connection) -> None:
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        if connection.poll(0.2) and json.loads(connection.recv_bytes())["kind"] == "stop":
+            return
+
+
+if __name__ == "__main__":
+    main()
