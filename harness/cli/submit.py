@@ -60,7 +60,7 @@ def submit(
     from harness.files import write_atomic
     from harness.launch import cluster, schedule, slurm
     from harness.launch.shards import planned, write_plan
-    from harness.records import Results
+    from harness.records import Results, damage_line
 
     options = slurm.parse_options(sbatch or [])
     _check_numbers(shards, minutes, max_parallel)
@@ -75,7 +75,10 @@ def submit(
     sweep = _template(script)
     merged = slurm.merge(slurm.options_of(sweep), options)
 
-    done = results.done()
+    survey = results.survey()
+    done = survey.done
+    for line in damage_line(survey.damaged):
+        console(stderr=True).print(line, soft_wrap=True)
     gpus = slurm.gpus_of(merged)
     rate = schedule.rate_of(results, "cuda" if gpus else "cpu")
     seconds = {run.spec.id: schedule.estimate_s(run, rate, done) for run in plan.trainings if _is_left(run, done)}
