@@ -89,6 +89,19 @@ def test_submit_and_status(cluster: Cluster, work: Path, undisturbed: dict[str, 
     assert "nothing to submit, all 6 runs are done" in harness("submit", "--grid", "grid.yaml", cwd=work)
 
 
+def test_paths_that_shells_and_sbatch_would_take_apart(cluster: Cluster, work: Path, images: Path) -> None:
+    write(work / "a grid.yaml", images, epochs=1, seeds=1)
+    options = [word for option in SMALL for word in ("--sbatch", option.removeprefix("--"))]
+    out = 'it\'s $HOME # "mine"'
+    output = harness("submit", "--grid", "a grid.yaml", "--shards", 1, "--out", out, *options, cwd=work)
+    job, last = output.split("jobs ")[1].split("\n")[0].split(", leaderboard ")
+    assert cluster.wait(last) == {"COMPLETED"}, cluster.output(work)
+    folder = work / out / "tiles"
+    assert len(metrics(folder)) == 1
+    assert (folder / "leaderboard.txt").read_text()
+    assert list(folder.glob(f"slurm/{job}_*.out"))
+
+
 def test_preempted_elements_go_on_to_the_same_numbers(
     cluster: Cluster, tmp_path: Path, images: Path, work: Path
 ) -> None:
