@@ -77,9 +77,8 @@ def look(source: Source, category: str, progress: Progress | None = None) -> Loo
         for key, value in to_mapping(source).items()
         if key not in ("root", "categories", "range", "max_megapixels")
     }
-    if source.range is not None and (
-        deep or fixed
-    ):  # it decides pixels: elsewhere no table should tell runs apart by it
+    # Only there it decides pixels: elsewhere no table should tell runs apart by it.
+    if source.range is not None and (deep or fixed):
         options["range"] = depth.text_of(source.range)
     data = Data(
         name=source.name,
