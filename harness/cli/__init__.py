@@ -86,8 +86,10 @@ def _prepare_streams() -> None:
 
 
 def _is_lost(stream: TextIO | None) -> bool:
+    """Whether it was this stream that raised: it would again."""
     try:
         if stream is not None:
+            stream.write("\n")
             stream.flush()
     except (OSError, ValueError):
         return True

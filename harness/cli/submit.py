@@ -16,8 +16,6 @@ from harness.cli.common import GridOption, OnlyOption, OutOption, PluginOption, 
 from harness.cli.screen import duration
 from harness.grid import Training
 
-MOST_SHARDS = 100_000
-
 
 def submit(
     grid: GridOption,
@@ -170,6 +168,8 @@ def submit(
 
 
 def _check_numbers(shards: str, minutes: float, max_parallel: int | None) -> None:
+    from harness.launch.schedule import MOST_SHARDS
+
     require(
         max_parallel is None or max_parallel >= 1, f"--max-parallel: {max_parallel} is not possible; write 1 or more"
     )

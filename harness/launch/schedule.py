@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from dskd.backbones import BACKBONES, get_backbone
-from dskd.config import ConfigError, from_mapping, require
+from dskd.config import ConfigError, from_mapping, quoted, require
 from dskd.switches import Method
 from harness.data.catalog import entry_of
 from harness.grid import Plan, Training
@@ -19,6 +19,7 @@ from harness.spec import BenchSpec, EvaluateSpec, Save, Spec, TrainSpec
 # Multiply-adds in 1e9 per second that a training reaches, before any record tells better (our measurements: 2 cores
 # with avx512_bf16; the GPU's is a guess that the first record replaces).
 RATE = {"cpu": 110.0, "cuda": 20_000.0}
+MOST_SHARDS = 100_000
 FIXED_S = 0.5  # of a run: data, metrics, files
 
 
@@ -105,8 +106,11 @@ def remaining(
 
 def parse_shard(text: str) -> tuple[int, int]:
     """`2/8` to (2, 8): the third of eight. Raises ConfigError."""
-    match = re.fullmatch(r"(\d+)/(\d+)", text)
-    require(match is not None, f"--shard: {text!r} is not possible; write INDEX/COUNT: 0/8 to 7/8")
+    match = re.fullmatch(r"([0-9]{1,6})/([0-9]{1,6})", text)
+    require(
+        match is not None and int(match[2]) <= MOST_SHARDS,
+        f"--shard: {quoted(text)} is not possible; write INDEX/COUNT: 0/8 to 7/8, COUNT up to {MOST_SHARDS}",
+    )
     index, count = int(match[1]), int(match[2])
     require(count >= 1, f"--shard: {text} has no shards; write 0/1 for all runs")
     require(index < count, f"--shard: {text} is out of range; {count} shards are 0/{count} to {count - 1}/{count}")

@@ -136,6 +136,26 @@ class TestConsole:
         assert done.exit_code == 0, done.output
         assert phases_seen(grid) == 3
 
+    @pytest.mark.parametrize("words", [["plan", "--grid"], ["plan", "--list", "--grid"]])
+    def test_other_commands_say_that_their_output_is_lost(self, grid: Path, words: list[str]) -> None:
+        """Beyond the list: what prints and no more ends with one line."""
+        with open("/dev/full", "w") as full:
+            line = [sys.executable, "-m", "harness", *words, str(grid)]
+            done = subprocess.run(line, stdout=full, stderr=subprocess.PIPE, text=True, cwd=ROOT, timeout=LIMIT_S)
+        assert done.returncode == 1
+        assert done.stderr == "error: the output cannot be written (No space left on device)\n"
+
+
+@pytest.mark.parametrize("text", ["0/99999999999999999999", "9" * 5000 + "/1", "0/200000", "0/٣", "-1/2"])
+def test_absurd_shards(text: str) -> None:
+    """Beyond the list: a part of so many took all memory."""
+    from dskd.config import ConfigError
+    from harness.launch.schedule import parse_shard
+
+    with pytest.raises(ConfigError, match=r"--shard: .* is not possible; write INDEX/COUNT") as caught:
+        parse_shard(text)
+    assert len(str(caught.value)) < 400
+
 
 class TestProcesses:
     """Area C: processes, signals, claims."""
