@@ -20,7 +20,7 @@ from harness.data.catalog import Sample
 from harness.grid import Training
 from harness.run.pictures import save_maps
 from tests.conftest import write_mvtec
-from tests.faults.commands import Done, harness
+from tests.faults.commands import Done, harness, refusal
 from tests.leaderboard.synthetic import write_results
 
 has_altair = pytest.mark.skipif(importlib.util.find_spec("altair") is None, reason="pip install 'dskd-harness[report]'")
@@ -156,6 +156,22 @@ def test_a_disk_without_hard_links_is_found_before_any_work(
     assert "without hard links" in done.err
     assert done.err.count("\n") == 1
     assert not list((tmp_path / "runs" / "tiny").glob("*/log.txt"))
+
+
+@pytest.mark.parametrize("kind", ["loop", "file", "below-a-file", "too-long"])
+def test_an_out_that_can_hold_nothing_is_one_line(
+    kind: str, write_grid: Callable[..., Path], tree: Path, tmp_path: Path
+) -> None:
+    """Beyond the list."""
+    out = tmp_path / ("x" * 300 if kind == "too-long" else "out")
+    if kind == "loop":
+        out.symlink_to(out)
+    elif kind != "too-long":
+        out.write_text("mine")
+        out = out / "deeper" if kind == "below-a-file" else out
+    line = refusal("run", "--grid", write_grid(tree), "--out", out, "--devices", "cpu")
+    assert "cannot be written" in line
+    assert (tmp_path / "out").is_symlink() or kind == "too-long" or (tmp_path / "out").read_text() == "mine"
 
 
 # Pictures of maps.
