@@ -21,7 +21,6 @@ from typing import Any
 from dskd.config import ConfigError, field_types, to_mapping
 from harness import remembered, schema, shapes
 from harness.files import publish, write_atomic
-from harness.foreign import log_tail as log_tail
 from harness.foreign import move_aside, read_file
 from harness.shapes import MisfitError, checker, require_shape, require_whole_characters
 from harness.spec import Kind
@@ -193,12 +192,13 @@ class Results:
             self._set_aside(record.id)
         return True
 
-    def set_aside(self, run_ids: Collection[str] | None = None) -> list[Damaged]:
+    def set_aside(self, run_ids: Collection[str] | None = None, seen: Survey | None = None) -> list[Damaged]:
         """Rename the records of these runs (all if None) that do not pass to `record.json.damaged-<n>`, so that they
         can be done again; what was moved, by its new path. What cannot be read or moved stays: its run will tell.
+        `seen`: a look that was taken already.
         """
         moved = []
-        for damaged in self.survey().damaged:
+        for damaged in (seen or self.survey()).damaged:
             run_id = damaged.folder.name
             if run_ids is None or run_id in run_ids:
                 with suppress(OSError):

@@ -103,8 +103,8 @@ class Unbreakable:
 
 def silence(stream: TextIO) -> None:
     """Let nothing that is left in the stream's buffer fail once more when the process ends."""
-    with suppress(OSError, ValueError):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+    with suppress(OSError, ValueError), open(os.devnull, "w") as nowhere:
+        os.dup2(nowhere.fileno(), stream.fileno())
 
 
 def console(*, stderr: bool = False) -> Console:

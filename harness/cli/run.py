@@ -84,8 +84,8 @@ def run(
     results = Results(Path(os.path.realpath(out / parsed.name)))  # `resolve` raises for a loop of links
     check_submission(results.folder)
     _open(results, parsed.text, None if only else whole)
-    damaged = results.set_aside({spec.id for spec in schedule.works(plan)})
-    done = results.done()
+    survey = results.survey()
+    damaged, done = results.set_aside({spec.id for spec in schedule.works(plan)}, survey), survey.done
     todo = schedule.remaining(
         plan,
         done,

@@ -20,8 +20,9 @@ def show(
     out: OutOption = "runs",
 ) -> None:
     """Show one run: its spec and result, or the reason why it failed, and the end of its log."""
+    from harness.foreign import log_tail
     from harness.leaderboard.beside import METRICS_FILE, read_metrics
-    from harness.records import Damaged, Failure, Record, Results, log_tail, skipped_lines
+    from harness.records import Damaged, Failure, Record, Results, skipped_lines
 
     folder = _find(run, out)
     terminal = console()
