@@ -115,7 +115,7 @@ def read(folder: Path) -> Study:
         group[train["seed"]] = Run(
             record,
             training,
-            _scores(results.run_folder(record.id), record),
+            _scores(results.run_folder(record.id).path, record),
             along if along is None else along.dropna(subset=[IMAGE]),
         )
     evaluations = [run.evaluation for group in study.runs.values() for run in group.values()]

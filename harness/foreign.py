@@ -4,6 +4,7 @@ import itertools
 import os
 import stat
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,14 @@ from harness import shapes
 from harness.shapes import MisfitError, require_shape
 
 MOST_BYTES = 1 << 26  # of a file that is read whole: what is larger is none of ours
+
+
+@dataclass(frozen=True)
+class Damaged:
+    """A run whose record does not pass, by its folder, or another file that does not; and why, in one line."""
+
+    folder: Path
+    message: str
 
 
 def read_file(path: str | os.PathLike[str]) -> tuple[bytes, os.stat_result]:

@@ -21,14 +21,14 @@ from typing import Any
 from dskd.config import ConfigError, field_types, to_mapping
 from harness import remembered, schema, shapes
 from harness.files import publish, write_atomic
-from harness.foreign import move_aside, read_file
+from harness.foreign import Damaged, move_aside, read_file
+from harness.run_folder import BESIDE_RUNS, RECORD, RunFolder
 from harness.shapes import MisfitError, checker, require_shape, require_whole_characters
 from harness.spec import Kind
 from harness.text import one_line
 
 SCHEMA = 1
 _ID = re.compile("[0-9a-f]{16}")  # as `spec.digest` makes them
-_OURS = frozenset({"shards", "slurm", "tracking", "logs"})  # folders beside those of the runs
 _RECORD, _FAILURE = checker(schema.RECORD), checker(schema.FAILURE)
 _CONTENT = {kind: checker(shape) for kind, shape in schema.CONTENT.items()}
 
@@ -72,14 +72,6 @@ class Failure:
     schema: int = SCHEMA
 
 
-@dataclass(frozen=True)
-class Damaged:
-    """A run whose record does not pass, by its folder, or another file that does not; and why, in one line."""
-
-    folder: Path
-    message: str
-
-
 _RECORD_KEYS, _FAILURE_KEYS = (frozenset(field_types(cls)) for cls in (Record, Failure))
 
 
@@ -120,8 +112,8 @@ class Results:
         self._good: dict[str, remembered.Stamp] = {}
         self._recalled = False
 
-    def run_folder(self, run_id: str) -> Path:
-        return self.folder / run_id
+    def run_folder(self, run_id: str) -> RunFolder:
+        return RunFolder(self.folder / run_id)
 
     def survey(self) -> Survey:
         """Look at every run. Nothing is written but to the cache. Raises FolderError."""
@@ -135,7 +127,7 @@ class Results:
                 there = self._passes(name)
             except RecordError as error:
                 there = False
-                found.damaged.append(Damaged(self.run_folder(name), str(error)))
+                found.damaged.append(Damaged(self.run_folder(name).path, str(error)))
             if there:
                 found.done.add(name)
             elif os.path.isdir(f"{self.folder}/{name}/attempts"):
@@ -178,7 +170,7 @@ class Results:
             OSError: it cannot be written, or what is there can be neither read nor moved.
             ValueError: the record would not pass itself.
         """
-        path = self.run_folder(record.id) / "record.json"
+        path = self.run_folder(record.id).record
         content = json.dumps(to_mapping(record), allow_nan=False)
         parse_record(content)
         if replace:
@@ -208,7 +200,7 @@ class Results:
 
     def fail(self, failure: Failure) -> Failure:
         """Write the attempt under the next free number, which the returned failure has. Raises OSError."""
-        folder = self.run_folder(failure.id) / "attempts"
+        folder = self.run_folder(failure.id).attempts
         number = 1 + max(_numbers(folder), default=0)
         while not publish(folder / f"{number}.json", json.dumps(to_mapping(failure) | {"attempt": number})):
             number += 1
@@ -236,7 +228,7 @@ class Results:
             try:
                 found = self.record(run_id, known)
             except RecordError as error:
-                found = Damaged(self.run_folder(run_id), str(error))
+                found = Damaged(self.run_folder(run_id).path, str(error))
             if found is not None:
                 yield found
             else:
@@ -244,7 +236,7 @@ class Results:
 
     def _attempts(self, run_id: str) -> Iterator[Failure | Damaged]:
         """The newest attempt that passes, after those newer ones that do not."""
-        folder = self.run_folder(run_id) / "attempts"
+        folder = self.run_folder(run_id).attempts
         for number in sorted(_numbers(folder), reverse=True):
             path = folder / f"{number}.json"
             try:
@@ -262,7 +254,7 @@ class Results:
         known = self._good.get(run_id)
         if known is not None:
             try:
-                if remembered.stamp(os.stat(f"{self.folder}/{run_id}/record.json")) == known:
+                if remembered.stamp(os.stat(f"{self.folder}/{run_id}/{RECORD}")) == known:
                     return True
             except OSError:
                 pass
@@ -276,28 +268,28 @@ class Results:
 
     def _read(self, run_id: str) -> tuple[bytes, os.stat_result] | None:
         """What is in a run's record.json, None if it has none. Raises RecordError."""
-        path = f"{self.folder}/{run_id}/record.json"  # of 10,000 a Path is slow
+        path = f"{self.folder}/{run_id}/{RECORD}"  # of 10,000 a Path is slow
         try:
             return read_file(path)
         except MisfitError as error:
             raise RecordError(_reason(error)) from None
         except FileNotFoundError:
             if os.path.islink(path):
-                raise RecordError("record.json is a link to nothing") from None
+                raise RecordError(f"{RECORD} is a link to nothing") from None
             return None
         except NotADirectoryError:  # a file beside the runs, such as grid.yaml
             if _ID.fullmatch(run_id):
                 raise RecordError("is a file where the folder of a run should be") from None
             return None
         except OSError as error:
-            if run_id in _OURS:
+            if run_id in BESIDE_RUNS:
                 return None
             kind = RecordError if error.errno == errno.ELOOP else UnreadableError
-            raise kind(f"record.json cannot be read ({error.strerror})") from error
+            raise kind(f"{RECORD} cannot be read ({error.strerror})") from error
 
     def _set_aside(self, run_id: str) -> Path | None:
         """Move the run's record.json out of the way; None if another supervisor was first. Raises OSError."""
-        path = self.run_folder(run_id) / "record.json"
+        path = self.run_folder(run_id).record
         target = move_aside(path, "damaged")
         self._good.pop(run_id, None)
         if target is not None:

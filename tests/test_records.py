@@ -130,7 +130,7 @@ def test_a_record_takes_the_place_of_one_that_does_not_pass(damage: str, replace
 
 def test_what_is_set_aside_is_never_overwritten(tmp_path: Path) -> None:
     results, other = Results(tmp_path), Results(tmp_path)
-    run = results.run_folder("a" * 16)
+    run = results.run_folder("a" * 16).path
     run.mkdir()
     for number, content in enumerate(["first", "second"], start=1):
         (run / "record.json").write_text(content)
@@ -145,7 +145,7 @@ def test_what_is_set_aside_is_never_overwritten(tmp_path: Path) -> None:
 def test_a_good_record_that_was_moved_by_mistake_goes_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Between the look of one supervisor and its rename another one has set the record aside and done the run."""
     results, other = Results(tmp_path), Results(tmp_path)
-    run = results.run_folder("a" * 16)
+    run = results.run_folder("a" * 16).path
     run.mkdir()
     (run / "record.json").write_text("{")
     rename = os.rename
@@ -207,7 +207,7 @@ def test_the_newest_attempt_that_can_be_read_counts(tmp_path: Path) -> None:
     results = Results(tmp_path)
     for _ in range(2):
         results.fail(failure())
-    attempts = results.run_folder("b" * 16) / "attempts"
+    attempts = results.run_folder("b" * 16).path / "attempts"
     (attempts / "2.json").write_text("{")
     (attempts / "²".join(["", ".json"])).write_text("{}")  # a digit to Python, and no number
     assert results.last_failure("b" * 16).attempt == 1

@@ -51,15 +51,16 @@ def profile(
         terminal = console()
         import torch
 
+        from harness import events
         from harness.launch.shards import title
         from harness.run.execute import execute
         from harness.run.profile import take_profile
 
         failures: list[str] = []
 
-        def emit(event: str, **fields: object) -> None:
-            if event == "failed":
-                failures.append(f"{fields['reason']}: {fields['message']}")
+        def emit(event: events.FromWorker) -> None:
+            if isinstance(event, events.Failed):
+                failures.append(f"{event.reason}: {event.message}")
 
         terminal.print(f"profile of {title(job.spec)}, {job.spec.method.train.epochs} epochs ...")
         with torch.profiler.profile() if trace else contextlib.nullcontext() as traced:

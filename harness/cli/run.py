@@ -28,6 +28,7 @@ from harness.grid import Plan, check_processes
 from harness.launch.shards import Planned, Reporter, planned, supervisor_name, write_plan
 from harness.launch.slurm import check_submission
 from harness.records import Results
+from harness.run_folder import ResultsFolder
 
 
 def run(
@@ -101,7 +102,7 @@ def run(
     costs = [(job, schedule.estimate_s(job, rate, () if force else done)) for job in todo.jobs]
     phases = schedule.phases(costs, slots, whole_machine(slots), nodes)
     terminal = Terminal(file=Unbreakable())
-    screen = Screen(terminal, costs, results.folder / "logs" / f"{supervisor_name()}.txt")
+    screen = Screen(terminal, costs, ResultsFolder(results.folder).logs / f"{supervisor_name()}.txt")
     reporter = Reporter(results.folder, shard or "", len(costs))
     screen.say(
         f"{parsed.name}: {todo.left} of {len(plan)} works to do, {todo.done} done; results in {out / parsed.name}"
@@ -149,7 +150,7 @@ def _open(results: Results, grid: bytes, whole: list[Planned] | None) -> None:
     """
     try:
         results.folder.mkdir(parents=True, exist_ok=True)
-        write_atomic(results.folder / "grid.yaml", grid)
+        write_atomic(ResultsFolder(results.folder).grid, grid)
         if whole is not None:
             write_plan(results.folder, whole)
     except OSError as error:

@@ -5,14 +5,15 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self, TextIO
+from typing import Self, TextIO
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
+from harness import events
 from harness.environment import utc_now
-from harness.launch.job import Job
+from harness.job import Job
 from harness.launch.shards import title
 from harness.text import one_line
 
@@ -66,57 +67,51 @@ class Screen:
             with suppress(OSError):  # a disk that is lost is the supervisor's to tell
                 self.log.write(f"{utc_now()} {line.plain}\n")
 
-    def on_event(self, job: Job, event: dict[str, Any]) -> None:
+    def on_event(self, job: Job, event: events.Event) -> None:
         """Called by `supervise`."""
-        handle = getattr(self, f"_on_{event['event']}", None)
-        if handle is not None:
-            handle(job, event)
+        match event:
+            case events.Phase(phase):
+                self._begin(job, phase)
+            case events.Step(done, total):
+                self._show(job, done / total)
+            case events.Epoch():
+                self._show_epoch(job, event)
+            case events.Recorded(kind, _, wall_s, result):
+                shown = "  ".join(f"{_NAMES[key]} {_number(key, value)}" for key, value in result.items())
+                self.say(("✓", "green"), f" {kind:8} {title(job.spec)}  {shown}  ", (f"{wall_s:.1f} s", "dim"))
+            case events.Failed(run_id, reason, message):
+                self.failures += reason != "interrupted"
+                sign = ("◼ interrupted", "yellow") if reason == "interrupted" else (f"✗ {reason}", "red")
+                self.say(sign, f" {title(job.spec)}  {message}  ", (run_id, "dim"))
+            case events.Retrying(run_id, reason, message):
+                text = f" {title(job.spec)}  {message}  will be tried again  "
+                self.say((f"↻ {reason}", "yellow"), text, (run_id, "dim"))
+                self._end(job)
+            case events.Waiting(message):
+                self.say("  waiting for another supervisor: ", message)
+            case events.GivenUp(message):
+                self.say(("✗ ", "red"), message)
+            case events.Stopping():
+                self._show(job, 1.0, "stopping (Ctrl-C again stops at once)")
+            case events.Finished():
+                self._finish(job)
 
-    def _on_phase(self, job: Job, event: dict[str, Any]) -> None:
+    def _begin(self, job: Job, phase: str) -> None:
         run = self.running.get(job.spec.id)
         if run is None:
             task = self.progress.add_task(title(job.spec), total=1.0, note="")
             run = self.running[job.spec.id] = _Running(task, self.costs[job.spec.id])
-        run.shares = _SHARES[event["phase"]]
-        self._show(job, 0.0, event["phase"])
+        run.shares = _SHARES[phase]
+        self._show(job, 0.0, phase)
 
-    def _on_step(self, job: Job, event: dict[str, Any]) -> None:
-        self._show(job, event["done"] / event["total"])
-
-    def _on_epoch(self, job: Job, event: dict[str, Any]) -> None:
-        note = f"epoch {event['epoch']}/{event['epochs']}  loss {event['loss']:.4g}  {event['images_per_s']:.0f} img/s"
-        self._show(job, event["epoch"] / event["epochs"], note)
+    def _show_epoch(self, job: Job, event: events.Epoch) -> None:
+        note = f"epoch {event.epoch}/{event.epochs}  loss {event.loss:.4g}  {event.images_per_s:.0f} img/s"
+        self._show(job, event.epoch / event.epochs, note)
         if not self.console.is_terminal and time.monotonic() - self.last_line >= LINE_EVERY_S:
             self.last_line = time.monotonic()
             self.say(f"  {title(job.spec)}  {note}  {self._eta()}")
 
-    def _on_record(self, job: Job, event: dict[str, Any]) -> None:
-        shown = "  ".join(f"{_NAMES[key]} {_number(key, value)}" for key, value in event["result"].items())
-        text = f" {event['kind']:8} {title(job.spec)}  {shown}  "
-        self.say(("✓", "green"), text, (f"{event['wall_s']:.1f} s", "dim"))
-
-    def _on_failed(self, job: Job, event: dict[str, Any]) -> None:
-        sign = ("◼ interrupted", "yellow")
-        if event["reason"] != "interrupted":
-            self.failures += 1
-            sign = (f"✗ {event['reason']}", "red")
-        self.say(sign, f" {title(job.spec)}  {event['message']}  ", (event["id"], "dim"))
-
-    def _on_retrying(self, job: Job, event: dict[str, Any]) -> None:
-        text = f" {title(job.spec)}  {event['message']}  will be tried again  "
-        self.say((f"↻ {event['reason']}", "yellow"), text, (event["id"], "dim"))
-        self._end(job)
-
-    def _on_waiting(self, _: Job, event: dict[str, Any]) -> None:
-        self.say("  waiting for another supervisor: ", event["message"])
-
-    def _on_given_up(self, _: Job, event: dict[str, Any]) -> None:
-        self.say(("✗ ", "red"), event["message"])
-
-    def _on_stopping(self, job: Job, event: dict[str, Any]) -> None:
-        self._show(job, 1.0, "stopping (Ctrl-C again stops at once)")
-
-    def _on_finished(self, job: Job, event: dict[str, Any]) -> None:
+    def _finish(self, job: Job) -> None:
         self.finished += 1
         self.finished_s += self.costs[job.spec.id]
         self._end(job)

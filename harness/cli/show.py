@@ -20,11 +20,12 @@ def show(
     out: OutOption = "runs",
 ) -> None:
     """Show one run: its spec and result, or the reason why it failed, and the end of its log."""
-    from harness.foreign import log_tail
-    from harness.leaderboard.beside import METRICS_FILE, read_metrics
-    from harness.records import Damaged, Failure, Record, Results, skipped_lines
+    from harness.foreign import Damaged, log_tail
+    from harness.records import Failure, Record, Results, skipped_lines
+    from harness.run_folder import RunFolder, read_metrics
 
     folder = _find(run, out)
+    files = RunFolder(folder)
     terminal = console()
     items = list(Results(folder.parent).items([folder.name]))
     # A record that does not pass, or attempts of which the newest that does is last.
@@ -45,9 +46,9 @@ def show(
             terminal.rule(title, align="left")
             terminal.print(yaml.safe_dump(content, sort_keys=False, default_flow_style=None, width=100), end="")
     skipped = [item for item in items[:-1] if isinstance(item, Damaged)]
-    along = read_metrics(folder, skipped)
+    along = read_metrics(files, skipped)
     if along:
-        terminal.rule(f"metrics along the training ({folder / METRICS_FILE})", align="left")
+        terminal.rule(f"metrics along the training ({files.metrics})", align="left")
         terminal.print(_metrics(along))
     if isinstance(found, Failure):
         terminal.rule("reason", align="left")
@@ -56,14 +57,16 @@ def show(
         terminal.print(f"{found.message}\n{memory}{found.traceback}")
     for line in skipped_lines(skipped):
         terminal.print(line, soft_wrap=True)
-    log = log_tail(folder / "log.txt").splitlines()
+    log = log_tail(files.log).splitlines()
     if log:
-        terminal.rule(f"log (last {LOG_LINES} lines of {folder / 'log.txt'})", align="left")
+        terminal.rule(f"log (last {LOG_LINES} lines of {files.log})", align="left")
         terminal.print("\n".join(log[-LOG_LINES:]))
 
 
 def _consequence(is_record: bool) -> str:
-    again = "sets it aside (record.json.damaged-1) and does the run again" if is_record else "does the run again"
+    from harness.run_folder import RECORD
+
+    again = f"sets it aside ({RECORD}.damaged-1) and does the run again" if is_record else "does the run again"
     return f"The run counts as not done: the next `harness run` of its grid {again}."
 
 

@@ -59,6 +59,7 @@ def submit(
     from harness.launch import cluster, schedule, slurm
     from harness.launch.shards import planned, write_plan
     from harness.records import Results, damage_line
+    from harness.run_folder import ResultsFolder
 
     options = slurm.parse_options(sbatch or [])
     _check_numbers(shards, minutes, max_parallel)
@@ -92,7 +93,7 @@ def submit(
     _check_time(merged, [(seconds[run.spec.id], run) for run in plan.trainings if _is_left(run, done)])
 
     token = secrets.token_hex(4)
-    folder = results.folder / "slurm"
+    folder = ResultsFolder(results.folder).slurm
     arguments = [str(grid), *itertools.chain.from_iterable(("--only", one) for one in only or ())]
     arguments += [*itertools.chain.from_iterable(("--plugin", one) for one in plugin or ()), *(run_options or ())]
     arrays = slurm.arrays(left, 1001 if dry_run else cluster.max_array_size())
@@ -113,7 +114,7 @@ def submit(
     last_options = slurm.merge(slurm.options_of(last_text), shared)
 
     def leaderboard(jobs: list[str]) -> str:
-        mine = {"output": slurm.directive(str(results.folder / "leaderboard.txt"))}
+        mine = {"output": slurm.directive(str(ResultsFolder(results.folder).leaderboard))}
         mine |= {"comment": f"harness-{token}-leaderboard"}
         own = last_options | {"dependency": f"afterany:{':'.join(jobs)}"} | mine
         return slurm.render(last_text, own, {}, [str(results.folder)])

@@ -10,32 +10,17 @@ import queue
 import socket
 import tempfile
 import threading
-from collections.abc import Mapping
 from contextlib import suppress
 from multiprocessing.connection import Client, Connection, answer_challenge, deliver_challenge
 from typing import Any
+
+from harness.events import ForeignMessage, FromWorker, decode
 
 ADDRESS, KEY = "HARNESS_CHANNEL_ADDRESS", "HARNESS_CHANNEL_KEY"  # in a worker's environment
 GROUP, CPUS = "HARNESS_GROUP", "HARNESS_CPUS"  # so is its group's token, and the cores of each local rank as JSON
 HANDSHAKE_S = 30.0  # from a connection to its hello: of one that is ours milliseconds, on a slow disk seconds
 MOST_BYTES = 2**24  # of one message: a longer one is not ours
 LONGEST_SOCKET_PATH = 100  # bytes, of the 108 that the kernel takes
-# What a worker tells, with the fields that its supervisor reads.
-EVENTS: dict[str, dict[str, type | tuple[type, ...]]] = {
-    "ready": {},
-    "alive": {},
-    "phase": {"phase": str},
-    "step": {"done": int, "total": int},
-    "epoch": {"epoch": int, "epochs": int, "loss": (int, float), "images_per_s": (int, float)},
-    "record": {"kind": str, "id": str, "wall_s": (int, float), "result": dict},
-    "failed": {"id": str, "reason": str, "message": str},
-    "unwritable": {"message": str},
-    "finished": {},
-}
-
-
-class ForeignMessage(ValueError):  # noqa: N818
-    """What came over a connection is no event of a worker; its text says what it was."""
 
 
 class Door:
@@ -153,30 +138,16 @@ def connect() -> Connection:
         address = (host, int(port))
     connection = Client(address, authkey=bytes.fromhex(os.environ[KEY]))
     step = os.environ.get("SLURM_STEP_ID")  # of what srun started
-    send(connection, {"rank": rank(), "pid": os.getpid(), "group": os.environ.get(GROUP), "step": step})
+    hello = {"rank": rank(), "pid": os.getpid(), "group": os.environ.get(GROUP), "step": step}
+    connection.send_bytes(json.dumps(hello).encode())
     return connection
 
 
-def send(connection: Connection, message: Mapping[str, Any]) -> None:
-    connection.send_bytes(json.dumps(message).encode())
-
-
-def receive(connection: Connection) -> dict[str, Any]:
+def receive(connection: Connection) -> FromWorker:
     """The next event of a worker.
 
     Raises:
         EOFError, OSError: the other side is gone.
         ForeignMessage: what came is no event.
     """
-    content = connection.recv_bytes(MOST_BYTES)
-    try:
-        event = json.loads(content)
-    except (ValueError, RecursionError):
-        raise ForeignMessage(f"a message that is no JSON: {content[:60]!r}") from None
-    fields = EVENTS.get(str(event.get("event"))) if isinstance(event, dict) else None
-    if fields is None:
-        raise ForeignMessage(f"a message that is no event: {content[:60]!r}")
-    for name, kind in fields.items():
-        if not isinstance(event.get(name), kind):
-            raise ForeignMessage(f"an event `{event['event']}` whose `{name}` is {str(event.get(name))[:60]!r}")
-    return event
+    return decode(connection.recv_bytes(MOST_BYTES))

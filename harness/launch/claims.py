@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.files import write_atomic
+from harness.run_folder import RunFolder
 
 STALE_S = 120.0  # without a sign of life a claim's supervisor is gone
 AHEAD_S = 10.0  # a claim from further in the future is of before a clock was set back: nobody renews it
@@ -129,7 +130,7 @@ class Claims:
             return os.fstat(file.fileno()).st_mtime - time.time()
 
     def _path(self, run_id: str) -> Path:
-        return self.folder / run_id / "claim.json"
+        return RunFolder(self.folder / run_id).claim
 
 
 def _restarts() -> int:

@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from harness import plugins
+from harness.events import Failed
 from harness.foreign import log_tail
+from harness.job import GroupKind, Job
 from harness.launch import channel, slurm
 from harness.launch.devices import Slot
-from harness.launch.job import GroupKind, Job
 
 # A training step allocates and frees the same large tensors again and again. By default glibc maps and unmaps each of
 # them, and the kernel clears every page every time: kept on the heap, in huge pages, a step on a CPU is a tenth faster.
@@ -41,7 +42,7 @@ class Group:
         self.pidfd = os.pidfd_open(process.pid)
         self.connections: dict[int, Connection] = {}
         self.heard: dict[int, float] = {}  # of each rank the last sign of life
-        self.told: dict[int, list[dict[str, Any]]] = {}  # by rank its events `failed` that nobody was told of yet
+        self.told: dict[int, list[Failed]] = {}  # by rank what nobody was told of yet
         self.pids: set[int] = set()
         self.ready: set[int] = set()  # ranks that can take a job
         self.number = -1

@@ -7,8 +7,8 @@ from contextlib import contextmanager, suppress
 from harness.environment import utc_now
 from harness.files import UNWRITABLE
 from harness.foreign import log_tail
+from harness.job import Job, failed_attempt
 from harness.launch.claims import Claims
-from harness.launch.job import Job, failed_attempt
 from harness.records import Results
 from harness.spec import Spec
 
@@ -44,7 +44,7 @@ class Keeper:
         for spec in job.works:
             counts[spec.id] = 0
             with suppress(OSError):
-                names = os.listdir(self.results.run_folder(spec.id) / "attempts")
+                names = os.listdir(self.results.run_folder(spec.id).attempts)
                 counts[spec.id] = sum(name.endswith(".json") for name in names)
         return counts
 
@@ -61,7 +61,7 @@ class Keeper:
             ResultsError: as of the class.
         """
         if self.attempts_of(job)[spec.id] == before[spec.id]:
-            text = log_tail(self.results.run_folder(job.spec.id) / "log.txt")
+            text = log_tail(self.results.run_folder(job.spec.id).log)
             with suppress(OSError), self._writing():  # a folder that cannot be used costs the note, not the grid
                 return self.results.fail(failed_attempt(spec, reason, how, text, utc_now(), peaks)).message
         return how

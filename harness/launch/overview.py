@@ -5,10 +5,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from harness.foreign import Damaged
 from harness.launch.cluster import snapshot
 from harness.launch.shards import Planned, Running, Shard, read_plan, read_shards, read_submissions
 from harness.launch.slurm import meaning
-from harness.records import Damaged, Failure, Results
+from harness.records import Failure, Results
 
 State = Literal["done", "running", "pending", "failed", "to do"]
 SILENT_S = 120.0  # a supervisor that has written nothing for so long is gone, unless SLURM says that it runs

@@ -11,8 +11,8 @@ from dskd.config import ConfigError, from_mapping, quoted, require
 from dskd.switches import Method
 from harness.data.catalog import entry_of
 from harness.grid import Plan, Training
+from harness.job import BenchJob, Job, TrainJob, group_of
 from harness.launch.devices import Slot, apart
-from harness.launch.job import BenchJob, Job, TrainJob, group_of
 from harness.records import Record, Results
 from harness.spec import BenchSpec, EvaluateSpec, Save, Spec, TrainSpec
 

@@ -10,15 +10,15 @@ from pathlib import Path
 from typing import Any, Self
 
 from dskd.config import from_mapping
-from harness import schema
+from harness import events, schema
 from harness.environment import utc_now
 from harness.files import write_atomic
-from harness.foreign import read_json
-from harness.grid import Plan, labels_of
-from harness.launch.job import Job
-from harness.records import Damaged
+from harness.foreign import Damaged, read_json
+from harness.grid import Plan
+from harness.job import Job
+from harness.naming import title
+from harness.run_folder import ResultsFolder
 from harness.shapes import MisfitError, checker
-from harness.spec import BenchSpec, TrainSpec, title_of
 from harness.text import one_line
 
 EVERY_S = 5.0
@@ -67,7 +67,7 @@ class Reporter:
 
     def __init__(self, results: Path, part: str, total: int) -> None:
         job, host, name = slurm_id(), os.uname().nodename, supervisor_name()
-        self.path = results / "shards" / f"{name}.json"
+        self.path = ResultsFolder(results).shards / f"{name}.json"
         self.shard = Shard(name, host, job, part, total, utc_now())
         self.running: dict[str, Running] = {}
         self.written = 0.0
@@ -82,21 +82,22 @@ class Reporter:
         with suppress(OSError):
             self.path.parent.rmdir()
 
-    def on_event(self, job: Job, event: dict[str, Any]) -> None:
-        kind, run_id = event["event"], job.spec.id
+    def on_event(self, job: Job, event: events.Event) -> None:
+        run_id = job.spec.id
         run = self.running.get(run_id)
-        if kind == "phase":
-            self.running[run_id] = Running(run_id, event["phase"])
-        elif kind == "step" and run:
-            run.share = round(event["done"] / event["total"], 3)
-        elif kind == "epoch" and run:
-            run.share = round(event["epoch"] / event["epochs"], 3)
-            run.note = f"epoch {event['epoch']}/{event['epochs']}"
-        elif kind == "failed":
-            self.shard.failed += event["reason"] != "interrupted"
-        elif kind in ("retrying", "finished"):  # what a job still tells after the first does not bring it back
-            self.shard.finished += kind == "finished"
-            self.running.pop(run_id, None)
+        match event:
+            case events.Phase(phase):
+                self.running[run_id] = Running(run_id, phase)
+            case events.Step(done, total) if run:
+                run.share = round(done / total, 3)
+            case events.Epoch(epoch, epochs) if run:
+                run.share = round(epoch / epochs, 3)
+                run.note = f"epoch {epoch}/{epochs}"
+            case events.Failed(reason=reason):
+                self.shard.failed += reason != "interrupted"
+            case events.Retrying() | events.Finished():  # what a job still tells after that does not bring it back
+                self.shard.finished += isinstance(event, events.Finished)
+                self.running.pop(run_id, None)
         if time.monotonic() - self.written >= EVERY_S:
             self._write()
 
@@ -110,7 +111,7 @@ class Reporter:
 def read_shards(results: Path, damaged: list[Damaged] | None = None) -> list[tuple[Shard, float]]:
     """Each supervisor's file with the seconds since it was written; one that cannot be used is put into `damaged`."""
     found = []
-    for path in sorted(results.glob("shards/*.json")):
+    for path in sorted(ResultsFolder(results).shards.glob("*.json")):
         try:
             found.append((from_mapping(Shard, read_json(path, _MAPPING)), time.time() - path.stat().st_mtime))
         except OSError:  # it ended this moment
@@ -129,13 +130,6 @@ class Planned:
     works: tuple[str, ...]
 
 
-def title(spec: TrainSpec | BenchSpec) -> str:
-    """`dskd resnet18 mtd/magnetic_tile seed 0`"""
-    labels = labels_of(spec)
-    where = f" {labels['dataset']}/{labels['category']} seed {labels['seed']}" if "seed" in labels else ""
-    return f"{title_of(labels['method'], labels['recipe'])} {labels['backbone']}{where}"
-
-
 def planned(plan: Plan) -> list[Planned]:
     return [
         Planned(run.spec.id, title(run.spec), (run.spec.id, *(one.id for one in run.evaluations)))
@@ -145,7 +139,7 @@ def planned(plan: Plan) -> list[Planned]:
 
 def write_plan(results: Path, runs: Sequence[Planned]) -> None:
     """The trainings of a whole grid, for who counts what is missing; not written again by every shard."""
-    path, content = results / "plan.json", json.dumps([asdict(run) for run in runs]).encode()
+    path, content = ResultsFolder(results).plan, json.dumps([asdict(run) for run in runs]).encode()
     with suppress(OSError):
         if path.read_bytes() == content:
             return
@@ -154,7 +148,7 @@ def write_plan(results: Path, runs: Sequence[Planned]) -> None:
 
 def read_plan(results: Path, damaged: list[Damaged] | None = None) -> list[Planned]:
     """Empty where none was written, or where it cannot be used: then it is put into `damaged`."""
-    path = results / "plan.json"
+    path = ResultsFolder(results).plan
     try:
         return [from_mapping(Planned, run) for run in read_json(path, _LIST)]
     except FileNotFoundError:
@@ -167,7 +161,7 @@ def read_plan(results: Path, damaged: list[Damaged] | None = None) -> list[Plann
 def read_submissions(results: Path, damaged: list[Damaged] | None = None) -> list[dict[str, Any]]:
     """What `harness submit` left, the newest last; one that cannot be used is put into `damaged`."""
     found = []
-    for path in sorted(results.glob("slurm/*.json")):
+    for path in sorted(ResultsFolder(results).slurm.glob("*.json")):
         try:
             document, written = read_json(path, _SUBMISSION), path.stat().st_mtime
             if not all(number.isdecimal() for number in document["runs"]):

@@ -11,17 +11,18 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
+from harness import events
+from harness.job import Job, TrainJob, encode, group_of
 from harness.launch import channel
 from harness.launch.group import Group, Place, start
 from harness.launch.interrupts import interrupts
-from harness.launch.job import Job, TrainJob, encode, group_of
 from harness.launch.keeper import Keeper
 from harness.launch.schedule import Item, Phase, affinity, take
 from harness.launch.shards import title
 from harness.launch.slurm import this_node
 from harness.records import Results
 
-OnEvent = Callable[[Job, dict[str, Any]], None]
+OnEvent = Callable[[Job, events.Event], None]
 log = logging.getLogger(__name__)
 REMIND_S = 60.0  # between two words on what is waited for
 TOUCH_S = 10.0  # between two signs of life of this supervisor, and looks for what others left behind
@@ -51,9 +52,8 @@ def supervise(
     second one stops at once; SIGHUP and SIGUSR1 are never the second. Waits on connections and pidfds.
 
     Args:
-        listeners: called as (job, event) with what workers emit, with `failed` or `retrying` where a run did not end
-            well, with `finished` when nothing more will be heard of the job, with `waiting` where only jobs of other
-            supervisors are left, and with `given_up` for a place. What one of them raises is logged and hurts nothing.
+        listeners: called as (job, event) with what workers tell of a job, and what becomes of it (`harness.events`).
+            What one of them raises is logged and hurts nothing.
 
     Returns:
         Whether it was interrupted.
@@ -179,22 +179,22 @@ class _Supervisor:
                 return False
             done = not job.force and all(self.results.has(spec.id) for spec in job.works)
         except OSError as error:
-            folder = self.results.run_folder(job.spec.id)
+            folder = self.results.run_folder(job.spec.id).path
             message = f"{folder} cannot be used ({error.strerror or error}); move it away"
-            self._tell(job, {"event": "failed", "id": job.spec.id, "reason": "error", "message": message})
+            self._tell(job, events.Failed(job.spec.id, "error", message))
             done = True
         if done:
             self._finish(number, job)
         return not done
 
-    def _tell(self, job: Job, event: dict[str, Any]) -> None:
+    def _tell(self, job: Job, event: events.Event) -> None:
         """What is shown or noted can never hurt what is done: a listener that raises is not asked again."""
         for listener in list(self.listeners):
             try:
                 listener(job, event)
             except Exception:
                 self.listeners.remove(listener)
-                log.exception("`%s` could not be shown; the grid goes on without", event["event"])
+                log.exception("`%s` could not be shown; the grid goes on without", type(event).__name__)
 
     def _next_events(self) -> None:
         sources: dict[Any, Group | None] = {self.door: None, self.signals: None}
@@ -228,7 +228,7 @@ class _Supervisor:
                 self._end_group(group)
             else:
                 group.stop()
-                self._tell(group.job, {"event": "stopping"})
+                self._tell(group.job, events.Stopping())
 
     def _place_of(self, group: Group) -> Place:
         return next(place for place in self.places if place.group is group)
@@ -250,51 +250,54 @@ class _Supervisor:
         rank = group.rank_of(connection)
         try:
             event = channel.receive(connection)
-        except channel.ForeignMessage as error:
+        except events.ForeignMessage as error:
             group.foreign = f"process {rank} sent {error}"
             return False
         except (EOFError, OSError):
             return False
         group.heard[rank] = time.monotonic()
-        kind, job, number = event["event"], group.job, group.number
-        if kind == "ready":
-            group.ready.add(rank)
-            if group.is_ready:
-                place = self._place_of(group)
-                place.stillborn, place.proven = 0, True
-        elif kind == "unwritable":
-            raise self.keeper.unwritable(event["message"])
-        elif job is None:
-            pass  # an echo of the job before
-        elif kind == "finished":
-            if group.rank_finished():
-                self._tell_failures(group)
-                retry = group.failed & RETRIED if not self.stopping else set()
-                group.job = None
-                self._finish(number, job, again=bool(retry) and self._may_retry(number))
-                # Somebody else told it to leave; or what ran it out of memory may be left in it for the next job.
-                if event.get("leaving") or "out_of_memory" in group.failed:
-                    self._end_group(group)
-        elif kind == "failed":
-            group.told.setdefault(rank, []).append(event)
-            if group.kind.processes == 1:
-                self._tell_failures(group)
-        elif kind != "alive":
-            group.begun = True
-            self._tell(job, event)
+        job, number = group.job, group.number
+        match event:
+            case events.Ready():
+                group.ready.add(rank)
+                if group.is_ready:
+                    place = self._place_of(group)
+                    place.stillborn, place.proven = 0, True
+            case events.Unwritable(message):
+                raise self.keeper.unwritable(message)
+            case events.Alive():
+                pass
+            case _ if job is None:
+                pass  # an echo of the job before
+            case events.Done(leaving):
+                if group.rank_finished():
+                    self._tell_failures(group)
+                    retry = group.failed & RETRIED if not self.stopping else set()
+                    group.job = None
+                    self._finish(number, job, again=bool(retry) and self._may_retry(number))
+                    # Somebody else told it to leave; or what ran it out of memory may be left in it for the next job.
+                    if leaving or "out_of_memory" in group.failed:
+                        self._end_group(group)
+            case events.Failed():
+                group.told.setdefault(rank, []).append(event)
+                if group.kind.processes == 1:
+                    self._tell_failures(group)
+            case _:
+                group.begun = True
+                self._tell(job, event)
         return True
 
     def _may_retry(self, number: int) -> bool:
         return self.attempts.get(number, 0) < self.limits.retries
 
-    def _tell_failure(self, number: int, job: Job, event: dict[str, Any]) -> None:
-        retry = event["reason"] in RETRIED and self._may_retry(number) and not self.stopping
-        self._tell(job, event | {"event": "retrying" if retry else "failed"})
+    def _tell_failure(self, number: int, job: Job, event: events.Failed) -> None:
+        retry = event.reason in RETRIED and self._may_retry(number) and not self.stopping
+        self._tell(job, events.Retrying(**vars(event)) if retry else event)
 
     def _tell_failures(self, group: Group) -> None:
         """What its processes failed at. Of several process 0 tells, any other one where that could not any more."""
-        for event in group.told.get(0) or [event for events in group.told.values() for event in events][:1]:
-            group.failed.add(event["reason"])
+        for event in group.told.get(0) or [event for told in group.told.values() for event in told][:1]:
+            group.failed.add(event.reason)
             self._tell_failure(group.number, group.job, event)
         group.told.clear()
 
@@ -308,7 +311,7 @@ class _Supervisor:
                 self.jobs[number] = dataclasses.replace(job, evaluations=left)
             self.pending[number] = Item(0.0, affinity(job))  # after what was not tried yet
         else:
-            self._tell(job, {"event": "finished"})
+            self._tell(job, events.Finished())
 
     def _bury(self, group: Group, reason: str, why: str | None, source: object = None) -> None:
         """Reap a dead group and put down in its job's attempts how it died.
@@ -345,7 +348,7 @@ class _Supervisor:
         spec = next((spec for spec in job.works if job.force or spec.id not in done), None)
         if spec is not None and not told:  # the one it was at; those after it were not tried
             message = self.keeper.put_down(spec, job, group.attempts, reason, how, group.peaks)
-            self._tell_failure(number, job, {"event": "failed", "id": spec.id, "reason": reason, "message": message})
+            self._tell_failure(number, job, events.Failed(spec.id, reason, message))
         retry = spec is not None and not self.stopping and (not told or bool(group.failed & RETRIED))
         self._finish(number, job, again=retry and self._may_retry(number))
 
@@ -356,7 +359,7 @@ class _Supervisor:
             why = f"workers cannot start: {how}; the end of their output:\n{output or '(nothing)'}"
             if all(one.is_given_up for one in self.places):
                 raise WorkerError(why)
-            self._tell(job, {"event": "given_up", "message": f"{place.name} is left out: {why}"})
+            self._tell(job, events.GivenUp(f"{place.name} is left out: {why}"))
 
     def _look_around(self) -> None:
         """Now and then: groups that hang or take too long, and runs that other supervisors have left or finished."""
@@ -381,4 +384,4 @@ class _Supervisor:
         first, *others = (self.jobs[number] for number in self.elsewhere)
         more = f" and {len(others)} more" if others else ""
         message = f"{title(first.spec)}{more}: {self.claims.holder(first.spec.id)} is at it"
-        self._tell(first, {"event": "waiting", "message": message})
+        self._tell(first, events.Waiting(message))

@@ -1,7 +1,7 @@
 """The worker process: `python -m harness.launch.worker`, started by a supervisor; takes jobs until it is told to leave.
 
 A message `{"kind": "stop"}` and the signals USR1 and TERM end the job it is at as `interrupted`; after TERM it
-leaves, which its event `finished` tells.
+leaves, which its event `Done` tells.
 """
 
 import ctypes
@@ -14,13 +14,14 @@ import sys
 import threading
 import time
 from pathlib import Path
-from typing import Any
 
+from harness import events
 from harness.launch import channel
+from harness.run_folder import RunFolder
 
 PR_SET_PDEATHSIG = 1
 ALIVE_EVERY_S = 10.0
-FROM_EVERY_RANK = frozenset({"ready", "finished", "alive", "failed", "unwritable"})  # of a run's events rank 0 tells
+FROM_EVERY_RANK = events.Ready | events.Done | events.Alive | events.Failed | events.Unwritable  # the rest rank 0 tells
 LEAVE = b""  # among the jobs: there are no more
 
 
@@ -73,32 +74,32 @@ def main() -> None:
 
     sending = threading.Lock()
 
-    def emit(event: str, **fields: Any) -> None:
-        if channel.rank() == 0 or event in FROM_EVERY_RANK:
+    def emit(event: events.FromWorker) -> None:
+        if channel.rank() == 0 or isinstance(event, FROM_EVERY_RANK):
             with sending:
-                channel.send(connection, {"event": event, **fields})
+                connection.send_bytes(events.encode(event))
 
     def live() -> None:
         while True:
             time.sleep(ALIVE_EVERY_S)
-            emit("alive")
+            emit(events.Alive())
 
     threading.Thread(target=live, daemon=True).start()
 
     # Imported after the hello: torch and friends take seconds, in which the supervisor already knows this worker.
     from harness import plugins
-    from harness.launch.job import decode
+    from harness.job import decode
     from harness.run.execute import execute
 
     plugins.load(plugins.handed_down())  # a job may name what they bring
     logging.basicConfig(format="%(asctime)s %(message)s")
     logging.getLogger("harness").setLevel(logging.INFO)
-    emit("ready")
+    emit(events.Ready())
     for message in iter(jobs.get, LEAVE):
         job = decode(message)
-        log_to(Path(job.results) / job.spec.id / "log.txt")
+        log_to(RunFolder(Path(job.results) / job.spec.id).log)
         execute(job, emit, stop)
-        emit("finished", leaving=not jobs.empty())  # the next job comes after this event
+        emit(events.Done(leaving=not jobs.empty()))  # the next job comes after this event
 
 
 def log_to(path: Path) -> None:

@@ -2,18 +2,18 @@
 
 import itertools
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from dskd.config import ConfigError, suggest
+from harness.foreign import Damaged
 from harness.leaderboard import statistics
-from harness.leaderboard.beside import Score, read_metrics, read_scores
 from harness.leaderboard.frame import training_key
 from harness.leaderboard.statistics import LEAST_CATEGORIES, Pair
 from harness.leaderboard.table import SPREAD, Board, Cell, Column, Table, label, seed_means, with_interval
-from harness.records import Damaged, Record
+from harness.records import Record
+from harness.run_folder import RunFolder, Score, read_metrics, read_scores
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
@@ -110,9 +110,9 @@ def stability(board: Board) -> Table:
     return Table("stability", "Stability", ["dataset", "metric", *board.by], columns, rows, notes)
 
 
-def last_quarter(training: Path, epochs: int, skipped: list[Damaged] | None = None) -> pd.DataFrame | None:
+def last_quarter(training: RunFolder, epochs: int, skipped: list[Damaged] | None = None) -> pd.DataFrame | None:
     """Metrics by epoch, of the recorded epochs beyond three quarters; None where none were recorded. `skipped`: as by
-    `beside.read_metrics`.
+    `run_folder.read_metrics`.
     """
     rows = read_metrics(training, [] if skipped is None else skipped)
     if not rows:
@@ -239,13 +239,13 @@ def paired(
 
 
 class Scores:
-    """Scores by image of evaluations, read once each. `skipped`: as by `beside.read_scores`."""
+    """Scores by image of evaluations, read once each. `skipped`: as by `run_folder.read_scores`."""
 
     def __init__(self, skipped: list[Damaged] | None = None) -> None:
-        self.tables: dict[Path, pd.DataFrame | None] = {}
+        self.tables: dict[RunFolder, pd.DataFrame | None] = {}
         self.skipped = [] if skipped is None else skipped
 
-    def __getitem__(self, folder: Path) -> pd.DataFrame | None:
+    def __getitem__(self, folder: RunFolder) -> pd.DataFrame | None:
         """`anomalous` and `score` by path, sorted; None where they were not saved."""
         if folder not in self.tables:
             rows = read_scores(folder, self.skipped)
@@ -254,7 +254,7 @@ class Scores:
         return self.tables[folder]
 
     def together(
-        self, *sides: Sequence[Path]
+        self, *sides: Sequence[RunFolder]
     ) -> tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]] | None:
         """For each side the scores of normal (S, N) and anomalous (S, A) images; None unless all are of the same."""
         tables = [[self[folder] for folder in side] for side in sides]

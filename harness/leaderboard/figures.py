@@ -7,11 +7,11 @@ import numpy as np
 import pandas as pd
 
 from harness.leaderboard import plots, statistics
-from harness.leaderboard.beside import read_curve, read_metrics
 from harness.leaderboard.evidence import trainings
 from harness.leaderboard.frame import SPEED, metric_title
 from harness.leaderboard.render import cell_text
 from harness.leaderboard.table import Board, Cell, Column, Table, measured
+from harness.run_folder import read_curve, read_metrics
 
 EPOCHS = 60  # points of a curve at most
 LOSS = "loss, relative to the first epoch"

@@ -12,8 +12,9 @@ import pandas as pd
 
 from dskd.config import ConfigError, require, suggest, to_mapping
 from dskd.methods import METHODS, get_method
-from harness.leaderboard.beside import is_metric
-from harness.records import Damaged, Failure, FolderError, Record, Results
+from harness.foreign import Damaged
+from harness.records import Failure, FolderError, Record, Results
+from harness.run_folder import ResultsFolder, RunFolder, is_metric
 
 LABELS = ("method", "backbone", "dataset", "category", "seed")
 METRICS = {  # in the order of tables; those of AUPRO are in a record by the limits of its evaluation
@@ -47,7 +48,7 @@ class Found:
     failures: list[Failure] = field(default_factory=list)
     damaged: list[Damaged] = field(default_factory=list)
     skipped: list[Damaged] = field(default_factory=list)
-    folders: dict[str, Path] = field(default_factory=dict)
+    folders: dict[str, RunFolder] = field(default_factory=dict)
 
 
 def load(folders: Sequence[Path], wanted: Collection[str] | None = None) -> Found:
@@ -80,9 +81,9 @@ def _inner(folder: Path) -> list[Path]:
     """The results folders that a folder is or has. Raises ConfigError."""
     try:
         require(folder.is_dir(), f"{folder} is not a folder; write a results folder such as runs/NAME")
-        if (folder / "grid.yaml").exists():
+        if (grid := ResultsFolder(folder).grid).exists():
             return [folder]
-        return [path.parent for path in sorted(folder.glob("*/grid.yaml"))] or [folder]
+        return [path.parent for path in sorted(folder.glob(f"*/{grid.name}"))] or [folder]
     except OSError as error:
         raise ConfigError(f"{folder} cannot be read ({error.strerror}); name another folder") from None
 

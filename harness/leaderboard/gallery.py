@@ -10,9 +10,9 @@ from pathlib import Path
 
 from PIL import Image
 
-from harness.leaderboard.beside import note, pictures, position_of, read_scores
+from harness.foreign import Damaged
 from harness.leaderboard.table import Board
-from harness.records import Damaged
+from harness.run_folder import RunFolder, note, pictures, position_of, read_scores
 
 SIDE = 224  # pixels of a picture on the page
 QUALITY = 78  # of WebP
@@ -116,7 +116,7 @@ def _cases(board: Board, names: Mapping[tuple[str, ...], str]) -> list[Case]:
     """All that were saved, of one seed of each category."""
     made = []
     for (dataset, category), part in board.lines.groupby(["dataset", "category"], sort=False):
-        by_seed: dict[int, dict[str, Path]] = {}
+        by_seed: dict[int, dict[str, RunFolder]] = {}
         for row, seed, run_id in zip(part["row"], part["seed"], part["id"], strict=True):
             folder = board.found.folders[run_id]
             if pictures(folder):
@@ -137,7 +137,7 @@ def _cases(board: Board, names: Mapping[tuple[str, ...], str]) -> list[Case]:
     return made
 
 
-def _scores(folder: Path, skipped: list[Damaged]) -> list[Scored]:
+def _scores(folder: RunFolder, skipped: list[Damaged]) -> list[Scored]:
     """Of each line of an evaluation's scores.csv; empty where there is none."""
     lines = read_scores(folder, skipped)
     normal = sorted(line.score for line in lines if not line.anomalous)

@@ -4,15 +4,13 @@ A run on several processes is executed by all of them, and rank 0 writes. What f
 process, so that the launcher kills the others, which may be waiting for it for good: see `_Work.attempting`.
 """
 
-import csv
 import functools
-import io
 import logging
 import os
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,36 +25,36 @@ from safetensors.torch import save as serialize
 from dskd.config import to_mapping
 from dskd.distiller import Distiller
 from dskd.teacher import Teacher
+from harness import events
 from harness.data import builtin, images, layouts  # noqa: F401  (they register their data sets)
 from harness.data.catalog import DataError, get_source
 from harness.environment import describe_environment, utc_now
 from harness.files import UNWRITABLE, write_atomic
-from harness.launch.job import BenchJob, Job, TrainJob, failed_attempt
+from harness.job import BenchJob, Job, TrainJob, failed_attempt
 from harness.records import Record, Results
 from harness.run import pictures
 from harness.run.checkpoint import Checkpointing, Interrupted, discard
 from harness.run.compiled import forward_of
 from harness.run.device import Device, free_memory, is_out_of_memory, open_device, peak_memory, reset_peak_memory
-from harness.run.evaluate import Inspected
 from harness.run.features import TeacherFeatures
 from harness.run.profile import section
 from harness.run.testset import Along, TestSet, kept_last
 from harness.run.throughput import throughput
 from harness.run.tracking import tracked
 from harness.run.train import DivergedError, Epoch, train
+from harness.run_folder import write_curve, write_metrics, write_scores
 from harness.spec import Spec, TrainSpec
 from harness.weights import check_unchanged
 
 log = logging.getLogger(__name__)
-Emit = Callable[..., None]
 GRACE_S = 5.0  # in which rank 0 tells by itself what another rank failed at too
 
 
-def execute(job: Job, emit: Emit, stop: threading.Event | None = None) -> None:
+def execute(job: Job, emit: events.Emit, stop: threading.Event | None = None) -> None:
     """Do the job's work and publish a record, or an attempt with its reason, for each piece of it.
 
     Args:
-        emit: called as emit(event, **fields) for progress: `phase`, `step`, `epoch`, `record`, `failed`.
+        emit: called with what is to be told of it.
         stop: once it is set the job ends as `interrupted`: a training after its step, with a checkpoint from which the
             next one goes on; an evaluation after its batch. A throughput measurement is short and finishes.
     """
@@ -68,7 +66,7 @@ def _execute(job: Job, work: "_Work") -> None:
     with work.attempting():
         if isinstance(job, BenchJob):
             device = open_device(job.device, job.spec.precision)
-            work.emit("phase", phase="bench")
+            work.emit(events.Phase("bench"))
             with work.recording(job.spec, device) as result:
                 result |= throughput(job.spec, device)
         else:
@@ -80,7 +78,7 @@ def _execute(job: Job, work: "_Work") -> None:
 
 def _train_and_evaluate(job: TrainJob, work: "_Work", device: Device) -> None:
     spec = job.spec
-    work.emit("phase", phase="data")
+    work.emit(events.Phase("data"))
     source = get_source(job.source)
     with section("decode"), device.accelerator.local_main_process_first():  # it decodes, the others find the cache
         category = images.load(source, spec.data, spec.image_size, spec.crop)
@@ -90,7 +88,7 @@ def _train_and_evaluate(job: TrainJob, work: "_Work", device: Device) -> None:
         distiller = Distiller(spec.method, spec.backbone, teacher)
         distiller.students.to(device.place, memory_format=torch.channels_last)
     folder = work.results.run_folder(spec.id)
-    weights = folder / "students.safetensors"
+    weights = folder.students
     saved, why = _saved_students(job, work, weights, distiller)
     if device.agree(saved is None):
         if why and device.main:
@@ -100,14 +98,14 @@ def _train_and_evaluate(job: TrainJob, work: "_Work", device: Device) -> None:
                 result |= _train(job, work, device, distiller, category)
         except DivergedError:  # it would again from its checkpoint; after other failures the next attempt goes on there
             if device.main:
-                discard(folder)
+                discard(folder.path)
             raise
     elif saved is None:
         raise RuntimeError(f"{weights} cannot be used by this process: {why or 'it sees no record of the training'}")
     else:
         distiller.students.load_state_dict(saved)
     if device.main:
-        discard(folder)
+        discard(folder.path)
     if job.evaluations:
         _evaluate(job, work, device, distiller, category)
     if device.main and not job.save.weights:
@@ -146,31 +144,31 @@ def _train(
         if not len(held_out):
             raise DataError(f"{spec.data.category}: too few normal images to hold any out; set train.select: last")
     normal = np.sort(np.concatenate([chosen, held_out]))
-    work.emit("phase", phase="teacher")
+    work.emit(events.Phase("teacher"))
     features = _features(distiller.teacher, spec, category, normal, device, job.weights_path)
-    work.emit("phase", phase="train")
+    work.emit(events.Phase("train"))
 
     def report(step: int, steps: int, epoch: Epoch | None) -> None:
         if epoch is None:
             work.step(step, steps)
         else:
             loss, rate = round(epoch.loss, 6), round(epoch.images / epoch.seconds, 1)
-            work.emit("epoch", epoch=epoch.epoch, epochs=recipe.epochs, loss=loss, images_per_s=rate)
+            work.emit(events.Epoch(epoch.epoch, recipe.epochs, loss, rate))
 
     positions = np.searchsorted(normal, chosen), np.searchsorted(normal, held_out)
     along = Along(spec, device, category)
     folder = work.results.run_folder(spec.id)
-    checkpointing = Checkpointing(folder, spec.id, device, job.checkpoint_every_s, work.stop, {"along": along})
+    checkpointing = Checkpointing(folder.path, spec.id, device, job.checkpoint_every_s, work.stop, {"along": along})
     forward, compiling = forward_of(spec, distiller, features, device)
     curve, kept = train(distiller, spec, features, *positions, device, report, along, checkpointing, forward)
     seconds = checkpointing.seconds - along.seconds
     if device.main:
         with section("files"):
             if along.rows:
-                _save_rows(folder / "metrics.csv", along.rows)
+                write_metrics(folder, along.rows)
             state = {key: value.contiguous() for key, value in distiller.students.state_dict().items()}
-            write_atomic(folder / "students.safetensors", serialize(state))
-            _save_rows(folder / "curve.csv", [to_mapping(epoch) for epoch in curve])
+            write_atomic(folder.students, serialize(state))
+            write_curve(folder, [to_mapping(epoch) for epoch in curve])
     # The first epoch warms up caches and allocator; a run of one epoch has no other.
     steady = curve[1:] or curve
     return {
@@ -204,7 +202,7 @@ def _scale(distiller: Distiller) -> dict[str, float]:
 
 
 def _evaluate(job: TrainJob, work: "_Work", device: Device, distiller: Distiller, category: images.Category) -> None:
-    work.emit("phase", phase="evaluate")
+    work.emit(events.Phase("evaluate"))
     test = TestSet(category, job.spec, device)
     started = time.perf_counter()
 
@@ -223,8 +221,8 @@ def _evaluate(job: TrainJob, work: "_Work", device: Device, distiller: Distiller
             folder = work.results.run_folder(evaluation.id)
             with section("files"):
                 if job.save.scores:
-                    _save_scores(folder / "scores.csv", test.samples, seen)
-                pictures.save_maps(folder / "maps", test.samples, test.pixels, test.masks, seen.maps, job.save.maps)
+                    write_scores(folder, test.scored(seen))
+                pictures.save_maps(folder.maps, test.samples, test.pixels, test.masks, seen.maps, job.save.maps)
 
 
 @functools.lru_cache(maxsize=1)
@@ -270,22 +268,6 @@ def _features(
     return kept_last(_last_features, key, make)
 
 
-def _save_rows(path: Path, rows: list[dict[str, Any]]) -> None:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    write_atomic(path, text.getvalue())
-
-
-def _save_scores(path: Path, samples: list[images.Sample], seen: Inspected) -> None:
-    rows = [
-        {"path": sample.path, "defect": sample.defect, "anomalous": int(sample.anomalous), "score": repr(float(score))}
-        for sample, score in zip(samples, seen.scores, strict=True)
-    ]
-    _save_rows(path, rows)
-
-
 @dataclass
 class _Work:
     """What the pieces of one job share: its results folder, the way to tell the supervisor and to be told to stop, and
@@ -293,7 +275,7 @@ class _Work:
     """
 
     job: Job
-    emit: Emit
+    emit: events.Emit
     stop: threading.Event
     started_at: str = field(default_factory=utc_now)
     last_step: float = 0.0
@@ -308,7 +290,7 @@ class _Work:
         now = time.monotonic()
         if done == total or now - self.last_step >= 0.25:
             self.last_step = now
-            self.emit("step", done=done, total=total)
+            self.emit(events.Step(done, total))
 
     @contextmanager
     def recording(self, spec: Spec, device: Device) -> Iterator[dict[str, Any]]:
@@ -330,7 +312,7 @@ class _Work:
             )
             self.results.publish(record, replace=self.job.force)
         self.published.add(spec.id)
-        self.emit("record", kind=spec.kind, id=spec.id, wall_s=wall_s, result=_headline(result))
+        self.emit(events.Recorded(spec.kind, spec.id, wall_s, _headline(result)))
 
     def _is_done(self, spec: Spec) -> bool:
         try:
@@ -366,14 +348,14 @@ class _Work:
                 started_at = self.started_at  # that of all ranks
                 spec = next((spec for spec in self.job.works if not self._is_done(spec)), self.job.spec)
             if isinstance(error, OSError) and error.errno in UNWRITABLE:  # no run after this one could be kept
-                self.emit("unwritable", message=error.strerror)
+                self.emit(events.Unwritable(error.strerror))
             failure = self.results.last_failure(spec.id) if together else None
             if failure is None or failure.started_at != started_at:
                 message = (f"process {rank}: " if rank else "") + " ".join(f"{type(error).__name__}: {error}".split())
                 text = "".join(traceback.format_exception(error))
                 reason = failure_reason(error)
                 failure = self.results.fail(failed_attempt(spec, reason, message, text, started_at, peaks))
-            self.emit("failed", id=spec.id, reason=failure.reason, message=failure.message)
+            self.emit(events.Failed(spec.id, failure.reason, failure.message))
             if together:
                 raise
 

@@ -1,6 +1,5 @@
 """Pictures of anomaly maps: the image, its mask outlined, and the map over it, side by side."""
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,12 +9,12 @@ from scipy import ndimage
 
 from harness.data.catalog import Sample
 from harness.files import write_atomic
+from harness.run_folder import picture_name
 
 # Dark blue over violet and orange to light yellow (our choice): brightness rises with the score, for any eye and in
 # grey.
 _COLOURS = np.array([[10, 10, 60], [110, 20, 120], [210, 60, 80], [250, 150, 40], [255, 250, 180]], np.float64)
 OUTLINE = (0, 255, 60)
-LONGEST = 240  # bytes of a file's name: 255 is what file systems take, and a temporary one has ten more
 
 
 def choose(samples: Sequence[Sample], count: int) -> list[int]:
@@ -49,10 +48,5 @@ def save_maps(
         cover = 0.15 + 0.7 * level[..., None]  # little where the score is low, so that the image stays visible
         overlay = ((1 - cover) * image + cover * heat).astype(np.uint8)
         triptych = Image.fromarray(np.concatenate([image, outlined, overlay], axis=1))
-        write_atomic(folder / file_name(position, samples[position]), lambda stream, t=triptych: t.save(stream, "PNG"))
-
-
-def file_name(position: int, sample: Sample) -> str:
-    """`<position>_<defect>_<image>.png`, the end of a long one cut off: the position tells pictures apart."""
-    text = f"{position:04d}_{sample.defect}_{Path(sample.path).stem}".replace("/", "_")
-    return os.fsencode(text)[: LONGEST - len(".png")].decode(errors="ignore") + ".png"
+        name = picture_name(position, samples[position].defect, samples[position].path)
+        write_atomic(folder / name, lambda stream, t=triptych: t.save(stream, "PNG"))

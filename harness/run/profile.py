@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from dskd.distiller import Distiller
-from harness.launch.job import TrainJob
+from harness.job import TrainJob
 from harness.run.device import Device, open_device, to_images
 
 _NOTHING = nullcontext()

@@ -15,6 +15,7 @@ from harness.run import metrics
 from harness.run.device import Device, free_memory, is_out_of_memory
 from harness.run.evaluate import Inspected, inspect, measure
 from harness.run.profile import section
+from harness.run_folder import Score
 from harness.spec import EvaluateSpec, TrainSpec
 
 log = logging.getLogger(__name__)
@@ -70,6 +71,11 @@ class TestSet:
             batch_size //= 2
             log.warning("out of memory; evaluating in batches of %d", batch_size)
             free_memory()
+
+    def scored(self, seen: Inspected) -> list[Score]:
+        """As scores.csv has them."""
+        pairs = zip(self.samples, seen.scores, strict=True)
+        return [Score(one.path, one.defect, one.anomalous, float(score)) for one, score in pairs]
 
     def measure(self, seen: Inspected, variant: EvaluateSpec) -> dict[str, Any]:
         return measure(seen, self.labels, self.masks, variant, self.regions, self.regions_before, self.place)

@@ -8,7 +8,7 @@ import logging
 import os
 import queue
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,11 +16,12 @@ from typing import Any
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker
 
 from dskd.config import to_mapping
-from harness.launch.job import Job, TrainJob
+from harness.events import Emit, Epoch, FromWorker, Recorded
+from harness.job import Job, TrainJob
 from harness.records import Results
+from harness.run_folder import ResultsFolder
 
 log = logging.getLogger(__name__)
-Emit = Callable[..., None]
 GRACE_S = 30.0  # that the end of a run waits for its tracker
 
 
@@ -36,22 +37,23 @@ def tracked(job: Job, emit: Emit) -> Iterator[Emit]:
     tracker = _Thread(job)
     epochs = job.spec.method.train.epochs
 
-    def both(event: str, **fields: Any) -> None:
-        emit(event, **fields)
+    def both(event: FromWorker) -> None:
+        emit(event)
         try:
-            note(event, fields)
+            note(event)
         except Exception as error:  # a record that cannot be read back, a thread that cannot start
-            log.warning("tracking: %s is not told of `%s`: %s", job.tracking, event, error)
+            log.warning("tracking: %s is not told of `%s`: %s", job.tracking, type(event).__name__, error)
 
-    def note(event: str, fields: Mapping[str, Any]) -> None:
-        if event == "epoch":
-            tracker.put({"loss": fields["loss"], "images_per_s": fields["images_per_s"]}, fields["epoch"])
-        elif event == "record":
-            record = Results(Path(job.results)).record(fields["id"])
-            # Variants of one training stand side by side.
-            prefix = fields["kind"] if len(job.evaluations) < 2 else f"{fields['kind']} {fields['id']}"
-            numbers = {key: value for key, value in (record.result if record else {}).items() if _is_number(value)}
-            tracker.put({f"{prefix}/{key}": value for key, value in numbers.items()}, epochs)
+    def note(event: FromWorker) -> None:
+        match event:
+            case Epoch(epoch, _, loss, images_per_s):
+                tracker.put({"loss": loss, "images_per_s": images_per_s}, epoch)
+            case Recorded(kind, run_id):
+                record = Results(Path(job.results)).record(run_id)
+                # Variants of one training stand side by side.
+                prefix = kind if len(job.evaluations) < 2 else f"{kind} {run_id}"
+                numbers = {key: value for key, value in (record.result if record else {}).items() if _is_number(value)}
+                tracker.put({f"{prefix}/{key}": value for key, value in numbers.items()}, epochs)
 
     try:
         yield both
@@ -104,7 +106,8 @@ def _open(job: TrainJob) -> GeneralTracker:
         case "wandb" | "trackio":  # their first name is the project's
             tracker = kind(job.grid, name=name)
         case _:
-            folder = {"logging_dir": str(Path(job.results) / "tracking")} if kind.requires_logging_directory else {}
+            own = ResultsFolder(Path(job.results)).tracking
+            folder = {"logging_dir": str(own)} if kind.requires_logging_directory else {}
             tracker = kind(name.replace(" ", "_"), **folder)
     tracker.start()
     tracker.store_init_configuration(_flat(to_mapping(spec)))

@@ -91,10 +91,10 @@ def write(results: Results, method: str, recipe: str, seed: int, shift: float, a
     for each, values in ((train, {"epochs": epochs, "images_per_s": 100.0 + seed}), (spec, result)):
         results.publish(Record(each.kind, each.id, to_mapping(each), values, {}, "2026-01-01T00:00:00+00:00", 1.0))
     lines = [f"{i:02d}.png,x,{int(label)},{score}" for i, (label, score) in enumerate(zip(labels, scores, strict=True))]
-    (results.run_folder(spec.id) / "scores.csv").write_text("\n".join(["path,defect,anomalous,score", *lines]))
+    (results.run_folder(spec.id).path / "scores.csv").write_text("\n".join(["path,defect,anomalous,score", *lines]))
     if along:
         lines = [f"{round(share * epochs)},{value}" for share, value in ((0.75, 0.1), (0.9, 0.8), (1.0, 0.84))]
-        (results.run_folder(train.id) / "metrics.csv").write_text("\n".join(["epoch,image_auroc", *lines]))
+        (results.run_folder(train.id).path / "metrics.csv").write_text("\n".join(["epoch,image_auroc", *lines]))
 
 
 @pytest.fixture

@@ -172,7 +172,7 @@ def test_a_full_cache_disk_costs_the_run_and_not_the_grid(
 ) -> None:
     from dskd import get_method, replace
     from harness.data.catalog import entry_of
-    from harness.launch.job import TrainJob
+    from harness.job import TrainJob
     from harness.run.execute import execute
     from harness.spec import TrainSpec, Weights
 

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from harness import events
 from harness.data import builtin, images, layouts  # noqa: F401  (they register their data sets)
 from harness.data.catalog import DataError, Source, get_source
 from harness.data.manifest import describe
@@ -222,11 +223,11 @@ def test_labels_are_those_of_the_pixels(tree: Path) -> None:
     assert np.array_equal(after.of("train"), before.of("train"))
 
 
-def run_job(plan_source: Source, tmp_path: Path) -> list[dict[str, object]]:
+def run_job(plan_source: Source, tmp_path: Path) -> list[events.FromWorker]:
     """Events of a run in this process, its images exchanged between plan and run."""
     from dskd import get_method, replace
     from harness.data.catalog import entry_of
-    from harness.launch.job import TrainJob
+    from harness.job import TrainJob
     from harness.run.execute import execute
     from harness.spec import TrainSpec, Weights
 
@@ -239,16 +240,17 @@ def run_job(plan_source: Source, tmp_path: Path) -> list[dict[str, object]]:
         precision="fp32",
     )
     save(Path(plan_source.root) / IMAGE, WHITE)
-    events: list[dict[str, object]] = []
+    heard: list[events.FromWorker] = []
     job = TrainJob(spec, (), entry_of(plan_source), None, str(tmp_path / "results"), device="cpu")
-    execute(job, lambda event, **fields: events.append({"event": event, **fields}))
-    return events
+    execute(job, heard.append)
+    return heard
 
 
 def test_a_run_whose_images_were_exchanged_fails_for_its_data(tree: Path, tmp_path: Path) -> None:
     last = run_job(of(tree), tmp_path)[-1]
-    assert (last["event"], last["reason"]) == ("failed", "data")
-    assert "003.png changed since it was planned" in last["message"]
+    assert isinstance(last, events.Failed)
+    assert last.reason == "data"
+    assert "003.png changed since it was planned" in last.message
 
 
 # Data sets whose files no plan hashes

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 
+from harness import events
 from harness.files import write_atomic
 from harness.launch import channel
 from harness.launch.claims import Claims
@@ -292,8 +293,8 @@ class TestChannel:
             assert wait([door], 10)
             connection, hello = door.take()
             assert hello["group"] == "ours"
-            channel.send(worker, {"event": "ready"})
-            assert channel.receive(connection) == {"event": "ready"}
+            worker.send_bytes(events.encode(events.Ready()))
+            assert channel.receive(connection) == events.Ready()
             for stranger in strangers:
                 stranger.close()
             until(lambda: door.strangers == 3)

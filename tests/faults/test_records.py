@@ -64,7 +64,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
         method = (spec.train if spec.kind == "evaluate" else spec).method
         if method.name == "stfpm":
             hit[spec.kind] = spec.id
-            (results.run_folder(spec.id) / "log.txt").write_text(f"a line\n{LOG_END}\n")
+            (results.run_folder(spec.id).path / "log.txt").write_text(f"a line\n{LOG_END}\n")
     return Prepared(grid, results.folder, hit)
 
 

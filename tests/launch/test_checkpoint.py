@@ -1,6 +1,7 @@
 """Trainings that are killed or told to stop, in real processes: the next call goes on, to the same numbers."""
 
 import csv
+import json
 import os
 import signal
 import subprocess
@@ -14,8 +15,9 @@ from typing import Any
 import pytest
 import yaml
 
+from harness import events
+from harness.job import encode
 from harness.launch import channel
-from harness.launch.job import encode
 from harness.records import Results
 from harness.run.checkpoint import NAME
 from tests.conftest import write_mvtec
@@ -143,9 +145,9 @@ def worker() -> Iterator[tuple[subprocess.Popen[bytes], channel.Connection]]:
     with closing(channel.Door()) as door:
         process = subprocess.Popen([sys.executable, "-m", "harness.launch.worker"], env=os.environ | door.environment())
         connection, _ = door.take()
-        while (heard := channel.receive(connection)) == {"event": "alive"}:  # imports took long
+        while (heard := channel.receive(connection)) == events.Alive():  # imports took long
             pass
-        assert heard == {"event": "ready"}
+        assert heard == events.Ready()
         yield process, connection
         connection.close()
         process.wait(timeout=DEADLINE_S)
@@ -156,7 +158,7 @@ def test_a_worker_obeys(tree: Path, tmp_path: Path, worker: tuple[subprocess.Pop
     job = job_of(write(tmp_path / "grid", tree), every_s=600.0)
 
     def stop() -> None:
-        channel.send(connection, {"kind": "stop"})
+        connection.send_bytes(json.dumps({"kind": "stop"}).encode())
 
     for attempt, tell in enumerate(
         (stop, lambda: process.send_signal(signal.SIGUSR1), lambda: process.send_signal(signal.SIGTERM)), start=1
@@ -164,11 +166,12 @@ def test_a_worker_obeys(tree: Path, tmp_path: Path, worker: tuple[subprocess.Pop
         stop()  # there is nothing to stop, and the job that follows must not hear of it
         connection.send_bytes(encode(job))
         heard = [channel.receive(connection)]
-        while heard[-1]["event"] != "finished":
+        while not isinstance(heard[-1], events.Done):
             heard.append(channel.receive(connection))
-            if heard[-1]["event"] == "epoch" and heard[-1]["epoch"] == 5 * attempt:
+            if getattr(heard[-1], "epoch", None) == 5 * attempt:
                 tell()
-        assert any(event.get("epoch") == 5 * attempt for event in heard)
-        assert (heard[-2]["event"], heard[-2]["reason"]) == ("failed", "interrupted")
-        assert heard[-1]["leaving"] == (attempt == 3)
+        assert any(getattr(event, "epoch", None) == 5 * attempt for event in heard)
+        assert isinstance(heard[-2], events.Failed)
+        assert heard[-2].reason == "interrupted"
+        assert heard[-1].leaving == (attempt == 3)
     assert process.wait(timeout=DEADLINE_S) == 0

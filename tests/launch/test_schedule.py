@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from dskd.config import ConfigError
 from dskd.methods import get_method
 from harness.environment import Gpu
+from harness.job import BenchJob, TrainJob
 from harness.launch import devices
 from harness.launch.devices import Slot, find_slots, share_cores
-from harness.launch.job import BenchJob, TrainJob
 from harness.launch.schedule import Item, phases, take
 from harness.spec import BenchSpec, Data, TrainSpec, Weights
 

@@ -13,11 +13,12 @@ from hypothesis import strategies as st
 
 from dskd.config import ConfigError
 from dskd.methods import get_method
+from harness import events
 from harness.data.catalog import get_source
 from harness.grid import Plan, Training
+from harness.job import TrainJob
 from harness.launch import cluster, slurm
 from harness.launch.claims import STALE_S, Claims, is_gone
-from harness.launch.job import TrainJob
 from harness.launch.overview import Seen, overview
 from harness.launch.schedule import RATE, estimate_s, parse_shard, shards
 from harness.launch.shards import Planned, Reporter, Running, Shard, planned, read_plan, read_shards, write_plan
@@ -192,10 +193,10 @@ def test_what_a_supervisor_writes_others_read(tmp_path: Path) -> None:
     job = TrainJob(run.spec, (), {}, None, str(tmp_path))
     with Reporter(tmp_path, "0/4", 3) as reporter:
         reporter.written = -1e9  # it is time
-        reporter.on_event(job, {"event": "phase", "phase": "train"})
+        reporter.on_event(job, events.Phase("train"))
         reporter.written = -1e9
-        reporter.on_event(job, {"event": "epoch", "epoch": 5, "epochs": 10})
-        reporter.on_event(job, {"event": "epoch", "epoch": 6, "epochs": 10})  # not yet again
+        reporter.on_event(job, events.Epoch(5, 10, 0.5, 10.0))
+        reporter.on_event(job, events.Epoch(6, 10, 0.5, 10.0))  # not yet again
         ((shard, age_s),) = read_shards(tmp_path)
         assert shard.running == (Running(run.spec.id, "train", 0.5, "epoch 5/10"),)
         assert (shard.part, shard.total, shard.host) == ("0/4", 3, os.uname().nodename)

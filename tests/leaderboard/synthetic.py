@@ -66,7 +66,7 @@ def _train(results: Results, spec: TrainSpec, draw: np.random.Generator) -> None
     epochs = spec.method.train.epochs
     result = {"epochs": epochs, "train_s": 12.5, "images_per_s": 80.0, "peak_host_memory_mib": 900.0, **DEVICE}
     publish(results, spec, {**result, "parameters_students": 11_000_000})
-    folder = results.run_folder(spec.id)
+    folder = results.run_folder(spec.id).path
     losses = np.exp(-np.arange(epochs) / 4) * draw.uniform(0.9, 1.1, epochs)
     _rows(folder / "curve.csv", [{"epoch": 1 + i, "loss": loss} for i, loss in enumerate(losses)])
     values = 0.9 - 0.3 * np.exp(-np.arange(epochs) / 2)
@@ -83,7 +83,7 @@ def _evaluate(results: Results, train: TrainSpec, lead: float, draw: np.random.G
     auroc = float((scores[anomalous][None] > scores[~anomalous][:, None]).mean())
     result = {"image_auroc": auroc, "pixel_auroc": 0.9 + draw.normal(0, 0.01), "aupro_0.30": 0.7 + draw.normal(0, 0.02)}
     publish(results, spec, {**result, "degenerate": auroc <= 0.5, **DEVICE})
-    folder = results.run_folder(spec.id)
+    folder = results.run_folder(spec.id).path
     images = [("good" if i < NORMAL else "torn_edge", f"test/{i:03d}.png") for i in range(NORMAL + DEFECTIVE)]
     _rows(
         folder / "scores.csv",

@@ -27,8 +27,9 @@ def publish(results: Results, record: Record, shift: float | None = None, seed: 
         scores = np.random.default_rng(seed).standard_normal(len(labels)) + shift * labels
         record = dataclasses.replace(record, result=record.result | {"image_auroc": roc_auc_score(labels, scores)})
         rows = [f"{i:03d}.png,x,{int(label)},{s}" for i, (label, s) in enumerate(zip(labels, scores, strict=True))]
-        results.run_folder(record.id).mkdir(parents=True, exist_ok=True)
-        (results.run_folder(record.id) / "scores.csv").write_text("\n".join(["path,defect,anomalous,score", *rows]))
+        folder = results.run_folder(record.id).path
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "scores.csv").write_text("\n".join(["path,defect,anomalous,score", *rows]))
     results.publish(record)
 
 

@@ -32,7 +32,7 @@ def board(tmp_path: Path) -> Board:
     training = Record("train", "t" * 16, spec, {}, {}, "2026-01-01T00:00:00+00:00", 1.0)
     results.publish(training)
     lines = [f"{epoch},{value}" for epoch, value in zip((50, 90, 100), RECORDED, strict=True)]
-    (results.run_folder(training.id) / "metrics.csv").write_text("\n".join(["epoch,image_auroc", *lines]))
+    (results.run_folder(training.id).path / "metrics.csv").write_text("\n".join(["epoch,image_auroc", *lines]))
     (found,) = boards(load([tmp_path]), metrics=["image_auroc"])
     return found
 

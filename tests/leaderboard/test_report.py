@@ -31,7 +31,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Results:
     """Three models, six categories, three seeds, with pictures; one run is missing, one failed, one is damaged."""
     made = write_results(tmp_path_factory.mktemp("runs") / "demo", categories=CATEGORIES, maps=6)
     lost = next(r for r in load([made.folder]).evaluations if _place(r) == ("stfpm", "tile", 1))
-    (made.run_folder(lost.id) / "record.json").unlink()
+    (made.run_folder(lost.id).path / "record.json").unlink()
     fail(made)
     (made.folder / "torn").mkdir()
     (made.folder / "torn" / "record.json").write_text("{")
@@ -154,9 +154,9 @@ def test_gallery_shows_the_worst_and_the_best_and_keeps_to_its_budget(board: Boa
     cases = gallery.choose(board, names, 1000)
     (worst,) = [c for c in cases if c.category == "cloth" and "worst of stfpm" in c.roles][:1]
     run = next(r for r in board.found.evaluations if _place(r) == ("stfpm", "cloth", 0))
-    with (board.found.folders[run.id] / "scores.csv").open() as stream:
+    with board.found.folders[run.id].scores.open() as stream:
         lines = list(csv.DictReader(stream))
-    saved = [int(path.name[:4]) for path in (board.found.folders[run.id] / "maps").iterdir()]
+    saved = [int(path.name[:4]) for path in board.found.folders[run.id].maps.iterdir()]
 
     def standing(line: dict[str, str]) -> float:
         others = [float(o["score"]) for o in lines if o["anomalous"] != line["anomalous"]]

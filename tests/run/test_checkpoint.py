@@ -12,9 +12,10 @@ import pytest
 import torch
 
 from dskd import Distiller
+from harness import events
 from harness.cli.common import make_plan
+from harness.job import TrainJob
 from harness.launch import schedule
-from harness.launch.job import TrainJob
 from harness.records import Failure, Record, Results
 from harness.run.checkpoint import NAME, Checkpointing, Interrupted, discard
 from harness.run.device import open_device
@@ -217,8 +218,8 @@ def attempt(job: TrainJob, stop_at: str = "") -> Results:
     """Do the job in this process; told to stop at that event, or when that phase begins."""
     stop = threading.Event()
 
-    def emit(event: str, **fields: object) -> None:
-        if stop_at in (event, fields.get("phase")):
+    def emit(event: events.FromWorker) -> None:
+        if stop_at in (type(event).__name__.lower(), getattr(event, "phase", None)):
             stop.set()
 
     execute(job, emit, stop)
@@ -233,7 +234,7 @@ def test_a_stopped_job_is_an_attempt_that_the_next_one_goes_on_from(
     )
     job = job_of(grid)
     results = attempt(job, "epoch")
-    folder = results.run_folder(job.spec.id)
+    folder = results.run_folder(job.spec.id).path
     (failure,) = results
     assert isinstance(failure, Failure)  # of the training: its evaluation was not tried
     assert (failure.id, failure.reason) == (job.spec.id, "interrupted")

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from dskd.config import ConfigError, replace
-from harness.launch.job import TrainJob
+from harness.job import TrainJob
 from harness.records import Results
 from harness.run import compiled
 from harness.run.checkpoint import Interrupted
@@ -40,7 +40,7 @@ def job(write_grid: WriteGrid, tree: Path, seed: int = 0, **defaults: object) ->
 def trained(done: TrainJob, stop: Any = None) -> tuple[dict[str, Any], list[float]]:
     """The training's record, and its losses."""
     execute(done, lambda *_, **__: None, stop)
-    folder = Results(Path(done.results)).run_folder(done.spec.id)
+    folder = Results(Path(done.results)).run_folder(done.spec.id).path
     record = Results(Path(done.results)).record(done.spec.id)
     if record is None:
         raise Interrupted

@@ -20,7 +20,7 @@ from dskd.config import ConfigError, from_mapping, to_mapping
 from harness.data import images
 from harness.data.catalog import get_source
 from harness.grid import check_processes, expand, parse, resolve
-from harness.launch.job import Job, TrainJob, encode
+from harness.job import Job, TrainJob, encode
 from harness.launch.schedule import remaining
 from harness.records import Failure, Results
 from harness.run.device import open_device, to_images
@@ -191,11 +191,11 @@ def check_scores(job: TrainJob, results: Results, one_thread: Callable[[], None]
     spec, device = job.spec, open_device("cpu", "fp32")
     one_thread()
     model = Distiller(spec.method, "resnet18", Teacher("resnet18")).to(memory_format=torch.channels_last)
-    model.students.load_state_dict(load_file(results.run_folder(spec.id) / "students.safetensors"))
+    model.students.load_state_dict(load_file(results.run_folder(spec.id).path / "students.safetensors"))
     category = images.load(get_source(job.source), spec.data, spec.image_size)
     test = category.images[category.indices("test")]
     (alone,) = inspect(model, test, job.evaluations, spec.eval_batch_size, device, lambda *_: None, test)
-    scores = csv.DictReader((results.run_folder(job.evaluations[0].id) / "scores.csv").open(newline=""))
+    scores = csv.DictReader((results.run_folder(job.evaluations[0].id).path / "scores.csv").open(newline=""))
     assert [float(row["score"]) for row in scores] == alone.scores.tolist()
 
 
@@ -210,7 +210,7 @@ def test_a_job_on_two_processes(tree: Path, write_grid: WriteGrid, one_thread: C
     training, evaluation = results.record(good.spec.id), results.record(good.evaluations[0].id)
     assert (training.result["processes"], training.result["distributed_type"]) == (2, "MULTI_CPU")
     check_scores(good, results, one_thread)
-    (along,) = csv.DictReader((results.run_folder(good.spec.id) / "metrics.csv").open(newline=""))
+    (along,) = csv.DictReader((results.run_folder(good.spec.id).path / "metrics.csv").open(newline=""))
     assert float(along["image_auroc"]) == evaluation.result["image_auroc"]
     # What all ranks fail at is told once, by rank 0.
     failure = results.last_failure(diverging.spec.id)

@@ -9,8 +9,9 @@ from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker
 
 from dskd.config import ConfigError, to_mapping
 from dskd.methods import get_method
+from harness import events
 from harness.grid import parse
-from harness.launch.job import TrainJob, decode, encode
+from harness.job import TrainJob, decode, encode
 from harness.records import Record, Results
 from harness.run import tracking
 from harness.run.tracking import tracked
@@ -31,10 +32,10 @@ def job(tmp_path: Path) -> TrainJob:
 
 def run(job: TrainJob) -> list[str]:
     heard: list[str] = []
-    with tracked(job, lambda event, **_: heard.append(event)) as emit:
+    with tracked(job, lambda event: heard.append("epoch" if isinstance(event, events.Epoch) else "record")) as emit:
         for epoch in (1, 2):
-            emit("epoch", epoch=epoch, epochs=2, loss=1 / epoch, images_per_s=10.0)
-        emit("record", kind="train", id=job.spec.id, wall_s=1.0, result={})
+            emit(events.Epoch(epoch, 2, 1 / epoch, 10.0))
+        emit(events.Recorded("train", job.spec.id, 1.0, {}))
     return heard
 
 

@@ -11,8 +11,9 @@ import sys
 import time
 from pathlib import Path
 
+from harness import events
+from harness.job import decode
 from harness.launch import channel
-from harness.launch.job import decode
 from harness.launch.worker import die_with_parent, log_to
 
 HOW = json.loads(os.environ.get("FAKE", "{}"))
@@ -23,10 +24,10 @@ def main() -> None:
     _start()
     connection = channel.connect()
 
-    def send(event: str, **fields: object) -> None:
-        channel.send(connection, {"event": event, **fields})
+    def send(event: events.FromWorker) -> None:
+        connection.send_bytes(events.encode(event))
 
-    send("ready")
+    send(events.Ready())
     while True:
         try:
             message = connection.recv_bytes()
@@ -37,12 +38,12 @@ def main() -> None:
         job = decode(message)
         how = HOW.get(str(job.spec.seed), "good")
         log_to(Path(job.results) / job.spec.id / "log.txt")
-        send("phase", phase="train")
+        send(events.Phase("train"))
         if how == "slow":
             _wait_for_stop(connection)
-            send("failed", id=job.spec.id, reason="interrupted", message="stopped at epoch 1")
+            send(events.Failed(job.spec.id, "interrupted", "stopped at epoch 1"))
         elif how.startswith("fail:"):
-            send("failed", id=job.spec.id, reason="error", message=how.removeprefix("fail:"))
+            send(events.Failed(job.spec.id, "error", how.removeprefix("fail:")))
         elif how.startswith("bytes:"):
             connection.send_bytes(how.removeprefix("bytes:").encode("latin-1"))
         elif how == "log":
@@ -50,9 +51,9 @@ def main() -> None:
                 log.truncate(2**31)  # a hole: no disk is needed for it
             os.kill(os.getpid(), signal.SIGKILL)
         else:
-            send("epoch", epoch=1, epochs=1, loss=0.5, images_per_s=10.0)
-            send("record", kind="train", id=job.spec.id, wall_s=0.1, result={"loss_last": 0.5})
-        send("finished", leaving=False)
+            send(events.Epoch(1, 1, 0.5, 10.0))
+            send(events.Recorded("train", job.spec.id, 0.1, {"loss_last": 0.5}))
+        send(events.Done())
 
 
 def _start() -> None:

@@ -13,7 +13,8 @@ import torch
 import torch.distributed
 
 from dskd import Distiller, Teacher, get_method, replace
-from harness.launch.job import decode
+from harness import events
+from harness.job import decode
 from harness.run import execute
 from harness.run.checkpoint import Checkpointing, Interrupted
 from harness.run.device import Device, open_device
@@ -122,9 +123,9 @@ def main() -> None:
     torch.distributed.destroy_process_group()
 
 
-def emit(event: str, **fields: object) -> None:
-    if RANK == 0 and event in ("record", "failed"):
-        print(event, fields, flush=True)
+def emit(event: events.FromWorker) -> None:
+    if RANK == 0 and isinstance(event, events.Recorded | events.Failed):
+        print("record" if isinstance(event, events.Recorded) else "failed", vars(event), flush=True)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,50 @@
+"""A results folder that an earlier commit left is read, reported and gone on with."""
+
+import shutil
+from pathlib import Path
+
+from harness.records import Record, Results
+from tests.faults.commands import harness
+
+FIXTURES = Path(__file__).parent / "fixtures"
+MADE_BY = "eb3b756"  # a grid of three seeds, of which the last was interrupted; its checkpoint (30 MB) is left out
+INTERRUPTED = "bb5dd91d42bb19f1"
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_tables_are_those_that_the_commit_printed() -> None:
+    done = harness("leaderboard", FIXTURES / f"runs-{MADE_BY}", "--table", "all", "--format", "markdown")
+    assert done.out == (FIXTURES / f"runs-{MADE_BY}.markdown").read_text()
+    assert done.code == 0
+
+
+def test_runs_are_shown_with_all_that_lies_beside_their_records(tmp_path: Path) -> None:
+    folder = tmp_path / "runs" / "tiny"
+    shutil.copytree(FIXTURES / f"runs-{MADE_BY}", folder)
+    shown = harness("show", INTERRUPTED, "--out", tmp_path / "runs")
+    assert f"train {INTERRUPTED}: failed (interrupted, attempt 1)" in shown.out
+    assert "metrics along the training" in harness("show", "5df33a2b2a058d17", "--out", tmp_path / "runs").out
+    status = harness("status", folder)
+    assert "3 runs: 2 done, 1 to do" in status.out
+    page = tmp_path / "page.html"
+    report = harness("report", folder, "--out", page)
+    assert report.code == 0, report
+    assert "skipped" not in report.out + report.err
+    assert page.read_text().count("<figure") > 1
+
+
+def test_the_next_call_does_what_is_left_and_touches_nothing_else(tmp_path: Path) -> None:
+    folder = tmp_path / "runs" / "tiny"
+    shutil.copytree(FIXTURES / f"runs-{MADE_BY}", folder)
+    before, results = contents(folder), Results(folder)
+    assert results.survey().failed == {INTERRUPTED}
+    done = harness("run", "--grid", folder / "grid.yaml", "--out", tmp_path / "runs", "--only", "seed=2")
+    assert done.code == 0, done
+    assert "3 of 3 works to do, 0 done" in done.out  # the throughput is the whole grid's
+    after = contents(folder)
+    assert {name: after[name] for name in before} == before
+    assert {item.spec["seed"] for item in results if isinstance(item, Record) and item.kind == "train"} == {0, 1, 2}
+    assert harness("status", folder).code == 0
