@@ -1,4 +1,4 @@
-"""Facts about backbones that a plan needs without importing torch: a table, and what inspection adds to it."""
+"""Facts about backbones that a plan needs without importing torch: a table, to which `dskd.lookup` adds."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -15,13 +15,24 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 class Backbone:
     """A trunk: a timm model up to its third pyramid scale, tapped at three strides that double.
 
-    `block`: the ResNet block that the inverted student mirrors, `generic` for every other family; `channels`: of the
-    three maps, finest first; `depths`: blocks of the ResNet's layer1 to layer3, and so of the decoder;
-    `embedding_depth`: blocks of the embedding's layer4-type stage; `imagenet`: timm's tag of the ImageNet weights,
-    empty if there are none (the table's are torchvision's V1, which the baselines use); `gmac`: multiply-adds in 1e9 of
-    trunk, embedding and decoder for one 256x256 image (matrix products and convolutions only); `parameters`: of the
-    trunk; `base_width`: 128 for wide ResNets; `taps`: timm's indices of the maps; `deep_tap`, `deep_channels`: of the
-    next map, at twice the last stride, if there is one; `mean`, `std`: what the weights expect of normalised images.
+    Attributes:
+        name: a key of BACKBONES or TRUNKS, or timm's.
+        block: the ResNet block that the inverted student mirrors; `generic` for every other family.
+        channels: of the three maps, finest first.
+        depths: blocks of the ResNet's layer1 to layer3, and so of the decoder.
+        embedding_depth: blocks of the embedding's layer4-type stage.
+        imagenet: timm's tag of the ImageNet weights, empty if there are none. The table's are torchvision's V1, which
+            the baselines use.
+        gmac: multiply-adds in 1e9 of trunk, embedding and decoder for one 256x256 image (matrix products and
+            convolutions only).
+        parameters: of the trunk.
+        base_width: 128 for wide ResNets.
+        strides: of the three maps, finest first.
+        taps: timm's indices of the maps.
+        deep_tap: timm's index of the next map, at twice the last stride, if there is one.
+        deep_channels: of that map.
+        mean: of the images that the weights expect, for pixels in [0, 1].
+        std: their standard deviation.
     """
 
     name: str
@@ -122,18 +133,3 @@ def lacks_statistics(state: Mapping[str, Any]) -> bool:
     """
     means = [value for key, value in state.items() if key.endswith("running_mean")]
     return bool(means) and not any(value.any() for value in means)
-
-
-def get_backbone(name: str | Backbone) -> Backbone:
-    """The named backbone's facts; one that is not in the table is inspected once, which imports torch and timm.
-
-    Raises:
-        ConfigError: a name that does not exist, with the near match, or a model without three usable scales.
-    """
-    if isinstance(name, Backbone):
-        return name
-    if name not in BACKBONES:
-        from dskd.inspection import inspect_backbone
-
-        BACKBONES[name] = inspect_backbone(name)
-    return BACKBONES[name]

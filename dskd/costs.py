@@ -4,22 +4,28 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
+from torch import Tensor
 
-from dskd.backbones import Backbone, get_backbone
+from dskd.backbones import Backbone
 from dskd.config import ConfigError, require
+from dskd.count import count
 from dskd.distiller import Students
 from dskd.embedding import DeepFeatureEmbedding
+from dskd.lookup import get_backbone
 from dskd.methods import STUDENTS
 from dskd.students import DecoderStudent
 from dskd.switches import Method
-from dskd.teacher import build_trunk
+from dskd.trunk import build_trunk
 
 
 @dataclass(frozen=True)
 class Costs:
-    """`parameters`: a number; `gmac`: multiply-adds in 1e9 for one image (matrix products and convolutions only)."""
+    """Of a model, or of a part of one.
+
+    Attributes:
+        parameters: how many.
+        gmac: multiply-adds in 1e9 for one image (matrix products and convolutions only).
+    """
 
     parameters: int
     gmac: float
@@ -43,20 +49,21 @@ def of_method(method: Method, backbone: str, side: int = 256) -> Costs:
     Raises:
         ConfigError: a side that the backbone does not take, or students that cannot be made or run with it.
     """
-    check_side(backbone, side)
+    facts = get_backbone(backbone)
+    check_side(facts, side)
     try:
-        with torch.device("meta"):
-            trunk = build_trunk(backbone)
-            students = STUDENTS.get(method.name, Students)(method, backbone)
+        with torch.device("meta"), torch.no_grad():
+            trunk = build_trunk(facts).eval()
+            students = STUDENTS.get(method.name, Students)(method, backbone).eval()
             image = torch.empty(1, 3, side, side)
-            teacher_gmac, pyramid = count(trunk, image)
-            students_gmac, _ = count(students, image, pyramid)
+            of_teacher, pyramid = count(trunk, image)
+            of_students, _ = count(students, image, pyramid)
     except ConfigError:
         raise
     except Exception as error:  # a student of a plug-in may raise anything
         raise ConfigError(f"it cannot be counted on {backbone} at {side}x{side} ({_one_line(error)})") from None
     learned = sum(parameter.numel() for parameter in students.parameters() if parameter.requires_grad)
-    return Costs(learned, teacher_gmac + students_gmac)
+    return Costs(learned, of_teacher / 1e9 + of_students / 1e9)
 
 
 def of_backbone(backbone: str | Backbone, side: int = 256) -> dict[str, Costs]:
@@ -70,24 +77,17 @@ def of_backbone(backbone: str | Backbone, side: int = 256) -> dict[str, Costs]:
     check_side(facts, side)
     costs = {}
     try:
-        with torch.device("meta"):
+        with torch.device("meta"), torch.no_grad():
             value: Tensor | Sequence[Tensor] = torch.empty(1, 3, side, side)
             parts = {"trunk": build_trunk(facts), "embedding": DeepFeatureEmbedding(facts)}
             for name, part in {**parts, "decoder": DecoderStudent(facts)}.items():
-                gmac, value = count(part, value)
-                costs[name] = Costs(sum(parameter.numel() for parameter in part.parameters()), gmac)
+                macs, value = count(part.eval(), value)
+                costs[name] = Costs(sum(parameter.numel() for parameter in part.parameters()), macs / 1e9)
     except ConfigError:
         raise
     except Exception as error:  # timm has many ways to refuse a size
         raise ConfigError(f"{facts.name} does not take images of {side}x{side} ({_one_line(error)})") from None
     return costs
-
-
-def count(module: nn.Module, *inputs: Tensor | Sequence[Tensor]) -> tuple[float, Tensor | list[Tensor]]:
-    """Multiply-adds in 1e9, and the output."""
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        output = module.eval()(*inputs)
-    return counter.get_total_flops() / 2e9, output
 
 
 def _one_line(error: Exception) -> str:

@@ -7,10 +7,11 @@ import torch
 from torch import Tensor, nn
 
 from dskd.anomaly_map import Calibration, anomaly_map
-from dskd.backbones import get_backbone, lacks_statistics
+from dskd.backbones import lacks_statistics
 from dskd.config import require
 from dskd.discrepancy import loss, of_students, per_position
 from dskd.embedding import DeepFeatureEmbedding
+from dskd.lookup import get_backbone
 from dskd.methods import STUDENTS
 from dskd.students import DecoderStudent, EncoderStudent
 from dskd.switches import Map, Method
@@ -29,12 +30,13 @@ class Students(nn.Module):
         super().__init__()
         self.method = method
         config, deep = method.encoder, method.embedding.kind == "layer4"
-        self.encoder = EncoderStudent(backbone, config.backbone, deep) if method.has_encoder else None
+        teacher, trunk = get_backbone(backbone), get_backbone(config.backbone) if config.backbone else None
+        self.encoder = EncoderStudent(teacher, trunk, deep) if method.has_encoder else None
         has_embedding = method.has_decoder and not deep
-        self.embedding = DeepFeatureEmbedding(backbone, method.embedding) if has_embedding else None
-        channels = get_backbone(config.backbone or backbone).deep_channels if deep else None
-        self.decoder = DecoderStudent(backbone, method.decoder, channels) if method.has_decoder else None
-        self.more_encoders = nn.ModuleList(EncoderStudent(backbone, config.backbone) for _ in range(config.count - 1))
+        self.embedding = DeepFeatureEmbedding(teacher, method.embedding) if has_embedding else None
+        channels = (trunk or teacher).deep_channels if deep else None
+        self.decoder = DecoderStudent(teacher, method.decoder, channels) if method.has_decoder else None
+        self.more_encoders = nn.ModuleList(EncoderStudent(teacher, trunk) for _ in range(config.count - 1))
 
     def forward(self, images: Tensor, teacher: Sequence[Tensor]) -> Pyramids:
         """The pyramids of the students that count, by name (`encoder`, `decoder`, `encoder_2`, ...); `teacher` is read

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from dskd.backbones import Backbone, get_backbone
+from dskd.backbones import Backbone
 from dskd.students import initialise
 from dskd.switches import Embedding
 from dskd.timm_import import resnet
@@ -18,9 +18,8 @@ class DeepFeatureEmbedding(nn.Module):
     `config.kind` has the lighter ones. With `config.source` `both` the input has twice the backbone's channels.
     """
 
-    def __init__(self, backbone: str | Backbone, config: Embedding = Embedding()) -> None:
+    def __init__(self, facts: Backbone, config: Embedding = Embedding()) -> None:
         super().__init__()
-        facts = get_backbone(backbone)
         fine, middle, coarse = facts.channels
         sources = 2 if config.source == "both" else 1
         self.fuses = config.kind != "oce_only"

@@ -10,6 +10,9 @@ from torch import nn
 
 from dskd.backbones import BACKBONES, IMAGENET_MEAN, IMAGENET_STD, TRUNKS, Backbone
 from dskd.config import ConfigError
+from dskd.count import count
+from dskd.embedding import DeepFeatureEmbedding
+from dskd.students import DecoderStudent, EncoderStudent
 from dskd.timm_import import resnet, timm
 
 STRIDES = ((4, 8, 16), (8, 16, 32), (2, 4, 8))  # in order of preference
@@ -114,22 +117,18 @@ def _of_trunk(name: str) -> Backbone:
 
 def _with_costs(facts: Backbone) -> Backbone:
     """With parameters and multiply-adds, counted on modules made of the facts."""
-    from dskd.costs import count
-    from dskd.embedding import DeepFeatureEmbedding
-    from dskd.students import DecoderStudent, EncoderStudent
-
-    with torch.device("meta"):
+    with torch.device("meta"), torch.no_grad():
         trunk = EncoderStudent(facts)
         facts = dataclasses.replace(facts, parameters=sum(p.numel() for p in trunk.parameters()))
         value: Any = torch.empty(1, 3, 256, 256)
         costs = []
         for module in (trunk, DeepFeatureEmbedding(facts), DecoderStudent(facts)):
             try:
-                gmac, value = count(module, value)
+                macs, value = count(module.eval(), value)
             except Exception as error:
                 reason = " ".join(str(error).split())[:160]
                 raise ConfigError(f"backbone {facts.name}: it does not take images of 256x256 ({reason})") from None
-            costs.append(round(gmac, 3))
+            costs.append(round(macs / 1e9, 3))
             if module is trunk:
                 shapes = [tuple(scale.shape[1:]) for scale in value]
                 wanted = [(c, 256 // s, 256 // s) for c, s in zip(facts.channels, facts.strides, strict=True)]

@@ -4,26 +4,27 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
-from dskd.backbones import Backbone, get_backbone
+from dskd.backbones import Backbone
 from dskd.switches import Decoder
-from dskd.teacher import build_trunk
+from dskd.trunk import build_trunk
 
 
 class EncoderStudent(nn.Module):
     """The teacher's trunk with random weights (official STFPM): images (B, 3, H, W) to maps shaped as the teacher's.
 
     Args:
-        backbone: the teacher's.
-        trunk: another backbone to use instead; a 1x1 convolution per scale brings its maps to the teacher's channels.
+        teacher: the facts of the teacher's backbone.
+        trunk: those of another one to use instead; a 1x1 convolution per scale brings its maps to the teacher's
+            channels.
         deep: also give the trunk's fourth map, at twice the last stride.
 
     Raises:
         ValueError: a trunk whose strides are not the teacher's, or without a fourth map.
     """
 
-    def __init__(self, backbone: str | Backbone, trunk: str | None = None, deep: bool = False) -> None:
+    def __init__(self, teacher: Backbone, trunk: Backbone | None = None, deep: bool = False) -> None:
         super().__init__()
-        teacher, facts = get_backbone(backbone), get_backbone(trunk or backbone)
+        facts = trunk or teacher
         if facts.strides != teacher.strides:
             raise ValueError(f"{facts.name} has strides {facts.strides}, {teacher.name} has {teacher.strides}")
         self.trunk = build_trunk(facts, deep)
@@ -47,12 +48,12 @@ class DecoderStudent(nn.Module):
     parameters, and with a linear end, since their maps are negative too.
 
     Args:
+        facts: of the teacher's backbone.
         channels: of the input; those of the embedding by default.
     """
 
-    def __init__(self, backbone: str | Backbone, config: Decoder = Decoder(), channels: int | None = None) -> None:
+    def __init__(self, facts: Backbone, config: Decoder = Decoder(), channels: int | None = None) -> None:
         super().__init__()
-        facts = get_backbone(backbone)
         channels = channels or facts.embedding_channels
         if facts.block == "generic":
             stages = _generic_stages(facts, channels, config.up)

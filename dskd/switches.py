@@ -18,9 +18,13 @@ PER_SCALE_FUSIONS = ("mean_feature", "noisy_or", "error_disagreement")  # studen
 
 @dataclass(frozen=True)
 class Encoder:
-    """The encoder student. `backbone`: another trunk than the teacher's, matched to its maps by a 1x1 convolution per
-    scale; none for the teacher's own. `count`: so many encoder students that differ in their initial weights alone.
-    `init`: `imagenet` starts from the teacher's weights (refused where these have no BatchNorm statistics).
+    """The encoder student.
+
+    Attributes:
+        backbone: another trunk than the teacher's, matched to its maps by a 1x1 convolution per scale; none for the
+            teacher's own.
+        count: so many encoder students that differ in their initial weights alone.
+        init: `imagenet` starts from the teacher's weights (refused where these have no BatchNorm statistics).
     """
 
     backbone: str | None = None
@@ -39,12 +43,15 @@ class Encoder:
 class Embedding:
     """The deep feature embedding in front of the decoder student.
 
-    `source`: whose pyramid it reads: the encoder student's (DSKD: the interaction of the two students), the teacher's
-    (reverse distillation) or both, concatenated. `kind`: reverse distillation's bottleneck (`mff_oce`); its multi-scale
-    fusion with a 1x1 convolution and pooling instead of a ResNet stage (`mff_1x1`); that stage on the coarsest map
-    alone (`oce_only`); or no embedding: the encoder student's own fourth stage (`layer4`). `width`: 64 makes the stage
-    of a wide ResNet as narrow as the others'. `blocks`: of the stage, none for the backbone's layer4. `detach`: stop
-    the decoder student's gradient here.
+    Attributes:
+        source: whose pyramid it reads: the encoder student's (DSKD: the interaction of the two students), the teacher's
+            (reverse distillation) or both, concatenated.
+        kind: `mff_oce` is reverse distillation's bottleneck, `mff_1x1` its multi-scale fusion with a 1x1 convolution
+            and pooling instead of a ResNet stage, `oce_only` that stage on the coarsest map alone. `layer4` is no
+            embedding: the encoder student's own fourth stage.
+        width: 64 makes the stage of a wide ResNet as narrow as the others'.
+        blocks: of the stage, none for the backbone's layer4.
+        detach: stop the decoder student's gradient here.
     """
 
     source: Literal["encoder", "teacher", "both"] = "encoder"
@@ -67,9 +74,12 @@ class Embedding:
 
 @dataclass(frozen=True)
 class Decoder:
-    """The decoder student. `up`: how a block doubles the size, by a 2x2/2 transposed convolution or by bilinear
-    upsampling and a convolution. `block_order`: counts of blocks from coarse to fine as RD4AD's code has them (in the
-    encoder's order) or mirrored; they differ for ResNet-34, 50 and deeper.
+    """The decoder student.
+
+    Attributes:
+        up: how a block doubles the size, by a 2x2/2 transposed convolution or by bilinear upsampling and a convolution.
+        block_order: counts of blocks from coarse to fine as RD4AD's code has them (in the encoder's order) or mirrored;
+            they differ for ResNet-34, 50 and deeper.
     """
 
     up: Literal["deconv", "bilinear"] = "deconv"
@@ -78,11 +88,13 @@ class Decoder:
 
 @dataclass(frozen=True)
 class Loss:
-    """Which discrepancy is averaged, and the weights of students and of scales 1 to 3 (finest first).
+    """Which discrepancy is averaged, and the weights of students and scales.
 
-    `pixel_cos`: 1 - cos over channels at each position; `l2norm`: twice that (STFPM); `flat_cos`: 1 - cos of the
-    flattened maps (RD4AD's code); `mse`: mean squared difference of the raw features; `cos_mse`: `pixel_cos` +
-    `mse_weight` * `mse` (MKD's sum, with the cosine per position).
+    Attributes:
+        kind: `pixel_cos` is 1 - cos over channels at each position, `l2norm` twice that (STFPM), `flat_cos` 1 - cos of
+            the flattened maps (RD4AD's code), `mse` the mean squared difference of the raw features, `cos_mse` the sum
+            `pixel_cos` + `mse_weight` * `mse` (MKD's, with the cosine per position).
+        scale_weights: of scales 1 to 3, finest first.
     """
 
     kind: Literal["pixel_cos", "l2norm", "flat_cos", "mse", "cos_mse"] = "pixel_cos"
@@ -104,12 +116,15 @@ class Loss:
 class Map:
     """How the discrepancies of students and scales become one anomaly map; changing it needs no training.
 
-    `student_fuse`: `sum`, `mul` and `max` fuse each student's scales first; the others fuse the students at each scale:
-    `mean_feature` compares the teacher with the mean of the students' unit features, `noisy_or` is 1 - (1 - D_e)(1 -
-    D_d), `error_disagreement` adds that mean's error and the students' disagreement, each standardised by the training
-    images (Uninformed Students). `fuse_at`: `image` upsamples every scale to the input's size before fusing; `scale1`
-    fuses at the finest scale's size and upsamples the result (official STFPM). Weights are of students and of scales 1
-    to 3. `sigma`: Gaussian smoothing in pixels of the input, 0 for none.
+    Attributes:
+        student_fuse: `sum`, `mul` and `max` fuse each student's scales first, the others the students at each scale:
+            `mean_feature` compares the teacher with the mean of the students' unit features, `noisy_or` is
+            1 - (1 - D_e)(1 - D_d), `error_disagreement` adds that mean's error and the students' disagreement, each
+            standardised by the training images (Uninformed Students).
+        scale_weights: of scales 1 to 3, finest first.
+        fuse_at: `image` upsamples every scale to the input's size before fusing; `scale1` fuses at the finest scale's
+            size and upsamples the result (official STFPM).
+        sigma: Gaussian smoothing in pixels of the input, 0 for none.
     """
 
     discrepancy: Literal["pixel_cos", "l2norm"] = "pixel_cos"
@@ -143,15 +158,21 @@ class Map:
 
 @dataclass(frozen=True)
 class Train:
-    """The training recipe. `batch_size` is global.
+    """The training recipe.
 
-    `optimizer`: `split` is Adam for embedding and decoder and SGD for the encoder student, at `encoder_lr`;
-    `weight_decay` is the SGD's there. `schedule`: of the learning rate, stepped every batch over all epochs. `clip`:
-    the largest norm of the gradient, 0 for any. `ema`: decay per step of an exponential moving average of the students,
-    which is then what is kept and measured; 0 for none. `holdout` is the share of normal images kept from training when
-    `select` is `val_normal` (the epoch with the lowest mean map on them is kept); with `last` nothing is held out.
-    `batch_norm`: where several processes train one run, statistics of each one's part of the batch or (`sync`, on CUDA)
-    of the whole.
+    Attributes:
+        optimizer: `split` is Adam for embedding and decoder and SGD for the encoder student.
+        encoder_lr: of the SGD of `split`.
+        weight_decay: with `split` the SGD's.
+        batch_size: global, of all processes together.
+        schedule: of the learning rate, stepped every batch over all epochs.
+        clip: the largest norm of the gradient, 0 for any.
+        ema: decay per step of an exponential moving average of the students, which is then what is kept and measured;
+            0 for none.
+        select: which epoch is kept: the last, or the one with the lowest mean map on normal images that are held out.
+        holdout: the share of normal images kept from training for `val_normal`; with `last` nothing is held out.
+        batch_norm: where several processes train one run, statistics of each one's part of the batch or (`sync`, on
+            CUDA) of the whole.
     """
 
     optimizer: Literal["adam", "sgd", "split"] = "adam"
@@ -190,10 +211,11 @@ class Train:
 class Method:
     """One student-teacher method: which students, what they learn, how they are trained and how a map is made.
 
-    `students` are those whose discrepancy counts; an encoder student that only feeds the embedding is built all the
-    same. `layers` are the scales (1 to 3, strides 4, 8 and 16) that count in loss and map. `recipe`: `own` is the one
-    that the method was published with, `common` is DSKD's loss, map, score and training. `revision` is raised by the
-    author of a plug-in whose fix changes numbers.
+    Attributes:
+        students: whose discrepancy counts; an encoder student that only feeds the embedding is built all the same.
+        layers: the scales (1 to 3, strides 4, 8 and 16) that count in loss and map.
+        recipe: `own` is the one that the method was published with, `common` is DSKD's loss, map, score and training.
+        revision: raised by the author of a plug-in whose fix changes numbers.
     """
 
     name: str

@@ -7,37 +7,13 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from dskd.backbones import IMAGENET_MEAN, IMAGENET_STD, TRUNKS, Backbone, get_backbone
-from dskd.config import ConfigError, require
-from dskd.timm_import import efficientnet, mobilenetv3, timm
+from dskd.backbones import IMAGENET_MEAN, IMAGENET_STD, TRUNKS, Backbone
+from dskd.config import ConfigError
+from dskd.lookup import get_backbone
+from dskd.timm_import import timm
+from dskd.trunk import build_trunk
 
-CUTTABLE = (efficientnet.EfficientNetFeatures, mobilenetv3.MobileNetV3Features)
 TEACHER_SEED = 0  # of the `random` teacher: its own, so that a run's seed changes the students alone
-
-
-def build_trunk(backbone: str | Backbone, deep: bool = False) -> nn.Module:
-    """The backbone up to its third scale with random weights; `trunk(images)` returns three maps, finest first.
-
-    Shapes at 256x256 for resnet18: (B, 64, 64, 64), (B, 128, 32, 32), (B, 256, 16, 16).
-
-    Args:
-        deep: a fourth map, at twice the last stride, too.
-
-    Raises:
-        ConfigError: unknown backbone, or `deep` where there is no such map.
-    """
-    facts = get_backbone(backbone)
-    require(not deep or facts.deep_tap is not None, f"backbone {facts.name} has no fourth map for a `layer4`")
-    if facts.name in TRUNKS:
-        return TRUNKS[facts.name]()
-    taps = (*facts.taps, facts.deep_tap) if deep else facts.taps
-    # timm zeroes the last BatchNorm of each block of a ResNet by default; the official STFPM student (torchvision) does
-    # not.
-    init = {"zero_init_last": False} if facts.block != "generic" else {}
-    trunk = timm.create_model(facts.name, pretrained=False, features_only=True, out_indices=taps, **init)
-    if isinstance(trunk, CUTTABLE):  # these run on after their last tap
-        trunk.blocks = trunk.blocks[: max(trunk._stage_out_idx)]
-    return trunk
 
 
 class Teacher(nn.Module):
@@ -54,14 +30,15 @@ class Teacher(nn.Module):
 
     def __init__(self, backbone: str, weights: str | Path = "random") -> None:
         super().__init__()
+        facts = get_backbone(backbone)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(TEACHER_SEED)
-            self.trunk = build_trunk(backbone)
+            self.trunk = build_trunk(facts)
         if weights != "random":
             self.trunk.load_state_dict(read_trunk_weights(self.trunk, backbone, Path(weights)))
         self.requires_grad_(False)
         super().train(False)
-        self._renormalise(get_backbone(backbone))
+        self._renormalise(facts)
 
     def _renormalise(self, facts: Backbone) -> None:
         """Images come normalised by ImageNet's mean and deviation; some weights were made for another normalisation."""

@@ -6,9 +6,10 @@ import json
 from contextlib import suppress
 from pathlib import Path
 
-from dskd import backbones
-from dskd.backbones import BACKBONES, TRUNKS, Backbone, get_backbone
+import dskd
+from dskd.backbones import BACKBONES, TRUNKS, Backbone
 from dskd.config import ConfigError, from_mapping, to_mapping
+from dskd.lookup import get_backbone
 from harness.files import cache_folder, write_cache
 from harness.spec import digest
 
@@ -32,8 +33,9 @@ def remember(name: str) -> Backbone:
 
 
 @functools.cache
-def _version() -> list[str]:
-    """What the facts depend on: timm, and the code that reads them off a model."""
-    folder = Path(backbones.__file__).parent
-    sources = ("backbones", "inspection", "students", "embedding", "teacher")
-    return [importlib.metadata.version("timm"), *(digest((folder / f"{name}.py").read_text()) for name in sources)]
+def _version(package: Path = Path(dskd.__file__).parent) -> list[str]:
+    """What the facts depend on: timm, torch, which counts, and the package that reads them off a model, whole, so that
+    no module can be forgotten.
+    """
+    sources = (digest(path.read_text("utf-8")) for path in sorted(package.rglob("*.py")))
+    return [*map(importlib.metadata.version, ("timm", "torch")), *sources]

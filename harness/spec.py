@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import dskd.methods
-from dskd.backbones import get_backbone
 from dskd.config import ConfigError, difference, require, to_mapping
+from dskd.lookup import get_backbone
 from dskd.switches import Map, Method, Score
 
 METRIC_REVISION = 1  # raised by hand when a fix in `harness.run` changes metrics or maps; part of the ids

@@ -9,8 +9,9 @@ import stat
 from pathlib import Path
 from urllib.parse import urlparse
 
-from dskd.backbones import get_backbone, lacks_statistics
+from dskd.backbones import lacks_statistics
 from dskd.config import ConfigError, suggest
+from dskd.lookup import get_backbone
 from harness.data.catalog import DataError
 from harness.data.manifest import file_sha256, forget_sha256
 from harness.files import cache_folder, user_path, write_cache

@@ -6,8 +6,9 @@ import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from dskd.backbones import BACKBONES, get_backbone
+from dskd.backbones import BACKBONES
 from dskd.config import ConfigError, from_mapping, quoted, require
+from dskd.lookup import get_backbone
 from dskd.switches import Method
 from harness.data.catalog import entry_of
 from harness.grid import Plan, Training

@@ -52,8 +52,9 @@ def distiller(method: str = "dskd", **values: object) -> Distiller:
 
 @pytest.mark.parametrize("backbone", PARAMETERS)
 def test_shapes_and_parameter_counts(backbone: str) -> None:
+    facts = BACKBONES[backbone]
     with torch.device("meta"):
-        encoder, embedding, decoder = EncoderStudent(backbone), DeepFeatureEmbedding(backbone), DecoderStudent(backbone)
+        encoder, embedding, decoder = EncoderStudent(facts), DeepFeatureEmbedding(facts), DecoderStudent(facts)
         trunk = encoder(torch.empty(2, 3, 64, 64))
         code = embedding(trunk)
         inverted = decoder(code)
@@ -66,9 +67,9 @@ def test_shapes_and_parameter_counts(backbone: str) -> None:
 
 @pytest.mark.parametrize("backbone", BACKBONES)
 def test_multiply_adds_of_the_table_are_what_torch_counts(backbone: str) -> None:
-    found = []
+    found, facts = [], BACKBONES[backbone]
     with torch.device("meta"):
-        modules = EncoderStudent(backbone), DeepFeatureEmbedding(backbone), DecoderStudent(backbone)
+        modules = EncoderStudent(facts), DeepFeatureEmbedding(facts), DecoderStudent(facts)
         value: object = torch.empty(1, 3, 256, 256)
         for module in modules:
             with FlopCounterMode(display=False) as counter:
