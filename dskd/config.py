@@ -168,6 +168,14 @@ def to_mapping(config: Any) -> Any:
     return [to_mapping(item) for item in config] if isinstance(config, tuple) else config
 
 
+def flat(mapping: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested plain data with dotted keys: `{"train": {"epochs": 1}}` as `{"train.epochs": 1}`."""
+    found: dict[str, Any] = {}
+    for key, value in mapping.items():
+        found |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
+    return found
+
+
 def difference(config: Any) -> dict[str, Any]:
     """As `to_mapping`, without the fields that have their class's default: it stays the same when a field is added."""
     changed = {}

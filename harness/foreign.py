@@ -3,7 +3,8 @@
 import itertools
 import os
 import stat
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -92,11 +93,21 @@ def move_aside(path: Path, why: str) -> Path | None:
     return target
 
 
+@contextmanager
+def opening(results: Path) -> Iterator[None]:
+    """Raises ConfigError where the first files in a results folder cannot be written."""
+    try:
+        yield
+    except OSError as error:
+        raise ConfigError(f"--out: {results} cannot be written ({error.strerror}); name another folder") from None
+
+
 def check_links(folder: Path) -> None:
     """Raises ConfigError for a results folder on a disk that cannot hard-link, by which records are published."""
     first, second = (folder / f".links-{os.uname().nodename}-{os.getpid()}-{part}" for part in "ab")
     try:
-        first.write_bytes(b"")
+        with opening(folder):
+            first.write_bytes(b"")
         try:
             os.link(first, second)
         except OSError as error:
@@ -104,8 +115,6 @@ def check_links(folder: Path) -> None:
                 f"--out: {folder} is on a disk without hard links ({error.strerror}), by which records are published; "
                 "name a folder on another disk"
             ) from None
-    except OSError as error:
-        raise ConfigError(f"--out: {folder} cannot be written ({error.strerror}); name another folder") from None
     finally:
         for path in (first, second):
             with suppress(OSError):

@@ -1,41 +1,41 @@
-"""From a grid file to runs, in two steps: `resolve` (effects: categories, manifests, weights) and `expand` (pure)."""
+"""From a grid file to runs, in two steps: `resolve` (effects: names, data sets, weights) and `expand` (pure)."""
 
 import functools
 import importlib.util
 import itertools
-import marshal
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from datetime import date
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from dskd.config import ConfigError, coerce, field_types, replace, require
+from dskd.config import ConfigError, coerce, field_types, quoted, replace, require, suggest
 from dskd.methods import METHODS, get_method
-from dskd.switches import Method, Score
+from dskd.switches import Method
 from harness.backbones import remember
-from harness.data import depth
-from harness.data.catalog import Source
+from harness.data import builtin, depth, layouts  # noqa: F401  (two register their data sets)
+from harness.data.catalog import Source, get_source
 from harness.data.manifest import look
 from harness.environment import device_name, thread_count
-from harness.gridfile import (  # noqa: F401  (of a grid both halves are asked for here)
-    LABELS,
+from harness.gridfile import (
+    MEASURED_KEYS,
     METHOD_KEYS,
+    OWN_MEASURED_KEYS,
     RUN_KEYS,
     Grid,
     Settings,
-    method_entry,
-    parse,
-    read_grid,
-    source_of,
+    beginning,
+    flat_settings,
+    require_mapping,
 )
-from harness.spec import Bench, BenchSpec, Data, EvaluateSpec, Metrics, TrainSpec, Weights
+from harness.spec import Bench, BenchSpec, Data, EvaluateSpec, TrainSpec, Weights
 from harness.weights import is_folded, locate
 
+T = TypeVar("T")
 DEEPSPEED_PACKAGES = ("deepspeed", "transformers")  # Accelerate needs the second for the first
 DeepPictures = dict[tuple[Source, str], tuple[depth.Deep, ...]]  # of the categories that have some
 
 DEFAULT_WEIGHTS = "imagenet"
-PLAIN = (str, int, float, bool, list, dict, type(None))
 
 
 @dataclass(frozen=True)
@@ -84,15 +84,19 @@ Progress = Callable[[str, int, int], None]
 
 
 def resolve(grid: Grid, device: str = "auto", progress: Progress | None = None) -> Facts:
-    """Look at the data sets, the weights and the device that the grid needs.
+    """Look up every name of the grid, then look at the data sets, the weights and the device that it needs. What there
+    is to know of its backbones is in the table of `dskd.backbones` then.
 
     Args:
         device: where it will run (auto, cpu or cuda): throughput is known by the device's name.
         progress: called as (what, done, total) while files are read for the first time.
 
     Raises:
-        ConfigError: a data set or weights that cannot be had, with what was expected and what was found.
+        ConfigError: a name that does not exist, a rule that nothing can meet, or a data set or weights that cannot be
+            had, with what was expected and what was found.
     """
+    with beginning(grid.path):
+        _check_names(grid)
     blocks = [grid.axes, *grid.include]
     categories: dict[Source, list[Data]] = {}
     deep: DeepPictures = {}
@@ -130,6 +134,52 @@ def _methods(grid: Grid) -> list[Any]:
     return [entry for block in [grid.axes, *grid.include] for entry in block["method"]]
 
 
+def method_entry(entry: Any) -> tuple[str, Settings]:
+    """Name and settings of a method axis value: `dskd` or `{name: dskd, embedding.source: teacher}`."""
+    name = _entry_name(entry, "method")
+    if isinstance(entry, str):
+        return get_method(name).name, {}
+    settings = {key: value for key, value in entry.items() if key != "name"}
+    return get_method(name).name, flat_settings(settings, METHOD_KEYS, f"method {name}")
+
+
+def source_of(entry: Any) -> Source:
+    _entry_name(entry, "dataset")
+    return get_source(entry)
+
+
+def _entry_name(entry: Any, axis: str) -> str:
+    """Of an axis value that is a name, or a mapping with one."""
+    if isinstance(entry, str):
+        return entry
+    require_mapping(entry, axis)
+    require("name" in entry, f"{axis}: {quoted(dict(entry))} has no `name`")
+    name = entry["name"]
+    require(isinstance(name, str), f"{axis}: the name {quoted(name)} is not possible; write a text")
+    return name
+
+
+def _check_names(grid: Grid) -> None:
+    """Names of methods, backbones and data sets exist, and each rule's values are among the grid's."""
+    blocks = [grid.axes, *grid.include]
+    values: dict[str, list[str]] = {axis: [] for block in blocks for axis in block}
+    for block in blocks:
+        values["method"] += [method_entry(entry)[0] for entry in block["method"]]
+        values["backbone"] += [remember(name).name for name in block["backbone"]]
+        values["dataset"] += [source_of(entry).name for entry in block["dataset"]]
+        for axis in block.keys() - {"method", "backbone", "dataset"}:
+            values[axis] += [str(value) for value in block[axis]]
+    rules = [("exclude", rule) for rule in grid.exclude] + [("overrides.when", when) for when, _ in grid.overrides]
+    for where, rule in rules:
+        for key, wanted in rule.items():
+            for value in wanted if isinstance(wanted, list) else [wanted]:
+                if key in values and str(value) not in values[key]:
+                    raise ConfigError(
+                        f"{where}: {key} {quoted(value)} is not in the grid; "
+                        f"{suggest(value, dict.fromkeys(values[key]))}"
+                    )
+
+
 def expand(grid: Grid, facts: Facts) -> Plan:
     """Axes × include, less exclude, with defaults < method entry < axes < overrides. Pure; equal runs are kept once.
 
@@ -138,11 +188,12 @@ def expand(grid: Grid, facts: Facts) -> Plan:
     """
     trainings: dict[str, Training] = {}
     benches: dict[str, BenchSpec] = {}
+    once = _Once()
     for block in [grid.axes, *grid.include]:
         sources = [source_of(entry) for entry in block["dataset"]]
         for values in _combinations(block | {"dataset": sources}):
             for data in facts.categories[values["dataset"]]:
-                training = _training(grid, facts, values, data)
+                training = _training(grid, facts, values, data, once)
                 if training is None or training.spec.id in trainings:
                     continue
                 trainings[training.spec.id] = training
@@ -165,9 +216,9 @@ def matches(labels: Mapping[str, Any], rule: Mapping[str, Any]) -> bool:
     return True
 
 
-def _training(grid: Grid, facts: Facts, values: Settings, data: Data) -> Training | None:
+def _training(grid: Grid, facts: Facts, values: Settings, data: Data, once: "_Once") -> Training | None:
     name, own = method_entry(values["method"])
-    axes = {key: value for key, value in values.items() if key not in ("method", "backbone", "dataset")}
+    axes = {key: value for key, value in values.items() if key not in ("method", "backbone", "dataset", "seed")}
     settings = grid.defaults | own | axes
     labels = settings | {
         "method": name,
@@ -175,23 +226,23 @@ def _training(grid: Grid, facts: Facts, values: Settings, data: Data) -> Trainin
         "backbone": values["backbone"],
         "dataset": data.name,
         "category": data.category,
+        "seed": values["seed"],
     }
     if any(matches(labels, rule) for rule in grid.exclude):
         return None
     for when, extra in grid.overrides:
         if matches(labels, when):
             settings = settings | extra
-    method = _configured(name, _packed({key: settings[key] for key in METHOD_KEYS if key in settings}))
+    method, run = once(_configured, settings, name)
     wanted = str(settings.get("weights", DEFAULT_WEIGHTS))
     weights, path = facts.weights[wanted, values["backbone"]]
-    run = {RUN_KEYS[key]: settings[key] for key in RUN_KEYS if key in settings and key != "weights"}
-    spec = TrainSpec(method, values["backbone"], weights, data, **_run_values(_packed(run)))
+    seed = once(_run_values, {"seed": values["seed"]})  # apart from the settings, which stay few
+    spec = TrainSpec(method, values["backbone"], weights, data, **seed, **run)
     require(
         spec.strategy == "ddp" or not facts.missing,
         f"strategy: {spec.strategy} needs packages that are not installed ({', '.join(facts.missing)}); run "
         "pip install 'dskd-harness[deepspeed]' or write strategy: ddp",
     )
-    measured = {key: settings[key] for key in ("aupro_limits", "metrics") if key in settings}
     if method.encoder.init == "imagenet":
         require(
             (wanted, values["backbone"]) not in facts.folded,
@@ -199,47 +250,73 @@ def _training(grid: Grid, facts: Facts, values: Settings, data: Data) -> Trainin
             "has none (folded into the convolutions, or random); write encoder.init: random",
         )
     evaluations = {}
-    for variant in grid.evaluate:
-        evaluation = EvaluateSpec(spec, **_variant(method, _packed(measured | variant)))
+    for variant in once(_variants, settings, method, grid.evaluate):
+        evaluation = EvaluateSpec(spec, **variant)
         evaluations.setdefault(evaluation.id, evaluation)
     return Training(spec, tuple(evaluations.values()), values["dataset"], path)
 
 
-def _packed(settings: Settings) -> bytes:
-    """Settings as what a cache can know them by; marshal is several times faster than JSON."""
-    try:
-        return marshal.dumps(settings, 2)
-    except ValueError:  # YAML reads 2026-01-01 as a date
-        found = (f"{key}: {str(value)[:20]}" for key, value in settings.items() if not isinstance(value, PLAIN))
+class _Once:
+    """Brings settings to their types once per distinct settings: a grid of 10,000 runs has few.
+
+    They are known by the objects that the grid holds, since 1, 1.0 and True are equal and do not mean the same.
+    """
+
+    def __init__(self) -> None:
+        self.known: dict[tuple[Any, ...], tuple[Any, ...]] = {}
+
+    def __call__(self, make: Callable[..., T], settings: Settings, *rest: Any) -> T:
+        key = (make, *settings, *map(id, settings.values()), *map(id, rest))
+        if key not in self.known:
+            self.known[key] = make(settings, *rest), settings, rest  # kept, or others could take their ids
+        return self.known[key][0]
+
+
+def _configured(settings: Settings, name: str) -> tuple[Method, Settings]:
+    """The method, and fields of `TrainSpec`."""
+    changes = {key: settings[key] for key in METHOD_KEYS if key in settings}
+    _refuse_dates(changes)
+    method = replace(get_method(name, changes.pop("recipe", "own")), changes)
+    return method, _run_values({key: settings[key] for key in RUN_KEYS if key in settings and key != "weights"})
+
+
+def _run_values(settings: Settings) -> Settings:
+    """Fields of `TrainSpec`, which checks the rest."""
+    _refuse_dates(settings)
+    kinds = field_types(TrainSpec)
+    return {RUN_KEYS[key]: coerce(value, kinds[RUN_KEYS[key]], key) for key, value in settings.items()}
+
+
+def _variants(settings: Settings, method: Method, variants: list[Settings]) -> list[Settings]:
+    """Of each evaluation the fields of `EvaluateSpec`, less the training."""
+    measured = {key: settings[key] for key in OWN_MEASURED_KEYS if key in settings}
+    return [_variant(measured | variant, method) for variant in variants]
+
+
+def _variant(settings: Settings, method: Method) -> Settings:
+    _refuse_dates(settings)
+    kinds, given = field_types(EvaluateSpec), {"score": method.score} | settings
+    values = {field: coerce(given[key], kinds[field], key) for key, field in MEASURED_KEYS.items() if key in given}
+    limits = given.get("aupro_limits")
+    if limits and all(isinstance(limit, (int, float)) for limit in limits):
+        values["aupro_limits"] = tuple(limits)  # 1 stays 1 and not 1.0, which would be another id
+    changes = {key.removeprefix("map."): value for key, value in settings.items() if key not in MEASURED_KEYS}
+    return values | {"map": replace(method.map, changes, "map.")}
+
+
+def _refuse_dates(settings: Settings) -> None:
+    """YAML reads 2026-01-01 as a date, which nothing here is. Raises ConfigError."""
+    if _dated(settings):
+        found = (f"{key}: {str(value)[:20]}" for key, value in settings.items() if isinstance(value, date))
         strange = next(found, "a date in a list")
-        raise ConfigError(f"{strange} is not possible; write numbers, texts, true or false, or lists of them") from None
+        raise ConfigError(f"{strange} is not possible; write numbers, texts, true or false, or lists of them")
 
 
-@functools.lru_cache(maxsize=4096)
-def _configured(name: str, settings: bytes) -> Method:
-    changes = marshal.loads(settings)
-    return replace(get_method(name, changes.pop("recipe", "own")), changes)
-
-
-@functools.lru_cache(maxsize=4096)
-def _run_values(run: bytes) -> Settings:
-    """Brought to their types once per distinct setting (a grid of 10,000 runs has few); `TrainSpec` checks the rest."""
-    kinds, keys = field_types(TrainSpec), {field: key for key, field in RUN_KEYS.items()}
-    return {field: coerce(value, kinds[field], keys[field]) for field, value in marshal.loads(run).items()}
-
-
-@functools.lru_cache(maxsize=4096)
-def _variant(method: Method, settings: bytes) -> Settings:
-    """`map`, `score`, `aupro_limits` and `metrics` of one evaluation of a method."""
-    chosen = marshal.loads(settings)
-    given = chosen.pop("aupro_limits", EvaluateSpec.aupro_limits)
-    limits = coerce(given, field_types(EvaluateSpec)["aupro_limits"], "aupro_limits")
-    if all(isinstance(limit, (int, float)) for limit in given):
-        limits = tuple(given)  # 1 stays 1 and not 1.0, which would be another id
-    score = coerce(chosen.pop("score", method.score), Score, "score")
-    kind = coerce(chosen.pop("metrics", EvaluateSpec.metrics), Metrics, "metrics")
-    changes = {key.removeprefix("map."): value for key, value in chosen.items()}
-    return {"map": replace(method.map, changes, "map."), "score": score, "aupro_limits": limits, "metrics": kind}
+def _dated(value: Any) -> bool:
+    """Whether a date lies in it, at whatever depth."""
+    if isinstance(value, Mapping):
+        return any(map(_dated, value)) or any(map(_dated, value.values()))
+    return any(map(_dated, value)) if isinstance(value, list) else isinstance(value, date)
 
 
 def _benches(spec: TrainSpec, bench: Bench | None, facts: Facts) -> list[BenchSpec]:
@@ -267,11 +344,3 @@ def check_processes(plan: Plan, kind: str, count: int, nodes: int = 1) -> None:
             spec.method.train.batch_norm == "local" or kind == "cuda",
             "train.batch_norm: sync needs CUDA devices; write train.batch_norm: local",
         )
-
-
-def labels_of(spec: TrainSpec | BenchSpec) -> dict[str, Any]:
-    """What `--only` and tables call a run by."""
-    labels: dict[str, Any] = {"method": spec.method.name, "recipe": spec.method.recipe, "backbone": spec.backbone}
-    if isinstance(spec, TrainSpec):
-        labels |= {"dataset": spec.data.name, "category": spec.data.category, "seed": spec.seed}
-    return labels

@@ -1,4 +1,4 @@
-"""A grid file: read within bounds, parsed, and checked as far as it can be without looking at data and weights.
+"""A grid file: read within bounds, parsed, and checked as far as its own words go: no name is looked up.
 
 A few hundred bytes of YAML can stand for more than any memory holds (aliases of aliases), or hold themselves, so what a
 document comes to is counted before anything is made of it: whatever lies there, reading it ends soon.
@@ -6,7 +6,8 @@ document comes to is counted before anything is made of it: whatever lies there,
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -14,22 +15,18 @@ from typing import Any
 import yaml
 
 from dskd.config import ConfigError, coerce, dotted_keys, from_mapping, quoted, require, suggest
-from dskd.methods import get_method
 from dskd.switches import Method
-from harness.backbones import remember
-from harness.data import builtin, layouts  # noqa: F401  (they register their data sets)
-from harness.data.catalog import Source, get_source
-from harness.spec import Bench, Save, Tracking
+from harness.naming import LABELS
+from harness.spec import Bench, EvaluateSpec, Save, Tracking, TrainSpec, settings
 
 Settings = dict[str, Any]
 
-RUN_KEYS = {"image_size": "image_size", "weights": "weights", "precision": "precision", "seed": "seed"}
-RUN_KEYS |= {"crop": "crop", "eval.batch_size": "eval_batch_size", "evaluate.at": "evaluate_at"}
-RUN_KEYS |= {"processes": "processes", "strategy": "strategy", "compile": "compile"}
+RUN_KEYS = {each.key: field for field, each in settings(TrainSpec).items()}
 METHOD_KEYS = [key for key in dotted_keys(Method) if key not in ("name", "revision")]
-EVALUATE_KEYS = [*(key for key in METHOD_KEYS if key.startswith("map.")), "score", "aupro_limits", "metrics"]
-SETTABLE = [*(key for key in RUN_KEYS if key != "seed"), *METHOD_KEYS, "aupro_limits", "metrics"]
-LABELS = ["method", "recipe", "backbone", "dataset", "category", "seed"]
+MEASURED_KEYS = {each.key: field for field, each in settings(EvaluateSpec).items()}
+EVALUATE_KEYS = [*(key for key in METHOD_KEYS if key.startswith("map.")), *MEASURED_KEYS]
+OWN_MEASURED_KEYS = [key for key in MEASURED_KEYS if key not in METHOD_KEYS]  # those that no method has a default of
+SETTABLE = [*(key for key in RUN_KEYS if key != "seed"), *METHOD_KEYS, *OWN_MEASURED_KEYS]
 AXES = ["method", "backbone", "dataset", "seed", *SETTABLE]
 MOST_RUNS = 1_000_000  # of a grid, for each category
 
@@ -43,8 +40,17 @@ EXAMPLES = "(see benchmarks/grids)"
 
 @dataclass(frozen=True)
 class Grid:
-    """A grid file, checked: every key exists and every rule can match. Values are checked by `expand`. `text`: the
-    bytes that were read.
+    """A grid file, of which every key exists; `harness.grid` checks names and rules (`resolve`) and values (`expand`).
+
+    Attributes:
+        axes: values by axis; every combination is a run of each category.
+        defaults: settings of all runs.
+        include: further axes, each with those of the grid that it does not name itself.
+        exclude: rules; a run that meets one of them is left out.
+        overrides: rules, each with the settings of the runs that meet it.
+        evaluate: settings of each evaluation of a training.
+        path: where it was read; begins messages about it.
+        text: the bytes that were read.
     """
 
     name: str
@@ -57,21 +63,29 @@ class Grid:
     bench: Bench | None = None
     save: Save = field(default_factory=Save)
     tracking: Tracking | None = None
+    path: Path | None = field(default=None, compare=False)
     text: bytes = field(default=b"", compare=False, repr=False)
 
 
 def read_grid(path: Path) -> Grid:
     """Raises ConfigError for a file that is not there, is not YAML or says something that cannot be meant."""
     text, document = read_document(path)
+    with beginning(path):
+        return replace(parse(document), path=path, text=text)
+
+
+@contextmanager
+def beginning(path: Path | None) -> Iterator[None]:
+    """A ConfigError about a grid file begins with its path."""
     try:
-        return replace(parse(document), text=text)
+        yield
     except ConfigError as error:
-        raise ConfigError(f"{path}: {error}") from None
+        raise (ConfigError(f"{path}: {error}") if path else error) from None
 
 
 def parse(document: Any) -> Grid:
     """A grid from the parsed YAML. Raises ConfigError."""
-    _require_mapping(document, "a grid file")
+    require_mapping(document, "a grid file")
     known = ["name", "axes", "defaults", "include", "exclude", "overrides", "evaluate", "bench", "save", "tracking"]
     _require_keys(document, known, "")
     name = _name(document.get("name", ""))
@@ -80,30 +94,29 @@ def parse(document: Any) -> Grid:
         require(axis in axes, f"axes: {axis!r} is missing; write axes: {{{axis}: [...]}}")
     axes.setdefault("seed", [0])
     include = [axes | _axes(entry, "include") for entry in _list(document.get("include"), "include")]
-    rules = [_settings(rule, [*LABELS, *AXES], "exclude") for rule in _list(document.get("exclude"), "exclude")]
+    rules = [flat_settings(rule, [*LABELS, *AXES], "exclude") for rule in _list(document.get("exclude"), "exclude")]
     overrides = []
     for rule in _list(document.get("overrides"), "overrides"):
-        _require_mapping(rule, "an entry of overrides")
+        require_mapping(rule, "an entry of overrides")
         _require_keys(rule, ["when", "set"], "overrides: ")
-        when = _settings(rule.get("when", {}), [*LABELS, *AXES], "overrides.when")
-        overrides.append((when, _settings(rule.get("set", {}), SETTABLE, "overrides.set")))
+        when = flat_settings(rule.get("when", {}), [*LABELS, *AXES], "overrides.when")
+        overrides.append((when, flat_settings(rule.get("set", {}), SETTABLE, "overrides.set")))
     bench = document.get("bench")
     grid = Grid(
         name=name,
         axes=axes,
-        defaults=_settings(document.get("defaults") or {}, SETTABLE, "defaults"),
+        defaults=flat_settings(document.get("defaults") or {}, SETTABLE, "defaults"),
         include=include,
         exclude=rules,
         overrides=overrides,
         evaluate=[
-            _settings(entry or {}, EVALUATE_KEYS, "evaluate")
+            flat_settings(entry or {}, EVALUATE_KEYS, "evaluate")
             for entry in _list(document.get("evaluate"), "evaluate") or [{}]
         ],
         bench=from_mapping(Bench, bench, "bench") if bench else None,
         save=from_mapping(Save, document.get("save") or {}, "save"),
         tracking=coerce(document.get("tracking"), Tracking | None, "tracking"),
     )
-    _check_names(grid)
     runs = sum(math.prod(map(len, block.values())) for block in [grid.axes, *grid.include])
     require(runs <= MOST_RUNS, f"axes: they combine to {runs:,} runs of each category; write at most {MOST_RUNS:,}")
     return grid
@@ -120,7 +133,7 @@ def _name(value: Any) -> str:
 
 
 def _axes(axes: Any, where: str) -> dict[str, list[Any]]:
-    _require_mapping(axes, where)
+    require_mapping(axes, where)
     _require_keys(axes, AXES, f"{where}: ")
     lists = {axis: values if isinstance(values, list) else [values] for axis, values in axes.items()}
     for axis, values in lists.items():
@@ -128,9 +141,9 @@ def _axes(axes: Any, where: str) -> dict[str, list[Any]]:
     return lists
 
 
-def _settings(settings: Any, keys: Sequence[str], where: str) -> Settings:
-    """Settings with dotted keys; `train: {epochs: 1}` is taken as `train.epochs: 1`."""
-    _require_mapping(settings, where)
+def flat_settings(settings: Any, keys: Sequence[str], where: str) -> Settings:
+    """Settings with dotted keys; `train: {epochs: 1}` is taken as `train.epochs: 1`. Raises ConfigError."""
+    require_mapping(settings, where)
     flat: Settings = {}
     for key, value in settings.items():
         if isinstance(value, Mapping) and key not in keys:
@@ -146,7 +159,7 @@ def _list(value: Any, where: str) -> list[Any]:
     return value or []
 
 
-def _require_mapping(value: Any, where: str) -> None:
+def require_mapping(value: Any, where: str) -> None:
     require(isinstance(value, Mapping), f"{where}: {quoted(value)} is not possible; write a mapping of keys to values")
 
 
@@ -154,52 +167,6 @@ def _require_keys(mapping: Mapping[str, Any], keys: Sequence[str], where: str) -
     for key in mapping:
         if key not in keys:
             raise ConfigError(f"{where}unknown key {quoted(key)}; {suggest(key, keys)}")
-
-
-def method_entry(entry: Any) -> tuple[str, Settings]:
-    """Name and settings of a method axis value: `dskd` or `{name: dskd, embedding.source: teacher}`."""
-    name = _entry_name(entry, "method")
-    if isinstance(entry, str):
-        return get_method(name).name, {}
-    settings = {key: value for key, value in entry.items() if key != "name"}
-    return get_method(name).name, _settings(settings, METHOD_KEYS, f"method {name}")
-
-
-def source_of(entry: Any) -> Source:
-    _entry_name(entry, "dataset")
-    return get_source(entry)
-
-
-def _entry_name(entry: Any, axis: str) -> str:
-    """Of an axis value that is a name, or a mapping with one."""
-    if isinstance(entry, str):
-        return entry
-    _require_mapping(entry, axis)
-    require("name" in entry, f"{axis}: {quoted(dict(entry))} has no `name`")
-    name = entry["name"]
-    require(isinstance(name, str), f"{axis}: the name {quoted(name)} is not possible; write a text")
-    return name
-
-
-def _check_names(grid: Grid) -> None:
-    """Names of methods, backbones and data sets exist, and each rule's values are among the grid's."""
-    blocks = [grid.axes, *grid.include]
-    values: dict[str, list[str]] = {axis: [] for block in blocks for axis in block}
-    for block in blocks:
-        values["method"] += [method_entry(entry)[0] for entry in block["method"]]
-        values["backbone"] += [remember(name).name for name in block["backbone"]]
-        values["dataset"] += [source_of(entry).name for entry in block["dataset"]]
-        for axis in block.keys() - {"method", "backbone", "dataset"}:
-            values[axis] += [str(value) for value in block[axis]]
-    rules = [("exclude", rule) for rule in grid.exclude] + [("overrides.when", when) for when, _ in grid.overrides]
-    for where, rule in rules:
-        for key, wanted in rule.items():
-            for value in wanted if isinstance(wanted, list) else [wanted]:
-                if key in values and str(value) not in values[key]:
-                    raise ConfigError(
-                        f"{where}: {key} {quoted(value)} is not in the grid; "
-                        f"{suggest(value, dict.fromkeys(values[key]))}"
-                    )
 
 
 class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):

@@ -1,4 +1,4 @@
-"""What a supervisor hands a worker: one job, as JSON."""
+"""What a supervisor sends a worker, as JSON: a job, or that it shall stop."""
 
 import json
 from collections.abc import Mapping
@@ -16,8 +16,11 @@ class TrainJob:
     """One training and those of its evaluations that are missing; a training that is done is loaded, not repeated.
 
     Args:
-        source: the data set's grid entry; weights_path: the teacher's file on this machine, None for random weights.
-        results: the results folder. force: do it again although there are records.
+        source: the data set's entry in the grid.
+        weights_path: the teacher's file on this machine, None for random weights.
+        results: the results folder.
+        force: do it again although there are records.
+        grid: the grid's name.
         checkpoint_every_s: seconds from one save of the unfinished training to the next.
         tracking: the experiment tracker that hears of it, as the grid names it.
     """
@@ -77,8 +80,17 @@ def group_of(job: Job) -> GroupKind:
     return GroupKind(job.device, job.spec.precision, job.spec.processes, job.spec.strategy)
 
 
+def affinity(job: Job) -> tuple[object, ...]:
+    """Jobs of equal affinity share what a worker keeps from job to job: images, teacher and its features."""
+    if isinstance(job, BenchJob):
+        return (job.spec.backbone, job.spec.image_size, job.spec.precision)
+    spec = job.spec
+    return (spec.backbone, spec.weights, spec.data, spec.side, spec.precision, spec.method.train.batch_size)
+
+
 MESSAGE_CHARACTERS, TRACEBACK_CHARACTERS = 500, 2000  # attempts stay small; a run's log has the rest
 _KINDS: dict[str, type[Job]] = {"train": TrainJob, "bench": BenchJob}
+STOP = json.dumps({"kind": "stop"}).encode()  # beside jobs: the one that is on shall end
 
 
 def encode(job: Job) -> bytes:
@@ -86,6 +98,7 @@ def encode(job: Job) -> bytes:
 
 
 def decode(message: bytes) -> Job:
+    """The job of a message that is not STOP. It may name what plug-ins bring: they are loaded before."""
     document = json.loads(message)
     return from_mapping(_KINDS[document["kind"]], document["job"])
 

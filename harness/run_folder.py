@@ -71,7 +71,8 @@ class ResultsFolder:
         return RunFolder(self.path / run_id)
 
 
-BESIDE_RUNS = frozenset({"shards", "slurm", "logs", "tracking"})  # the folders among them
+_ANY = ResultsFolder(Path())
+BESIDE_RUNS = frozenset(path.name for path in (_ANY.shards, _ANY.slurm, _ANY.logs, _ANY.tracking))  # folders
 
 
 @dataclass(frozen=True)

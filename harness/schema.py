@@ -106,6 +106,8 @@ FAILURE = {
     "peak_device_memory_mib?": Null(NOT_NEGATIVE),
 }
 
+_WHOLE = Number("a whole number", whole=True)
+CLAIM = {"host?": str, "pid?": _WHOLE, "restart?": _WHOLE}
 SUBMISSION = {
     "jobs": Each({"id": str, "offset": Number("a whole number of 0 or more", low=0, whole=True)}, of=list),
     "runs": Each(Each(str, of=list)),

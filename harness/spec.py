@@ -9,12 +9,12 @@ import functools
 import hashlib
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, Literal
 
 import dskd.methods
+from dskd.backbones import BACKBONES, Backbone
 from dskd.config import ConfigError, difference, require, to_mapping
-from dskd.lookup import get_backbone
 from dskd.switches import Map, Method, Score
 
 METRIC_REVISION = 1  # raised by hand when a fix in `harness.run` changes metrics or maps; part of the ids
@@ -37,9 +37,49 @@ def digest(content: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def title_of(method: str, recipe: str = "own") -> str:
-    """`stfpm`, or `stfpm (common)` under the common recipe."""
-    return method if recipe == "own" else f"{method} ({recipe})"
+@dataclass(frozen=True)
+class Setting:
+    """What a field of a spec is elsewhere: the keys of grids, what counts in an id and the columns of tables follow.
+
+    Attributes:
+        key: in a grid, and of its column.
+        later: it was added when there were records already. It counts in an id only where it differs from its default,
+            and a record that lacks it has the default.
+        column: whether tables have one of it.
+        protocol: its place, from 1, among what decides whether two numbers may stand in one table; 0 for a setting of
+            a model, which makes a row of its own.
+    """
+
+    key: str
+    later: bool = False
+    column: bool = True
+    protocol: int = 0
+
+
+def setting(key: str, **what: Any) -> dict[str, Setting]:
+    """The metadata of a field that a grid can set; arguments as those of `Setting`."""
+    return {"setting": Setting(key, **what)}
+
+
+@functools.cache
+def settings(kind: type) -> dict[str, Setting]:
+    """The settings of a kind of spec by their field, in the order in which messages list them: the protocol first, and
+    those of each half that were added later at its end.
+    """
+    found = {each.name: each.metadata["setting"] for each in fields(kind) if "setting" in each.metadata}
+    return dict(sorted(found.items(), key=lambda item: (not item[1].protocol, item[1].later, item[1].protocol)))
+
+
+@functools.cache
+def later(kind: type) -> dict[str, Any]:
+    """The defaults of a kind's later settings, by field."""
+    return {name: getattr(kind, name) for name, each in settings(kind).items() if each.later}
+
+
+def _changed(spec: Any) -> dict[str, Any]:
+    """The later settings that differ from their default, as plain data."""
+    defaults = later(type(spec)).items()
+    return {name: to_mapping(value) for name, default in defaults if (value := getattr(spec, name)) != default}
 
 
 @functools.lru_cache(maxsize=4096)
@@ -81,25 +121,34 @@ class Data:
 class TrainSpec:
     """One training: method and recipe × backbone × category × seed. Its id is the id of the trained students.
 
-    `crop`: side of the square that is cut from the middle of the resized image, 0 for all of it. `evaluate_at`: epochs
-    after which the metrics are recorded too; they select nothing. `processes`: so many share each batch, by `strategy`:
-    they decide the numbers too, since each has BatchNorm statistics of its own part. `compile`: the training step, with
-    torch.compile; like `precision`, `auto` stays `auto` here and the record says what it became.
+    Attributes:
+        image_size: pixels to which the sides of an image are resized.
+        precision: `auto` stays `auto` here, and the record says what it became; so it is with `compile`.
+        crop: side in pixels of the square that is cut from the middle of the resized image, 0 for all of it.
+        evaluate_at: epochs after which the metrics are recorded too; they select nothing.
+        processes: so many share each batch, by `strategy`; they decide the numbers too, since each has BatchNorm
+            statistics of its own part.
+        compile: the training step, with torch.compile.
+
+    Raises:
+        ConfigError: values that are not possible, also together; what depends on the facts of a backbone is checked
+            where these are in the table of `dskd.backbones`, as they are after `harness.backbones.remember`.
     """
 
     method: Method
     backbone: str
-    weights: Weights
+    weights: Weights = field(metadata=setting("weights", protocol=3))
     data: Data
-    seed: int = 0
-    image_size: int = 256
-    precision: Precision = "auto"
-    eval_batch_size: int = 32
-    crop: int = 0
-    evaluate_at: tuple[int, ...] = ()
-    processes: int = 1
-    strategy: Strategy = "ddp"
-    compile: Compile = "auto"
+    seed: int = field(default=0, metadata=setting("seed", column=False))  # a label
+    image_size: int = field(default=256, metadata=setting("image_size", protocol=1))
+    precision: Precision = field(default="auto", metadata=setting("precision", protocol=4))
+    eval_batch_size: int = field(default=32, metadata=setting("eval.batch_size"))
+    crop: int = field(default=0, metadata=setting("crop", later=True, protocol=2))
+    # Metrics along a training cannot be had afterwards, so a training that has them is another piece of work.
+    evaluate_at: tuple[int, ...] = field(default=(), metadata=setting("evaluate.at", later=True, column=False))
+    processes: int = field(default=1, metadata=setting("processes", later=True))
+    strategy: Strategy = field(default="ddp", metadata=setting("strategy", later=True))
+    compile: Compile = field(default="auto", metadata=setting("compile", later=True))
 
     kind: ClassVar[Kind] = "train"
 
@@ -112,13 +161,12 @@ class TrainSpec:
         ):
             if not least <= value <= most:
                 raise ConfigError(f"{name}: {value} is not possible; write {least} or more, up to {most}")
-        key, facts = "crop" if self.crop else "image_size", get_backbone(self.backbone)
-        near = facts.nearest_side(self.side)
-        require(
-            self.side == near,
-            f"{key}: {self.side} is not possible, {self.backbone} with a decoder needs a multiple of {facts.multiple}; "
-            f"write {near}",
-        )
+        teacher = BACKBONES.get(self.backbone)
+        if teacher and self.side != (near := teacher.nearest_side(self.side)):
+            raise ConfigError(
+                f"{'crop' if self.crop else 'image_size'}: {self.side} is not possible, {self.backbone} with a decoder "
+                f"needs a multiple of {teacher.multiple}; write {near}"
+            )
         require(self.crop <= self.image_size, f"crop: {self.crop} is more than image_size: {self.image_size}")
         require(
             all(1 <= epoch <= self.method.train.epochs for epoch in self.evaluate_at)
@@ -126,7 +174,9 @@ class TrainSpec:
             f"evaluate.at: {list(self.evaluate_at)} is not possible; write rising epochs from 1 to "
             f"{self.method.train.epochs}",
         )
-        check_students(self.method, self.backbone)
+        student = BACKBONES.get(self.method.encoder.backbone or self.backbone)
+        if teacher and student:
+            check_students(self.method, teacher, student)
         self._check_processes()
 
     def _check_processes(self) -> None:
@@ -173,9 +223,7 @@ class TrainSpec:
 
     @functools.cached_property
     def id(self) -> str:
-        # Metrics along a training cannot be had afterwards, so a training that has them is another piece of work.
-        later = {key: getattr(self, key) for key in ("crop", "evaluate_at", "processes", "strategy", "compile")}
-        later = {key: to_mapping(value) for key, value in later.items() if value != getattr(TrainSpec, key)}
+        changed = _changed(self)
         return digest(
             [
                 self.kind,
@@ -185,23 +233,25 @@ class TrainSpec:
                 self.weights.sha256 or self.weights.name,
                 [self.data.name, self.data.category, self.data.manifest],
                 [self.seed, self.image_size, self.precision, self.eval_batch_size],
-                *([later] if later else []),
+                *([changed] if changed else []),
             ]
         )
 
 
-def check_students(method: Method, backbone: str) -> None:
-    """Raises ConfigError for an encoder student or an embedding that this teacher's backbone cannot go with."""
-    teacher = get_backbone(backbone)
+def check_students(method: Method, teacher: Backbone, student: Backbone) -> None:
+    """Raises ConfigError for an encoder student or an embedding that this teacher's backbone cannot go with.
+
+    Args:
+        student: the encoder student's trunk, the teacher's where the method names no other.
+    """
     own = method.encoder.backbone
-    student = get_backbone(own or backbone)
     require(
-        own != backbone,
+        own != teacher.name,
         f"encoder.backbone: {own} is the teacher's own trunk; name another one, or method: stfpm for it",
     )
     require(
         student.strides == teacher.strides,
-        f"encoder.backbone: the maps of {own} have strides {list(student.strides)}, the teacher's ({backbone}) "
+        f"encoder.backbone: the maps of {own} have strides {list(student.strides)}, the teacher's ({teacher.name}) "
         f"{list(teacher.strides)}; choose trunks of equal strides",
     )
     require(
@@ -214,14 +264,16 @@ def check_students(method: Method, backbone: str) -> None:
 class EvaluateSpec:
     """One way to make maps, scores and metrics from one training's students.
 
-    `metrics`: `exact`, or `histogram` for test sets whose maps do not fit in memory, with bounds of its error.
+    Attributes:
+        aupro_limits: false positive rates, each up to which one AUPRO is integrated.
+        metrics: `exact`, or `histogram` for test sets whose maps do not fit in memory, with bounds of its error.
     """
 
     train: TrainSpec
     map: Map
-    score: Score = "max"
-    aupro_limits: tuple[float, ...] = (0.3, 0.05)
-    metrics: Metrics = "exact"
+    score: Score = field(default="max", metadata=setting("score"))
+    aupro_limits: tuple[float, ...] = field(default=(0.3, 0.05), metadata=setting("aupro_limits"))
+    metrics: Metrics = field(default="exact", metadata=setting("metrics", later=True))
 
     kind: ClassVar[Kind] = "evaluate"
 
@@ -234,8 +286,9 @@ class EvaluateSpec:
 
     @functools.cached_property
     def id(self) -> str:
-        later = [] if self.metrics == "exact" else [self.metrics]
-        shown = [self.score, list(self.aupro_limits), *later]
+        changed = _changed(self)
+        metrics = [changed.pop("metrics")] if "metrics" in changed else []  # the first one, without its name
+        shown = [self.score, list(self.aupro_limits), *metrics, *([changed] if changed else [])]
         return digest([self.kind, METRIC_REVISION, self.train.id, _map_difference(self.map), *shown])
 
 

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from dskd.methods import METHODS
-from harness.grid import METHOD_KEYS, RUN_KEYS
+from harness.gridfile import METHOD_KEYS, RUN_KEYS
 from tests.conftest import ROOT, write_mvtec
 
 README = (ROOT / "README.md").read_text()
@@ -46,7 +46,7 @@ def test_readme_commands(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("path", sorted((ROOT / "benchmarks" / "grids").glob("*.yaml")), ids=lambda path: path.name)
 def test_grid_files_that_ship(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from harness.grid import read_grid
+    from harness.gridfile import read_grid
 
     assert read_grid(path).name == path.stem
 

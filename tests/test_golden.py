@@ -9,7 +9,7 @@ import torch
 
 from dskd import Distiller, get_method
 from dskd.methods import METHODS, REVISION
-from harness.run.train import make_optimizers
+from harness.run.learner import make_optimizers
 from harness.spec import BENCH_REVISION, METRIC_REVISION, BenchSpec, Data, EvaluateSpec, TrainSpec, Weights
 
 # At REVISION 1: loss of the first and third step of the recipe's optimizer, then the mean and the maximum of the map.

@@ -1,5 +1,6 @@
 """From a grid file to runs: axes, rules, ids, and everything that is refused before anything runs."""
 
+import re
 from datetime import date
 from pathlib import Path
 
@@ -7,8 +8,11 @@ import pytest
 import yaml
 
 from dskd.config import ConfigError, from_mapping, to_mapping
+from dskd.methods import get_method
 from harness.environment import thread_count
-from harness.grid import Facts, Grid, Plan, expand, labels_of, parse, resolve
+from harness.grid import Facts, Plan, expand, resolve
+from harness.gridfile import Grid, parse, read_grid
+from harness.naming import labels_of
 from harness.spec import Data, EvaluateSpec, TrainSpec, Weights
 
 DOCUMENT = {
@@ -195,6 +199,10 @@ def test_weights_decide_by_content() -> None:
         ({"defaults": {"crop": 100, "weights": "random"}}, "crop: 100 is not possible, .* multiple of 32; write 96"),
         ({"axes": DOCUMENT["axes"] | {"backbone": ["vit_tiny_patch16_224"]}}, "strides 16, 16, 16; three that double"),
         (
+            {"axes": DOCUMENT["axes"] | {"backbone": ["mobilenetv3_small_100"], "crop": [100]}},
+            "crop: 100 is not possible, mobilenetv3_small_100 with a decoder needs a multiple of 32; write 96",
+        ),
+        (
             {"axes": DOCUMENT["axes"] | {"method": [{"name": "stfpm", "encoder.backbone": "resnet18"}]}},
             "encoder.backbone: resnet18 is the teacher's own trunk",
         ),
@@ -216,6 +224,21 @@ def test_what_cannot_be_meant_is_refused_in_one_line(sections: dict, message: st
     with pytest.raises(ConfigError, match=message) as error:
         plan(**sections)
     assert "\n" not in str(error.value)
+
+
+def test_names_are_looked_up_when_a_grid_is_resolved(tmp_path: Path) -> None:
+    path = tmp_path / "grid.yaml"
+    for axis in ("method", "backbone", "dataset"):
+        path.write_text(yaml.safe_dump(DOCUMENT | {"axes": DOCUMENT["axes"] | {axis: ["of_a_plugin"]}}))
+        parsed = read_grid(path)
+        assert parsed.name == "test"
+        with pytest.raises(ConfigError, match=rf"{re.escape(str(path))}: unknown {axis} 'of_a_plugin'; "):
+            resolve(parsed)
+
+
+def test_a_spec_looks_up_no_backbone() -> None:
+    spec = TrainSpec(get_method("smaller_student"), "of_a_plugin", Weights(), Data("a", "b", "c"), image_size=100)
+    assert spec.side == 100
 
 
 def test_weights_of_another_backbone_are_refused(imagenet_weights: Path) -> None:

@@ -100,6 +100,9 @@ def test_the_page_as_it_stands(mine: Path, registered: None) -> None:
     assert parameters["narrow_stfpm"] > parameters["stfpm"]  # its own students were trained
     assert "0 of 10 works to do" in harness(mine, *command).stdout
     assert "narrow_stfpm" in harness(mine, "leaderboard", "runs/mine", "--allow-mixed").stdout  # no plug-in
+    # What slurm/sweep.sh and slurm/multinode.sh ask after a job: the grid's name is all that is wanted.
+    assert "narrow_stfpm" in harness(mine, "leaderboard", "grid.yaml", "--allow-mixed").stdout
+    assert "4 runs: 4 done" in harness(mine, "status", "grid.yaml").stdout
 
 
 def test_a_plugin_backbone_works_with_every_method(registered: None) -> None:

@@ -31,6 +31,7 @@ def measure(options: argparse.Namespace) -> dict[str, float]:
     from dskd import Distiller, Teacher, get_method, replace
     from harness.run.device import open_device
     from harness.run.features import TeacherFeatures
+    from harness.run.learner import Learner
     from harness.run.train import Epoch, train
     from harness.spec import Data, TrainSpec, Weights
 
@@ -56,7 +57,8 @@ def measure(options: argparse.Namespace) -> dict[str, float]:
         if epoch is None:
             ends.append(now())
 
-    train(model, spec, features, np.arange(len(pixels)), np.zeros(0, np.int64), device, report)
+    learner = Learner(model, spec, device, len(pixels))
+    train(learner, features, np.arange(len(pixels)), np.zeros(0, np.int64), report)
     steps = np.diff(ends, axis=0)[STEPS:]
     exchanges = [(0.0, 0.0)]
     if processes > 1:

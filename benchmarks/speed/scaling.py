@@ -17,6 +17,7 @@ from typing import Any
 import common
 import yaml
 
+from harness import events
 from harness.cli.common import make_plan
 from harness.launch import schedule
 from harness.records import Record, Results
@@ -70,26 +71,28 @@ def write_grid(
 def fixed_cost(runs: int = 6) -> dict[str, Any]:
     """Of trivial runs in a warm process, the one with the least beside computing; the first is left out."""
     from harness.run.execute import execute
-    from harness.run.profile import section_seconds
+    from harness.run.sections import take_sections
+    from harness.run.warm import Warm
 
-    measured = []
+    measured, warm = [], Warm()
     with TemporaryDirectory() as folder:
         grid, plan = make_plan(write_grid(folder, runs), "cpu", None, None)
         options = {"save": grid.save, "device": "cpu", "force": False, "grid": grid.name, "checkpoint_every_s": 600}
         jobs = list(schedule.remaining(plan, (), results=folder, **options).jobs)
         for job in jobs:
-            marks: dict[str, float] = {}
+            marks: dict[type, float] = {}
 
-            def emit(event: str, marks: dict[str, float] = marks, **fields: Any) -> None:
-                assert event != "failed", fields
-                marks.setdefault(event, time.perf_counter())
+            def emit(event: events.FromWorker, marks: dict[type, float] = marks) -> None:
+                assert not isinstance(event, events.Failed), event
+                marks.setdefault(type(event), time.perf_counter())
 
             started = time.perf_counter()
-            seconds = section_seconds(lambda job=job, emit=emit: execute(job, emit))
+            sections, wall_s = take_sections(lambda job=job, emit=emit: execute(job, emit, warm=warm))
+            seconds = dict(sections.seconds)
             computing = sum(seconds.pop(name, 0) for name in BESIDE_STEP)
             step = sum(seconds.pop(name) for name in STEP)
-            found = {"run": seconds.pop("wall"), "computing": computing + step}
-            found |= {"to_first_step": marks["step"] - started - step, **seconds}
+            found = {"run": wall_s, "computing": computing + step}
+            found |= {"to_first_step": marks[events.Step] - started - step, **seconds}
             measured.append({f"{name}_s": value for name, value in found.items()})
     best = min(measured[1:], key=lambda found: found["run_s"] - found["computing_s"])
     return {key: round(value, 3) for key, value in best.items()}

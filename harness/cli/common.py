@@ -15,8 +15,10 @@ from rich.text import Text
 
 from dskd.config import ConfigError, require, suggest
 from harness import plugins
-from harness.grid import LABELS, Grid, Plan, expand, labels_of, matches, read_grid, resolve
+from harness.grid import Plan, expand, matches, resolve
+from harness.gridfile import Grid, read_grid
 from harness.launch.devices import kind_of
+from harness.naming import LABELS, labels_of
 from harness.text import shown
 
 GridOption = Annotated[Path, typer.Option("--grid", "-g", help="The grid file (YAML).", show_default=False)]

@@ -1,19 +1,19 @@
 """`harness compare`"""
 
+from dataclasses import replace
 from typing import Annotated
 
 import typer
 
-from dskd.config import ConfigError, require, suggest
+from dskd.config import require
 from harness.cli.common import console, listed
+from harness.cli.tables import FormatOption, MetricOption, check_format, metrics_of, print_remarks, print_tables
 
 
 def compare(
     before: Annotated[str, typer.Argument(metavar="A", help="A results folder, or RUNS@COMMIT.", show_default=False)],
     after: Annotated[str, typer.Argument(metavar="B", help="The one that is compared with it.", show_default=False)],
-    metric: Annotated[
-        str | None, typer.Option(help="Metrics, as records name them: image_auroc,pixel_ap,aupro_0.05.")
-    ] = None,
+    metric: MetricOption = None,
     ignore: Annotated[
         str, typer.Option(metavar="SETTINGS", help="Settings in which matched runs may differ: precision,train.lr.")
     ] = "",
@@ -21,7 +21,7 @@ def compare(
         float | None,
         typer.Option(metavar="POINTS", help="Exit with 1 if a metric fell by more, beyond noise: -0.5."),
     ] = None,
-    output: Annotated[str, typer.Option("--format", help="table, markdown, csv, latex or json.")] = "table",
+    output: FormatOption = "table",
 ) -> None:
     """Compare two results folders, or two commits in one (RUNS@0123abc RUNS@4567def), run by run.
 
@@ -31,28 +31,18 @@ def compare(
     found a regression, 2 wrong usage or input.
     """
     from harness.leaderboard import compare as library
-    from harness.leaderboard.frame import SHOWN
-    from harness.leaderboard.render import FORMATS, print_sections, remarks
 
-    formats = ["table", *FORMATS]
-    if output not in formats:
-        raise ConfigError(f"--format: {output!r} is not possible; {suggest(output, formats)}")
+    check_format(output)
     require(
         fail_on is None or fail_on <= 0,
         f"--fail-on: {fail_on} is not possible; write the points that a metric may fall by, such as -0.5",
     )
     sides = [library.read_side(text) for text in (before, after)]
-    section, _ = library.compare(*sides, SHOWN if metric is None else listed(metric), listed(ignore))
-    differences = section.tables[0]
-    if output == "table":
-        print_sections(console(), [section])
-    else:
-        del section.tables[1 if output == "csv" else len(section.tables) :]  # CSV is one table
-        typer.echo(FORMATS[output]([section]), nl=False)
-    notes = console(stderr=True)
-    for remark in (line for side in sides for line in remarks(side.found)):
-        notes.print(remark, soft_wrap=True)
-    failed = [] if fail_on is None else library.regressions(differences, fail_on)
+    section, _ = library.compare(*sides, metrics_of(metric), listed(ignore))
+    shown = section if output != "csv" else replace(section, tables=section.tables[:1])  # CSV is one table
+    print_tables([shown], output)
+    print_remarks(*(side.found for side in sides))
+    failed = [] if fail_on is None else library.regressions(section.tables[0], fail_on)
     for line in failed:
-        notes.print(f"regression: {line}", soft_wrap=True)
+        console(stderr=True).print(f"regression: {line}", soft_wrap=True)
     raise typer.Exit(1 if failed else 0)

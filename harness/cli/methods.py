@@ -13,7 +13,7 @@ from dskd.switches import Method, Train
 from harness import plugins
 from harness.backbones import remember
 from harness.cli.common import PluginOption, console
-from harness.grid import METHOD_KEYS
+from harness.gridfile import METHOD_KEYS
 from harness.spec import check_students
 
 OPTIMIZERS = {"adam": "Adam", "sgd": "SGD"}
@@ -50,14 +50,12 @@ def methods(
     with console(stderr=True).status("counting"):
         from dskd.costs import check_side, of_method
 
-        remember(backbone)
+        teacher = remember(backbone)
         check_side(backbone, image_size)
         for method in chosen:
             numbers = ("–", "–")
             try:
-                if method.encoder.backbone:
-                    remember(method.encoder.backbone)
-                check_students(method, backbone)
+                check_students(method, teacher, remember(method.encoder.backbone or backbone))
                 costs = of_method(method, backbone, image_size)
                 numbers = (f"{costs.parameters / 1e6:.3f}", f"{costs.gmac:.3f}")
             except ConfigError as error:

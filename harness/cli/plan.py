@@ -7,7 +7,6 @@ import typer
 from rich.table import Table
 
 from harness.cli.common import DevicesOption, GridOption, OnlyOption, OutOption, PluginOption, console, make_plan
-from harness.cli.screen import duration
 
 
 def plan(
@@ -19,11 +18,10 @@ def plan(
     list_runs: Annotated[bool, typer.Option("--list", help="One line for each training, with its id.")] = False,
 ) -> None:
     """Show what `harness run` would do: runs done, failed and to do, and about how long it takes. Nothing is run."""
-    from harness.grid import labels_of
     from harness.launch import schedule
     from harness.launch.devices import kind_of
+    from harness.naming import labels_of, title_of
     from harness.records import Results, damage_line
-    from harness.spec import title_of
 
     parsed, made = make_plan(grid, devices, only, plugin)
     results = Results(out / parsed.name)
@@ -54,12 +52,12 @@ def plan(
         table.add_column(column, justify="right")
     for key, counts in rows.items():
         cells = [str(counts[state]) for state in ("done", "failed", "to do")]
-        table.add_row(*key, str(counts.total()), *cells, duration(seconds[key]))
+        table.add_row(*key, str(counts.total()), *cells, schedule.duration(seconds[key]))
     terminal.print(table)
     evaluations = sum(len(training.evaluations) for training in made.trainings)
     terminal.print(
         f"{len(made.trainings)} trainings, {evaluations} evaluations, {len(made.benches)} throughput measurements; "
-        f"about {duration(sum(seconds.values()))} to do"
+        f"about {schedule.duration(sum(seconds.values()))} to do"
     )
     for remark in made.remarks():
         terminal.print(remark, soft_wrap=True, style="yellow" if "warning" in remark else None)

@@ -4,14 +4,20 @@ import contextlib
 import os
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.table import Table
 
 from dskd.config import ConfigError, require
+from harness import events
 from harness.cli.common import DevicesOption, GridOption, OnlyOption, PluginOption, console, make_plan
 from harness.cli.outputs import check_file
+from harness.job import TrainJob
+from harness.naming import title
+
+if TYPE_CHECKING:
+    from harness.run.profile import Profile
 
 
 def profile(
@@ -49,26 +55,39 @@ def profile(
             f"processes: {job.spec.processes}: harness profile does runs of one process; write processes: 1",
         )
         terminal = console()
-        import torch
-
-        from harness import events
-        from harness.launch.shards import title
-        from harness.run.execute import execute
-        from harness.run.profile import take_profile
-
-        failures: list[str] = []
-
-        def emit(event: events.FromWorker) -> None:
-            if isinstance(event, events.Failed):
-                failures.append(f"{event.reason}: {event.message}")
-
         terminal.print(f"profile of {title(job.spec)}, {job.spec.method.train.epochs} epochs ...")
-        with torch.profiler.profile() if trace else contextlib.nullcontext() as traced:
-            found = take_profile(job, lambda job: execute(job, emit))
-        if failures:
-            raise ConfigError(f"the run failed: {failures[0]}")
-        if trace:
-            traced.export_chrome_trace(str(trace))
+        found = _take(job, trace)
+    terminal.print(_table(found))
+    facts = found.facts
+    terminal.print(
+        f"{found.wall_s:.2f} s in all; {facts['device']}, {facts['precision']}, {facts['threads']} threads: "
+        f"matrix rate {found.matrix_flop_per_s / 1e9:.1f} GFLOP/s, copy rate {found.copy_bytes_per_s / 1e9:.1f} GB/s"
+    )
+
+
+def _take(job: TrainJob, trace: Path | None) -> "Profile":
+    """Do the job in this process. Raises ConfigError if it fails."""
+    import torch
+
+    from harness.run.execute import execute
+    from harness.run.profile import take_profile
+
+    failures: list[str] = []
+
+    def emit(event: events.FromWorker) -> None:
+        if isinstance(event, events.Failed):
+            failures.append(f"{event.reason}: {event.message}")
+
+    with torch.profiler.profile() if trace else contextlib.nullcontext() as traced:
+        found = take_profile(job, lambda job: execute(job, emit))
+    if failures:
+        raise ConfigError(f"the run failed: {failures[0]}")
+    if trace:
+        traced.export_chrome_trace(str(trace))
+    return found
+
+
+def _table(found: "Profile") -> Table:
     table = Table("section")
     for name in ("seconds", "share", "calls", "GFLOP/s", "of matrix rate", "GB/s", "of copy rate"):
         table.add_column(name, justify="right")
@@ -77,9 +96,4 @@ def profile(
         for reached, best in ((line.flop_per_s, found.matrix_flop_per_s), (line.bytes_per_s, found.copy_bytes_per_s)):
             cells += ["", ""] if reached is None else [f"{reached / 1e9:.1f}", f"{100 * reached / best:.0f} %"]
         table.add_row(line.name, *cells)
-    terminal.print(table)
-    facts = found.facts
-    terminal.print(
-        f"{found.wall_s:.2f} s in all; {facts['device']}, {facts['precision']}, {facts['threads']} threads: "
-        f"matrix rate {found.matrix_flop_per_s / 1e9:.1f} GFLOP/s, copy rate {found.copy_bytes_per_s / 1e9:.1f} GB/s"
-    )
+    return table

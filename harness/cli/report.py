@@ -1,14 +1,20 @@
 """`harness report`"""
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from dskd.config import ConfigError, require
 from harness.cli.common import console, listed
 from harness.cli.outputs import check_file
+from harness.cli.tables import PublishedFileOption, PublishedOption, WhereOption, metrics_of, print_remarks
 from harness.files import write_atomic
+
+if TYPE_CHECKING:
+    from harness.leaderboard.frame import Found
+    from harness.leaderboard.report import Part
 
 
 def report(
@@ -19,10 +25,7 @@ def report(
     by: Annotated[
         str, typer.Option(help="Row keys: method, backbone, seed or a setting (train.epochs).")
     ] = "method,backbone",
-    where: Annotated[
-        list[str] | None,
-        typer.Option(metavar="KEY=VALUE", help="Only these: method=dskd, category!=tile; may be given again."),
-    ] = None,
+    where: WhereOption = None,
     metric: Annotated[
         str | None, typer.Option(help="Metrics, as records name them: image_auroc,pixel_ap; the first one leads.")
     ] = None,
@@ -31,12 +34,8 @@ def report(
     figures: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Write every chart as SVG and PDF into this folder too.")
     ] = None,
-    published: Annotated[
-        bool, typer.Option("--published", help="Add published values and the distance from them.")
-    ] = False,
-    published_file: Annotated[
-        Path | None, typer.Option(help="A CSV of published values of your own, added to those that ship.")
-    ] = None,
+    published: PublishedOption = False,
+    published_file: PublishedFileOption = None,
     allow_mixed: Annotated[
         bool, typer.Option("--allow-mixed", help="Several protocols (sizes, weights, test images): a part for each.")
     ] = False,
@@ -49,9 +48,8 @@ def report(
     Pictures are those that `save: {maps: 8}` in the grid left; curves of a metric need `evaluate.at`. The page names
     no host and holds no traceback.
     """
-    from harness.leaderboard.frame import SHOWN, load
+    from harness.leaderboard.frame import load
     from harness.leaderboard.published import read
-    from harness.leaderboard.render import remarks
     from harness.leaderboard.table import boards
 
     require(pictures >= 0, f"--pictures: {pictures} is not possible; write 0 or more")
@@ -62,16 +60,26 @@ def report(
     except OSError as error:
         raise ConfigError(f"{folder} cannot be written ({error.strerror}); name another folder") from None
     try:
-        from harness.leaderboard.report import gather, render, save_figures
+        from harness.leaderboard.report import gather
     except ModuleNotFoundError as error:
         raise ConfigError(f"{error.name} is not installed; pip install 'dskd-harness[report]' brings it") from None
     keys = listed(by)
     require("category" not in keys, "--by: the page has every category apart already; leave category out")
     found = load(runs)
-    metrics = listed(metric) if metric is not None else SHOWN
-    made, fine = (boards(found, wanted, metrics, where or (), allow_mixed) for wanted in (keys, [*keys, "category"]))
+    made, fine = (
+        boards(found, wanted, metrics_of(metric), where or (), allow_mixed) for wanted in (keys, [*keys, "category"])
+    )
     values = read(published_file) if published or published_file else None
-    parts = gather(made, fine, values, pictures)
+    _write(gather(made, fine, values, pictures), found, runs, title, out, figures)
+    print_remarks(found)
+
+
+def _write(
+    parts: "Sequence[Part]", found: "Found", runs: Sequence[Path], title: str, out: Path, figures: Path | None
+) -> None:
+    """The page, and the charts where a folder for them was named; says what was written."""
+    from harness.leaderboard.report import render, save_figures
+
     try:  # a disk that is full
         write_atomic(out, render(parts, found, runs, title))
         drawn = save_figures(figures, parts) if figures else []
@@ -82,6 +90,3 @@ def report(
     terminal.print(f"{out}: {out.stat().st_size / 1e6:.1f} MB, open it in a browser", soft_wrap=True)
     if drawn:
         terminal.print(f"{figures}: {len(drawn)} figures, each as SVG and PDF", soft_wrap=True)
-    notes = console(stderr=True)
-    for remark in remarks(found):
-        notes.print(remark, soft_wrap=True)

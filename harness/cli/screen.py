@@ -14,7 +14,8 @@ from rich.text import Text
 from harness import events
 from harness.environment import utc_now
 from harness.job import Job
-from harness.launch.shards import title
+from harness.launch.schedule import duration
+from harness.naming import title
 from harness.text import one_line
 
 # How a run's time divides over its phases, roughly: enough for a bar that never runs backwards.
@@ -178,11 +179,3 @@ def _number(key: str, value: float | None) -> str:
     if value is None:
         return "undefined"
     return f"{100 * value:.1f}" if key.endswith("auroc") else f"{value:.4g}"
-
-
-def duration(seconds: float) -> str:
-    """`45 s`, `12 min`, `3 h 05 min`"""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02d} min"

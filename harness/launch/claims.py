@@ -14,11 +14,14 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from harness import schema
 from harness.files import write_atomic
 from harness.run_folder import RunFolder
+from harness.shapes import MisfitError, checker, load, require_shape
 
 STALE_S = 120.0  # without a sign of life a claim's supervisor is gone
 AHEAD_S = 10.0  # a claim from further in the future is of before a clock was set back: nobody renews it
+_CLAIM = checker(schema.CLAIM)
 
 
 def whoami() -> dict[str, Any]:
@@ -116,12 +119,11 @@ class Claims:
         """A claim and its age in seconds; None for one that is being written this moment, torn, or none at all."""
         age_s = time.time() + self._ahead_s - path.stat().st_mtime
         try:
-            claim = json.loads(path.read_text())
-        except (ValueError, RecursionError):
+            claim = load(path.read_bytes())
+            require_shape(claim, _CLAIM)
+        except MisfitError:
             return None, age_s
-        kinds = {"host": str, "pid": int, "restart": int}
-        whole = isinstance(claim, dict) and all(isinstance(claim[key], kinds[key]) for key in kinds if key in claim)
-        return claim if whole else None, age_s
+        return claim, age_s
 
     @functools.cached_property
     def _ahead_s(self) -> float:

@@ -1,7 +1,8 @@
-"""Commands of SLURM: submission that survives a busy controller, and a snapshot of the queue."""
+"""This place in a cluster: commands of SLURM that survive a busy controller, and what a job sees of where it is."""
 
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import time
@@ -10,7 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from dskd.config import ConfigError, require
-from harness.launch.slurm import first_error, is_transient
+from harness.launch.slurm import SUBMISSION, first_error, is_transient
 
 ATTEMPTS = 6
 PATIENCE_S = 60.0
@@ -120,3 +121,37 @@ def snapshot(jobs: Collection[str]) -> dict[str, tuple[str, str]] | None:
 def _rows(text: str, jobs: Collection[str]) -> dict[str, tuple[str, str]]:
     rows: Sequence[list[str]] = [line.split("|") for line in text.splitlines()]
     return {row[0]: (row[1], row[2]) for row in rows if len(row) == 3 and row[0].split("_")[0] in jobs}
+
+
+def slurm_id() -> str:
+    """`12`, or `12_3` for an element of an array; empty outside of SLURM."""
+    array = os.environ.get("SLURM_ARRAY_JOB_ID")
+    return f"{array}_{os.environ.get('SLURM_ARRAY_TASK_ID')}" if array else os.environ.get("SLURM_JOB_ID", "")
+
+
+def this_node() -> str:
+    """The name that the other nodes of the job know this one by."""
+    return os.environ.get("SLURMD_NODENAME") or os.uname().nodename
+
+
+def free_port(job: int) -> int:
+    """The first free port of this machine from one that the job's number gives: jobs that share a node seldom meet."""
+    start = 20000 + job * 16 % 12000
+    for port in range(start, start + 1000):
+        with socket.socket() as probe:
+            try:
+                probe.bind(("", port))
+            except OSError:
+                continue
+            return port
+    raise RuntimeError(f"ports {start} to {start + 999} are all taken")
+
+
+def check_submission(results: Path) -> None:
+    """Raises ConfigError in a job of `harness submit` whose results folder is not the one that was submitted for."""
+    token = os.environ.get(SUBMISSION)
+    require(
+        token is None or (results / token).exists(),
+        f"--out: {results} on {os.uname().nodename} is not the folder that `harness submit` saw; name one on a file "
+        "system that the compute nodes share",
+    )

@@ -18,8 +18,11 @@ MOST_WORKERS = 1024  # on the CPU
 class Slot:
     """Where one worker process may run.
 
-    `visible`: what CUDA_VISIBLE_DEVICES must be for it, none for a CPU; `cpus`: the cores that it is pinned to;
-    `threads`: that it computes with; `node`: of a SLURM job whose runs span nodes, 0 for this machine.
+    Args:
+        visible: what CUDA_VISIBLE_DEVICES must be for it, None for a CPU.
+        cpus: the cores that it is pinned to.
+        threads: so many it computes with.
+        node: of a SLURM job whose runs span nodes, 0 for this machine.
     """
 
     name: str

@@ -17,8 +17,8 @@ from typing import Any
 from harness import plugins
 from harness.events import Failed
 from harness.foreign import log_tail
-from harness.job import GroupKind, Job
-from harness.launch import channel, slurm
+from harness.job import STOP, GroupKind, Job
+from harness.launch import channel, cluster, slurm
 from harness.launch.devices import Slot
 
 # A training step allocates and frees the same large tensors again and again. By default glibc maps and unmaps each of
@@ -91,7 +91,7 @@ class Group:
 
     def stop(self) -> None:
         """Ask the ranks to end what they are at."""
-        self._send(json.dumps({"kind": "stop"}).encode())
+        self._send(STOP)
 
     def reap(self) -> str:
         """How it died, with its own exit code if it is on its way out and not that of our kill."""
@@ -155,8 +155,12 @@ STILLBORN, STILLBORN_LATER = 2, 5
 
 @dataclass
 class Place:
-    """Slots that a group of workers runs on, one after the other. `last`: affinity of the job that was done there last;
-    `stillborn`: groups in a row that could not start; `proven`: whether one ever could.
+    """Slots that a group of workers runs on, one group after the other.
+
+    Args:
+        last: affinity of the job that was done there last.
+        stillborn: so many groups in a row could not start.
+        proven: whether one ever could.
     """
 
     slots: tuple[Slot, ...]
@@ -188,7 +192,7 @@ def start(slots: tuple[Slot, ...], kind: GroupKind, door: channel.Door, scratch:
         environment["CUDA_VISIBLE_DEVICES"] = ",".join(slot.visible or "" for slot in slots) if slots[0].visible else ""
     command = [sys.executable, *WORKER]
     if nodes > 1:
-        host, port = slurm.this_node(), slurm.free_port(int(os.environ["SLURM_JOB_ID"]))
+        host, port = cluster.this_node(), cluster.free_port(int(os.environ["SLURM_JOB_ID"]))
         command = [*slurm.launcher(sys.executable, nodes, kind.processes // nodes, host, port), *WORKER]
     elif kind.processes > 1:
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from harness.foreign import Damaged
 from harness.launch.cluster import snapshot
-from harness.launch.shards import Planned, Running, Shard, read_plan, read_shards, read_submissions
+from harness.launch.progress import Planned, Running, Supervisor, read_plan, read_submissions, read_supervisors
 from harness.launch.slurm import meaning
 from harness.records import Failure, Results
 
@@ -17,7 +17,7 @@ SILENT_S = 120.0  # a supervisor that has written nothing for so long is gone, u
 
 @dataclass(frozen=True)
 class Run:
-    """`note`: how far, why it waits, or why it failed."""
+    """A training of the grid. `note`: how far, why it waits, or why it failed."""
 
     id: str
     title: str
@@ -27,14 +27,22 @@ class Run:
 
 @dataclass(frozen=True)
 class Seen:
-    """What is known of a results folder. `queue`: state and reason by element, None without SLURM. `damaged` records,
-    whose runs are to be done again, and other files that were passed over (`skipped`).
+    """What is known of a results folder.
+
+    Args:
+        done: ids of works that have a record.
+        failures: by id the last attempt of works without one.
+        supervisors: each with the seconds since it was heard of.
+        submissions: journals of `harness submit`, the newest last.
+        queue: state and reason by element of SLURM's jobs, None without SLURM.
+        damaged: records whose runs are to be done again.
+        skipped: other files that were passed over.
     """
 
     plan: Sequence[Planned]
     done: Collection[str]
     failures: Mapping[str, Failure] = field(default_factory=dict)
-    shards: Sequence[tuple[Shard, float]] = ()
+    supervisors: Sequence[tuple[Supervisor, float]] = ()
     submissions: Sequence[Mapping[str, Any]] = ()
     queue: Mapping[str, tuple[str, str]] | None = None
     damaged: Sequence[Damaged] = ()
@@ -55,17 +63,17 @@ def look(folder: Path, queue: Mapping[str, tuple[str, str]] | None = None) -> Se
         plan = [Planned(one, f"{failure.kind} {one}", (one,)) for one, failure in failures.items()]
         others = [*survey.done, *(each.folder.name for each in survey.damaged)]
         plan += [Planned(one, one, (one,)) for one in others if one not in failures]
-    submissions, shards = read_submissions(folder, damaged), read_shards(folder, damaged)
+    submissions, supervisors = read_submissions(folder, damaged), read_supervisors(folder, damaged)
     if queue is None:
         jobs = {job["id"] for one in submissions for job in one["jobs"]}
-        queue = snapshot(jobs | {shard.job.split("_")[0] for shard, _ in shards if shard.job})
-    return Seen(plan, survey.done, failures, shards, submissions, queue, survey.damaged, damaged)
+        queue = snapshot(jobs | {one.job.split("_")[0] for one, _ in supervisors if one.job})
+    return Seen(plan, survey.done, failures, supervisors, submissions, queue, survey.damaged, damaged)
 
 
 def overview(seen: Seen) -> list[Run]:
     """The state of every run of the plan. Pure."""
-    live = [shard for shard, age_s in seen.shards if _lives(shard, age_s, seen.queue)]
-    running = {run.id: f"{_progress(run)}  ({_place(shard)})" for shard in live for run in shard.running}
+    live = [one for one, age_s in seen.supervisors if _lives(one, age_s, seen.queue)]
+    running = {run.id: f"{_progress(run)}  ({_place(one)})" for one in live for run in one.running}
     submitted = {job["id"] for submission in seen.submissions for job in submission["jobs"]}
     element_of = {
         run_id: f"{job['id']}_{int(number) - job['offset']}"
@@ -76,7 +84,7 @@ def overview(seen: Seen) -> list[Run]:
         for run_id in run_ids
     }
     # Of those that nobody has said who does which: whoever has runs left may come to them.
-    others = [shard for shard in live if shard.job.split("_")[0] not in submitted]
+    others = [one for one in live if one.job.split("_")[0] not in submitted]
     next_in = next((_place(one) for one in others if one.finished + len(one.running) < one.total), None)
     return [_state(run, seen, running.get(run.id), element_of.get(run.id), next_in) for run in seen.plan]
 
@@ -109,13 +117,13 @@ def _progress(run: Running) -> str:
     return f"{run.phase} {run.note or f'{100 * run.share:.0f} %'}"
 
 
-def _place(shard: Shard) -> str:
-    return f"{shard.host}, job {shard.job}" if shard.job else shard.host
+def _place(supervisor: Supervisor) -> str:
+    return f"{supervisor.host}, job {supervisor.job}" if supervisor.job else supervisor.host
 
 
-def _lives(shard: Shard, age_s: float, queue: Mapping[str, tuple[str, str]] | None) -> bool:
-    if shard.job and queue is not None and shard.job in queue:
-        return meaning(queue[shard.job][0]).kind == "running"
+def _lives(supervisor: Supervisor, age_s: float, queue: Mapping[str, tuple[str, str]] | None) -> bool:
+    if supervisor.job and queue is not None and supervisor.job in queue:
+        return meaning(queue[supervisor.job][0]).kind == "running"
     return age_s <= SILENT_S
 
 

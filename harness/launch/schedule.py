@@ -183,14 +183,6 @@ def _student_trunk(record: Record) -> str:
     return record.spec["method"].get("encoder", {}).get("backbone") or record.spec["backbone"]
 
 
-def affinity(job: Job) -> tuple[object, ...]:
-    """Jobs of equal affinity share what a worker keeps from run to run: images, teacher and its features."""
-    if isinstance(job, BenchJob):
-        return (job.spec.backbone, job.spec.image_size, job.spec.precision)
-    spec = job.spec
-    return (spec.backbone, spec.weights, spec.data, spec.side, spec.precision, spec.method.train.batch_size)
-
-
 def take(pending: Mapping[int, Item], last: object) -> int:
     """Which of the pending jobs a free worker does next, by its key in `pending`. Pure; never none of several.
 
@@ -225,3 +217,11 @@ def _rate(record: Record, device_type: str) -> float | None:
         return training_gmac(from_mapping(TrainSpec, record.spec)) / seconds or None
     except (ConfigError, TypeError, AttributeError, ArithmeticError):
         return None
+
+
+def duration(seconds: float) -> str:
+    """`45 s`, `12 min`, `3 h 05 min`"""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02d} min"

@@ -1,11 +1,9 @@
-"""What SLURM is told and what it says: batch scripts, arrays, states, times; and what a job sees of its own place."""
+"""What SLURM is told and what it says: batch scripts, arrays, states, times. Pure."""
 
 import itertools
 import math
-import os
 import re
 import shlex
-import socket
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -253,31 +251,3 @@ def launcher(python: str, nodes: int, processes: int, host: str, port: int) -> l
     # A rank that dies on one node is told to the launchers of the others, but a node that is gone is not.
     step = ["srun", f"--nodes={nodes}", f"--ntasks={nodes}", "--ntasks-per-node=1", "--kill-on-bad-exit=1"]
     return [*step, "bash", "-c", ranks, python]
-
-
-def this_node() -> str:
-    """The name that the other nodes of the job know this one by."""
-    return os.environ.get("SLURMD_NODENAME") or os.uname().nodename
-
-
-def free_port(job: int) -> int:
-    """The first free port of this machine from one that the job's number gives: jobs that share a node seldom meet."""
-    start = 20000 + job * 16 % 12000
-    for port in range(start, start + 1000):
-        with socket.socket() as probe:
-            try:
-                probe.bind(("", port))
-            except OSError:
-                continue
-            return port
-    raise RuntimeError(f"ports {start} to {start + 999} are all taken")
-
-
-def check_submission(results: Path) -> None:
-    """Raises ConfigError in a job of `harness submit` whose results folder is not the one that was submitted for."""
-    token = os.environ.get(SUBMISSION)
-    require(
-        token is None or (results / token).exists(),
-        f"--out: {results} on {os.uname().nodename} is not the folder that `harness submit` saw; name one on a file "
-        "system that the compute nodes share",
-    )

@@ -5,46 +5,35 @@ import logging
 import os
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
 from harness import events
-from harness.job import Job, TrainJob, encode, group_of
+from harness.job import Job, TrainJob, affinity, encode, group_of
 from harness.launch import channel
+from harness.launch.cluster import this_node
 from harness.launch.group import Group, Place, start
 from harness.launch.interrupts import interrupts
 from harness.launch.keeper import Keeper
-from harness.launch.schedule import Item, Phase, affinity, take
-from harness.launch.shards import title
-from harness.launch.slurm import this_node
+from harness.launch.schedule import Item, Phase, take
+from harness.launch.verdict import Limits, is_tried_again
+from harness.naming import title
 from harness.records import Results
 
 OnEvent = Callable[[Job, events.Event], None]
 log = logging.getLogger(__name__)
 REMIND_S = 60.0  # between two words on what is waited for
 TOUCH_S = 10.0  # between two signs of life of this supervisor, and looks for what others left behind
-# Reasons that another attempt may not meet again: neither the data nor the recipe will have changed.
-RETRIED = frozenset({"crashed", "timeout", "out_of_memory", "interrupted"})
 
 
 class WorkerError(RuntimeError):
     """Workers cannot start on any place; the message has the end of their output."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Limits:
-    """`retries`: further attempts of a run after a reason of RETRIED; `timeout_s`: of one job, None for none."""
-
-    retries: int = 1
-    timeout_s: float | None = None
-
-
-def supervise(
-    phases: Sequence[Phase], listeners: Sequence[OnEvent], results: Results, limits: Limits = Limits()
-) -> bool:
+def supervise(phases: Sequence[Phase], listeners: Sequence[OnEvent], results: Results, limits: Limits) -> bool:
     """Do the jobs of the phases, one phase after the other, on all their places at once.
 
     A worker that dies, hangs, takes too long or sends what is no event costs the job it was at and is replaced; a place
@@ -272,9 +261,8 @@ class _Supervisor:
             case events.Done(leaving):
                 if group.rank_finished():
                     self._tell_failures(group)
-                    retry = group.failed & RETRIED if not self.stopping else set()
                     group.job = None
-                    self._finish(number, job, again=bool(retry) and self._may_retry(number))
+                    self._finish(number, job, again=self._is_tried_again(number, group.failed))
                     # Somebody else told it to leave; or what ran it out of memory may be left in it for the next job.
                     if leaving or "out_of_memory" in group.failed:
                         self._end_group(group)
@@ -287,12 +275,12 @@ class _Supervisor:
                 self._tell(job, event)
         return True
 
-    def _may_retry(self, number: int) -> bool:
-        return self.attempts.get(number, 0) < self.limits.retries
+    def _is_tried_again(self, number: int, reasons: Collection[str]) -> bool:
+        return is_tried_again(reasons, self.attempts.get(number, 0), self.limits, self.stopping)
 
     def _tell_failure(self, number: int, job: Job, event: events.Failed) -> None:
-        retry = event.reason in RETRIED and self._may_retry(number) and not self.stopping
-        self._tell(job, events.Retrying(**vars(event)) if retry else event)
+        again = self._is_tried_again(number, [event.reason])
+        self._tell(job, events.Retrying(**vars(event)) if again else event)
 
     def _tell_failures(self, group: Group) -> None:
         """What its processes failed at. Of several process 0 tells, any other one where that could not any more."""
@@ -349,8 +337,8 @@ class _Supervisor:
         if spec is not None and not told:  # the one it was at; those after it were not tried
             message = self.keeper.put_down(spec, job, group.attempts, reason, how, group.peaks)
             self._tell_failure(number, job, events.Failed(spec.id, reason, message))
-        retry = spec is not None and not self.stopping and (not told or bool(group.failed & RETRIED))
-        self._finish(number, job, again=retry and self._may_retry(number))
+            group.failed.add(reason)
+        self._finish(number, job, again=spec is not None and self._is_tried_again(number, group.failed))
 
     def _count_stillborn(self, place: Place, job: Job, how: str, output: str = "") -> None:
         """Of a group that could not start for the job. Raises WorkerError where no place is left."""

@@ -1,7 +1,7 @@
 """The worker process: `python -m harness.launch.worker`, started by a supervisor; takes jobs until it is told to leave.
 
-A message `{"kind": "stop"}` and the signals USR1 and TERM end the job it is at as `interrupted`; after TERM it
-leaves, which its event `Done` tells.
+The message STOP and the signals USR1 and TERM end the job it is at as `interrupted`; after TERM it leaves, which its
+event `Done` tells.
 """
 
 import ctypes
@@ -16,6 +16,7 @@ import time
 from pathlib import Path
 
 from harness import events
+from harness.job import STOP, decode
 from harness.launch import channel
 from harness.run_folder import RunFolder
 
@@ -40,13 +41,10 @@ def pin() -> None:
         os.sched_setaffinity(0, shares[int(os.environ.get("LOCAL_RANK", "0"))])
 
 
-def main() -> None:
-    die_with_parent()
-    pin()
-    connection = channel.connect()
+def listen(connection: channel.Connection, stop: threading.Event) -> queue.SimpleQueue[bytes]:
+    """The jobs as they come in, LEAVE after the last; `stop` is set where the one that is on shall end."""
     jobs: queue.SimpleQueue[bytes] = queue.SimpleQueue()
     signals: queue.SimpleQueue[int] = queue.SimpleQueue()
-    stop = threading.Event()
 
     def read() -> None:
         while True:
@@ -54,7 +52,7 @@ def main() -> None:
                 message = connection.recv_bytes()
             except (EOFError, OSError):
                 os._exit(0)  # the supervisor is gone: nobody waits for a result, and what is published is published
-            if json.loads(message)["kind"] == "stop":
+            if message == STOP:
                 stop.set()
             else:
                 stop.clear()  # that was meant for the job before; in this order none for the new one is missed
@@ -71,7 +69,15 @@ def main() -> None:
         signal.signal(number, lambda number, _frame: signals.put(number))
     for target in (read, obey):
         threading.Thread(target=target, daemon=True).start()
+    return jobs
 
+
+def main() -> None:
+    die_with_parent()
+    pin()
+    connection = channel.connect()
+    stop = threading.Event()
+    jobs = listen(connection, stop)
     sending = threading.Lock()
 
     def emit(event: events.FromWorker) -> None:
@@ -88,17 +94,18 @@ def main() -> None:
 
     # Imported after the hello: torch and friends take seconds, in which the supervisor already knows this worker.
     from harness import plugins
-    from harness.job import decode
     from harness.run.execute import execute
+    from harness.run.warm import Warm
 
     plugins.load(plugins.handed_down())  # a job may name what they bring
     logging.basicConfig(format="%(asctime)s %(message)s")
     logging.getLogger("harness").setLevel(logging.INFO)
+    warm = Warm()
     emit(events.Ready())
     for message in iter(jobs.get, LEAVE):
         job = decode(message)
         log_to(RunFolder(Path(job.results) / job.spec.id).log)
-        execute(job, emit, stop)
+        execute(job, emit, stop, warm)
         emit(events.Done(leaving=not jobs.empty()))  # the next job comes after this event
 
 

@@ -22,7 +22,7 @@ from harness.leaderboard.frame import (
     speeds,
     variants,
 )
-from harness.leaderboard.render import Section
+from harness.leaderboard.sections import Section
 from harness.leaderboard.statistics import caution
 from harness.leaderboard.table import SPREAD, Cell, Column, Table
 

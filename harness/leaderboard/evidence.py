@@ -11,7 +11,7 @@ from harness.foreign import Damaged
 from harness.leaderboard import statistics
 from harness.leaderboard.frame import training_key
 from harness.leaderboard.statistics import LEAST_CATEGORIES, Pair
-from harness.leaderboard.table import SPREAD, Board, Cell, Column, Table, label, seed_means, with_interval
+from harness.leaderboard.table import HOLE, SPREAD, Board, Cell, Column, Table, label, seed_means, with_interval
 from harness.records import Record
 from harness.run_folder import RunFolder, Score, read_metrics, read_scores
 
@@ -202,7 +202,7 @@ def difference_cells(pairs: Sequence[Pair]) -> dict[str, Cell]:
         "difference": with_interval(found.mean, found.interval, sign=found.sign),
         "probability": with_interval(*probability),
         "pairs": Cell(sum(len(pair.first) for pair in pairs)),
-        "over": Cell(found.over or "–"),
+        "over": Cell(found.over or HOLE),
     }
 
 

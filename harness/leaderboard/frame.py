@@ -10,11 +10,12 @@ from typing import Any
 
 import pandas as pd
 
-from dskd.config import ConfigError, require, suggest, to_mapping
+from dskd.config import ConfigError, flat, require, suggest, to_mapping
 from dskd.methods import METHODS, get_method
 from harness.foreign import Damaged
 from harness.records import Failure, FolderError, Record, Results
 from harness.run_folder import ResultsFolder, RunFolder, is_metric
+from harness.spec import EvaluateSpec, TrainSpec, later, settings
 
 LABELS = ("method", "backbone", "dataset", "category", "seed")
 METRICS = {  # in the order of tables; those of AUPRO are in a record by the limits of its evaluation
@@ -29,11 +30,12 @@ METRICS = {  # in the order of tables; those of AUPRO are in a record by the lim
 }
 SHOWN = ("image_auroc", "pixel_auroc", "aupro_0.30")  # of a table that says nothing else
 SPEED = "images_per_s"
+# Settings that records from before there were any do not hold.
+LATER = {kind: {field: to_mapping(value) for field, value in later(kind).items()} for kind in (TrainSpec, EvaluateSpec)}
 # What decides whether two numbers may stand in one table; `images` tells apart test sets of one name, and what belongs
 # to a data set alone (`data.split`) is its protocol too. The rest are settings of a model: rows of their own.
-# Settings of a training that records from before there were any do not hold.
-LATER = {"crop": 0, "evaluate_at": [], "processes": 1, "strategy": "ddp", "compile": "auto"}
-PROTOCOL = ("image_size", "crop", "weights", "precision", "images")
+_PROTOCOL = sorted((each.protocol, each.key) for each in settings(TrainSpec).values() if each.protocol)
+PROTOCOL = (*(key for _, key in _PROTOCOL), "images")
 
 
 @dataclass
@@ -239,25 +241,27 @@ def variants(lines: pd.DataFrame) -> list[str]:
 
 def _settings(record: Record, names: dict[str, str]) -> dict[str, str]:
     """All that decides the numbers of an evaluation but its labels and its test images."""
-    train = LATER | record.spec["train"]
-    weights = train["weights"]
-    settings = {
-        "image_size": train["image_size"],
-        "crop": train["crop"],
-        "weights": _weights(weights["name"], weights["sha256"], names),
+    train = record.spec["train"]
+    known = {
+        "weights": _weights(train["weights"]["name"], train["weights"]["sha256"], names),
         "precision": record.result["precision"],  # what `auto` became
-        "eval.batch_size": train["eval_batch_size"],
-        **{key: train[key] for key in ("processes", "strategy", "compile")},
-        **{f"data.{key}": value for key, value in train["data"]["options"]},
-        **_flat({key: value for key, value in train["method"].items() if key not in ("name", "map", "score")}),
-        **_flat({"map": record.spec["map"], "score": record.spec["score"]}),
-        "aupro_limits": record.spec["aupro_limits"],
-        "metrics": record.spec.get("metrics", "exact"),
     }
-    texts = {key: _text(value) for key, value in settings.items()}
+    found = {
+        **_columns(TrainSpec, train | known),
+        **{f"data.{key}": value for key, value in train["data"]["options"]},
+        **flat({key: value for key, value in train["method"].items() if key not in ("name", "map", "score")}),
+        **flat({"map": record.spec["map"], **_columns(EvaluateSpec, record.spec)}),
+    }
+    texts = {key: _text(value) for key, value in found.items()}
     # A record from before there was a switch has its default.
     defaults = defaults_of(train["method"]["name"], train["method"].get("recipe", "own"))
     return texts | {key: value for key, value in defaults.items() if key not in texts}
+
+
+def _columns(kind: type, spec: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a recorded spec of that kind, by their columns."""
+    values = LATER[kind] | spec
+    return {each.key: values[field] for field, each in settings(kind).items() if each.column}
 
 
 def _weights(name: str, sha256: str | None, names: dict[str, str]) -> str:
@@ -274,8 +278,10 @@ def defaults_of(method: str, recipe: str) -> dict[str, str]:
         config = get_method(method, recipe)
     except ConfigError:  # a recipe of another commit
         return {}
-    values = {key: value for key, value in _flat(to_mapping(config)).items() if key != "name"}
-    values |= {"recipe": "own", "metrics": "exact", **{key: LATER[key] for key in ("processes", "strategy", "compile")}}
+    values = {key: value for key, value in flat(to_mapping(config)).items() if key != "name"}
+    values |= {"recipe": "own"}
+    for kind, added in LATER.items():
+        values |= {each.key: added[field] for field, each in settings(kind).items() if field in added and each.column}
     return {key: _text(value) for key, value in values.items()}
 
 
@@ -292,7 +298,7 @@ def model_key(spec: Mapping[str, Any], result: Mapping[str, Any]) -> str:
 def training_key(train: Mapping[str, Any]) -> str:
     """What a training and its evaluations share: the spec without map and score, which are the evaluation's."""
     method = {name: value for name, value in train["method"].items() if name not in ("map", "score")}
-    return json.dumps({**LATER, **train, "method": method}, sort_keys=True)
+    return json.dumps({**LATER[TrainSpec], **train, "method": method}, sort_keys=True)
 
 
 def speeds(found: Found) -> pd.DataFrame:
@@ -312,13 +318,6 @@ def speeds(found: Found) -> pd.DataFrame:
     table = pd.DataFrame(lines, columns=["model", "method", "backbone", "device", "protocol", SPEED])
     table = table[table["protocol"] == table["protocol"].max()]
     return table.drop_duplicates(["model", "device"], keep="last", ignore_index=True)
-
-
-def _flat(mapping: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in mapping.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
-    return flat
 
 
 def _text(value: Any) -> str:

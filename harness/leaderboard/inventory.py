@@ -6,10 +6,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from dskd.config import flat
 from harness.leaderboard.evidence import labels, trainings
 from harness.leaderboard.frame import Found, metric_title, model_key
-from harness.leaderboard.render import failure_title
 from harness.leaderboard.table import Board, Cell, Column, Table
+from harness.naming import title
 from harness.records import Record
 
 MOST_RUNS = 2000  # lines of the table of runs; the folders have all
@@ -62,7 +63,7 @@ def speed(board: Board) -> Table:
             if bench.spec["device"] == "cpu" or result.get("device_type") == "cpu":
                 place += f", {bench.spec['threads']} threads"
             sweep = [f"{one['batch_size']}: {one['images_per_s']:,.1f}" for one in result.get("offline", [])]
-            values = {**_dotted(result), "parameters_mio": total / 1e6 or None, "sweep": " · ".join(sweep) or None}
+            values = {**flat(result), "parameters_mio": total / 1e6 or None, "sweep": " · ".join(sweep) or None}
             values["disturbed"] = {True: "yes", False: "no"}.get(result.get("disturbed"))
             how = result.get("precision", bench.spec["precision"]) + (", compiled" if bench.spec.get("compile") else "")
             rows.append(((name, place, how), _cells(BENCH, values)))
@@ -117,7 +118,7 @@ def failures(found: Found) -> Table:
     for failure in found.failures:
         about = {"reason": failure.reason, "message": failure.message, "at": failure.started_at}
         cells = {key: Cell(value) for key, value in about.items()}
-        rows.append(((failure.id, f"{failure.kind} {failure_title(failure)}", str(failure.attempt)), cells))
+        rows.append(((failure.id, f"{failure.kind} {title(failure.spec)}", str(failure.attempt)), cells))
     columns = [Column(key, key, "text") for key in ("reason", "message", "at")]
     return Table("failures", "Failures", ["run", "what", "attempt"], columns, rows)
 
@@ -169,13 +170,6 @@ def inputs(found: Found, lines: pd.DataFrame) -> Table:
         columns,
         sorted(seen.items(), key=lambda row: (not row[1], row[0])),
     )
-
-
-def _dotted(mapping: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in mapping.items():
-        flat |= _dotted(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
-    return flat
 
 
 def _cells(columns: Iterable[Column], values: Mapping[str, Any]) -> dict[str, Cell]:

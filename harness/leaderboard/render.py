@@ -3,7 +3,7 @@
 import csv
 import io
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from rich import box
 from rich.console import Console
@@ -12,34 +12,17 @@ from rich.text import Text
 
 from dskd.config import require
 from harness.leaderboard.frame import Found
-from harness.leaderboard.table import Board, Cell, Column, Table, protocol_line
+from harness.leaderboard.sections import Section
+from harness.leaderboard.table import HOLE, Cell, Column, Table
+from harness.naming import title
 from harness.records import Failure, skipped_lines
-from harness.spec import title_of
 from harness.text import as_json, csv_cell, latex, latex_comment, markdown, markdown_note, one_line, shown
 
 SCHEMA = 1  # of CSV and JSON: raised when a key changes its name or meaning
 MEDALS = ("🥇", "🥈", "🥉")
 KEY_WIDTH = 12  # a row's key is folded before a column is left for the next block
 BAR = 8  # characters of the bar beside a speed
-LEGEND = "shares in %; mean over categories ± 95 % interval over seeds (Student's t); best in bold"
 MOST_DAMAGED = 5  # named; the others are counted
-
-
-@dataclass(frozen=True)
-class Section:
-    """The tables of one protocol, with what is said under them."""
-
-    protocol: str
-    tables: list[Table]
-    about: dict[str, object]
-    footer: list[str]
-
-
-def section(board: Board, tables: Sequence[Table]) -> Section:
-    about = {"shared": board.shared, "seeds": board.seeds, "provenance": board.provenance}
-    return Section(
-        board.protocol, list(tables), about, [LEGEND, protocol_line(board), *board.cautions, board.provenance]
-    )
 
 
 def print_sections(console: Console, sections: Sequence[Section]) -> None:
@@ -162,16 +145,8 @@ def print_failures(console: Console, failures: Sequence[Failure]) -> None:
         said = Text(", ").join(Text(f"{count} {word}", style=style) for word, style, count in counts if count)
         console.print(said + Text(" (the same command tries them again; `harness show ID` tells more):"))
     for failure in failures:
-        text = f"  {failure.id}  {failure.kind} {failure_title(failure)}  {failure.reason}: {failure.message}"
+        text = f"  {failure.id}  {failure.kind} {title(failure.spec)}  {failure.reason}: {failure.message}"
         console.print(Text(one_line(text)), soft_wrap=True)
-
-
-def failure_title(failure: Failure) -> str:
-    spec = failure.spec.get("train", failure.spec)
-    seed = f" seed {spec['seed']}" if "seed" in spec else ""
-    where = f" {spec['data']['name']}/{spec['data']['category']}{seed}" if "data" in spec else ""
-    method = spec.get("method", {"name": "?"})
-    return f"{title_of(method['name'], method.get('recipe', 'own'))} {spec.get('backbone', '?')}{where}"
 
 
 def remarks(found: Found) -> list[str]:
@@ -189,16 +164,26 @@ def to_markdown(sections: Sequence[Section]) -> str:
         lines += [f"## {markdown(each.protocol)}", ""] if each.protocol else []
         for table in each.tables:
             lines += [f"### {markdown(table.title)}", ""] if len(each.tables) > 1 else []
-            lines += ["| " + " | ".join(map(markdown, [*table.by, *map(_title, table.columns)])) + " |"]
-            rules = [" --- " if column.unit == "text" else " ---: " for column in table.columns]
-            lines.append("|" + "|".join([*[" --- "] * len(table.by), *rules]) + "|")
-            best = best_of(table)
-            for key, cells in table.rows:
-                texts = [marked(best, column, cells.get(column.key), "**{}**", markdown) for column in table.columns]
-                lines.append("| " + " | ".join(part or " " for part in (*map(markdown, key), *texts)) + " |")
-            lines += ["", *(f"{markdown_note(note)}  " for note in table.notes), *([""] if table.notes else [])]
+            lines += [
+                *markdown_table(table),
+                "",
+                *(f"{markdown_note(note)}  " for note in table.notes),
+                *([""] if table.notes else []),
+            ]
         lines += [*(f"{markdown_note(line)}  " for line in each.footer), ""]
     return "\n".join(lines[:-1]) + "\n"
+
+
+def markdown_table(table: Table) -> list[str]:
+    """The lines of the table alone, without title and notes."""
+    rules = [" --- " if column.unit == "text" else " ---: " for column in table.columns]
+    lines = ["| " + " | ".join(map(markdown, [*table.by, *map(_title, table.columns)])) + " |"]
+    lines.append("|" + "|".join([*[" --- "] * len(table.by), *rules]) + "|")
+    best = best_of(table)
+    for key, cells in table.rows:
+        texts = [marked(best, column, cells.get(column.key), "**{}**", markdown) for column in table.columns]
+        lines.append("| " + " | ".join(part or " " for part in (*map(markdown, key), *texts)) + " |")
+    return lines
 
 
 def to_latex(sections: Sequence[Section]) -> str:
@@ -306,7 +291,7 @@ def _wins(best: Mapping[str, str], column: Column, cell: Cell | None) -> bool:
 def cell_text(column: Column, cell: Cell | None) -> str:
     """As people read it: `87.5 ± 2.2`, `+1.2 [-0.3, +2.9]`, `65.0 [5/6] †1 (68.8)`."""
     if cell is None or cell.value is None:
-        return "–"
+        return HOLE
     text = _number(column, cell) + _interval(column, cell)
     if not cell.whole:
         text += f" [{cell.runs}/{cell.expected}]"
@@ -320,15 +305,15 @@ def _number(column: Column, cell: Cell, value: float | str | None = None) -> str
     value = cell.value if value is None else value
     match column.unit:
         case "share":
-            return f"{100 * float(value):.1f}"
+            return f"{100 * float(value):.{column.digits}f}"
         case "points":
-            return f"{100 * float(value):+.1f}"
+            return f"{100 * float(value):+.{column.digits}f}"
         case "speed":
             return f"{float(value):,.0f}" if float(value) >= 100 else f"{float(value):.1f}"
         case "p":
             return "<0.001" if float(value) < 0.001 else f"{float(value):.3f}"
         case "number":
-            return f"{value}" if isinstance(value, int) else f"{float(value):.2f}"
+            return f"{value}" if isinstance(value, (int, str)) else f"{float(value):.2f}"
     return str(value)
 
 

@@ -15,8 +15,8 @@ from harness.leaderboard import evidence, gallery, inventory, plots
 from harness.leaderboard.evidence import labels
 from harness.leaderboard.figures import Figure, Key, Names, figures
 from harness.leaderboard.frame import SPEED, Found, metric_title
-from harness.leaderboard.render import LEGEND, best_of, cell_text, marked, remarks, without_constants
-from harness.leaderboard.sections import NAMES, make_sections
+from harness.leaderboard.render import best_of, cell_text, marked, remarks, without_constants
+from harness.leaderboard.sections import LEGEND, NAMES, make_sections
 from harness.leaderboard.table import Board, Cell, Column, Table, protocol_line, scores
 from harness.text import as_json, file_name, shown
 

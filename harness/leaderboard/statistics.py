@@ -138,13 +138,20 @@ def probability_of_improvement(
 
 @dataclass(frozen=True)
 class Difference:
-    """First minus second, paired. `interval`: 95 %; None where there is nothing to tell: a single seed without scores
-    by image. `over`: what it is over, "images × seeds", "seeds" or "".
+    """First minus second, paired.
+
+    Attributes:
+        interval: 95 %; None where there is nothing to tell: a single seed without scores by image.
+        over: what the interval is over, "images × seeds", "seeds" or "".
+        spread: standard deviation (n - 1) of the seeds' differences, of a single category.
+        above: share of a bootstrap's draws above 0.
     """
 
     mean: float
     interval: Interval | None
     over: str
+    spread: float | None = None
+    above: float | None = None
 
     @property
     def sign(self) -> int:
@@ -156,7 +163,7 @@ class Difference:
 @dataclass(frozen=True)
 class Pair:
     """One category, seed by seed of both methods: (S,) values, and where they are there the scores of the same test
-    images: (S, N) of normal and (S, A) of anomalous ones, and the groups of images that are drawn together.
+    images: (S, N) of normal and (S, A) of anomalous ones.
     """
 
     first: np.ndarray

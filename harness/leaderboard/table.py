@@ -12,18 +12,24 @@ from harness.leaderboard import frame as tidy
 from harness.leaderboard.frame import SHOWN, SPEED, Found, is_protocol, metric_title
 from harness.leaderboard.statistics import Interval, caution, deviation, t_interval
 
-# How a value is written: a share in %, a difference of shares in points, images/s, a plain number, a p value, words.
+# How a value is written: a share in %, a difference of shares in points, images/s, a plain number (or a text in the
+# place of one), a p value, words.
 Unit = Literal["share", "points", "speed", "number", "p", "text"]
 Part = Literal["low", "high", "sd", "runs", "expected", "degenerate", "without_degenerate"]
+HOLE = "–"  # what a table shows where there is no value
 SPREAD: tuple[Part, ...] = ("low", "high")
 MEASURED: tuple[Part, ...] = (*SPREAD, "sd", "runs", "expected", "degenerate", "without_degenerate")
 
 
 @dataclass(frozen=True)
 class Column:
-    """`key`: in CSV and JSON; `title`: for people, a line break where the terminal may have one.
+    """What the cells of a column are.
 
-    parts: which fields of its cells beside the value belong to it. best: the highest value of the column stands out.
+    Attributes:
+        key: in CSV and JSON; title: for people, a line break where the terminal may have one.
+        parts: which fields of its cells beside the value belong to it.
+        best: the highest value of the column stands out.
+        digits: behind the point, of shares and points.
     """
 
     key: str
@@ -31,6 +37,7 @@ class Column:
     unit: Unit
     parts: tuple[Part, ...] = ()
     best: bool = False
+    digits: int = 1
 
 
 @dataclass(frozen=True)

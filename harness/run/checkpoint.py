@@ -22,10 +22,9 @@ import torch
 
 from harness.files import write_atomic
 from harness.run.device import Device
+from harness.run_folder import RunFolder
 
 FORMAT = 1
-NAME = "checkpoint.pt"
-SHARDS = "checkpoint.shards"  # of a `ShardedEngine`; a folder for each save
 SAVE, STOP = 1, 2  # what a rank may want after a step
 log = logging.getLogger(__name__)
 
@@ -87,22 +86,23 @@ class Checkpointing:
     """When and where the state of one training is saved. All ranks call its methods.
 
     Args:
-        folder: the run folder of the training; run_id: its id. A file of another run, kind of device, precision or
-            version of torch is not loaded.
-        every_s: seconds from one save to the next; stop: once it is set, the next step is the last one.
+        folder: of the training.
+        run_id: its id. A file of another run, kind of device, precision or version of torch is not loaded.
+        every_s: seconds from one save to the next.
+        stop: once it is set, the next step is the last one.
         parts: what the caller wants to be saved and restored with the training.
     """
 
     def __init__(
         self,
-        folder: Path,
+        folder: RunFolder,
         run_id: str,
         device: Device,
         every_s: float = 600.0,
         stop: threading.Event | None = None,
         parts: Parts | None = None,
     ) -> None:
-        self.path, self.shards = folder / NAME, folder / SHARDS
+        self.path, self.shards = folder.checkpoint, folder.checkpoint_shards
         self.about = {
             "format": FORMAT,
             "run": run_id,
@@ -179,11 +179,11 @@ class Checkpointing:
                 shutil.rmtree(older, ignore_errors=True)
 
 
-def discard(folder: Path) -> None:
+def discard(folder: RunFolder) -> None:
     """Remove a training's checkpoint, and what saves that were killed have left."""
-    for path in (folder / NAME, *folder.glob(f".{NAME}.*")):
+    for path in (folder.checkpoint, *folder.path.glob(f".{folder.checkpoint.name}.*")):
         path.unlink(missing_ok=True)
-    shutil.rmtree(folder / SHARDS, ignore_errors=True)
+    shutil.rmtree(folder.checkpoint_shards, ignore_errors=True)
 
 
 def check_ours(paths: Iterable[Path]) -> None:

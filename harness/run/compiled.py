@@ -12,15 +12,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch._dynamo.utils import counters
 
 from dskd.config import difference
-from dskd.distiller import Distiller
+from dskd.distiller import Distiller, Students
 from harness.environment import cpu_flags
-from harness.run.device import Device, index_of, to_images
+from harness.run.batches import index_of, to_images
+from harness.run.device import Device
 from harness.run.features import TeacherFeatures
-from harness.run.profile import section
+from harness.run.sections import section
 from harness.spec import TrainSpec
 
 Forward = Callable[[Distiller, Tensor, Sequence[Tensor]], Tensor]
@@ -31,10 +32,6 @@ STEPS_OF_A_TRIAL = {"cuda": 3}  # they are recorded at the second and used from 
 # tenth shorter and compiling takes up to a minute; other CPUs gain 4 % at most, and no GPU was measured yet.
 PAYS = {"amx": 25_000}
 log = logging.getLogger(__name__)
-_shape: tuple[Any, ...] | None = None  # of the last run that was to be compiled
-_graph: Forward | None = None  # for that shape
-_students: nn.Module | None = None  # that the runs of that shape train
-_failure = ""  # of compiling it
 
 
 def is_compiled(spec: TrainSpec, device: Device) -> bool:
@@ -48,44 +45,54 @@ def is_compiled(spec: TrainSpec, device: Device) -> bool:
     return spec.processes == 1 and passes >= PAYS.get(kind, float("inf"))
 
 
-def forward_of(
-    spec: TrainSpec, distiller: Distiller, features: TeacherFeatures, device: Device
-) -> tuple[Forward, dict[str, Any]]:
-    """The loss of a step for (model, images, teacher's features), and what the record says of it.
-
-    An incomplete batch goes through the plain one. If compiling fails (no compiler, no memory), all do: the log has the
-    reason once, the record too.
-    """
-    global _shape, _graph, _students, _failure
-    if not is_compiled(spec, device):
-        return Distiller.loss, {"compiled": False}
-    batch = spec.process_batch_size
+def shape_of(spec: TrainSpec, device: Device) -> tuple[object, ...]:
+    """What a graph depends on."""
     method = {key: value for key, value in difference(spec.method).items() if key not in ("map", "score", "train")}
-    shape = (repr(method), spec.backbone, batch, spec.side, device.precision, device.place)
-    if shape != _shape:
+    return repr(method), spec.backbone, spec.process_batch_size, spec.side, device.precision, device.place
+
+
+class Compiled:
+    """The graph of one shape, and the students that all runs of that shape train.
+
+    If compiling fails (no compiler, no memory), all steps are plain; the log has the reason once, the records too.
+
+    Args:
+        distiller: of the first run.
+    """
+
+    def __init__(self, spec: TrainSpec, distiller: Distiller, features: TeacherFeatures, device: Device) -> None:
+        self.batch, self.students, self.failure = spec.process_batch_size, distiller.students, ""
         torch._dynamo.reset()
         counters.clear()
         torch._dynamo.config.fail_on_recompile_limit_hit = True
-        _shape, _students = shape, distiller.students
-        _graph = torch.compile(_loss, dynamic=False, backend=BACKEND, mode=MODE.get(device.place.type))
+        self.graph: Forward | None = torch.compile(
+            _loss, dynamic=False, backend=BACKEND, mode=MODE.get(device.place.type)
+        )
         try:
             with section("compile"):
-                _try(_graph, distiller, features, batch, device)
+                _try(self.graph, distiller, features, self.batch, device)
         except Exception as error:  # whatever a compiler runs into, the training does not need it
-            _graph, _failure = None, " ".join(f"{type(error).__name__}: {error}".split())[:300]
-            log.warning("compiling failed, the training runs without: %s", _failure)
-    else:
-        _students.load_state_dict(distiller.students.state_dict())
-        _students.zero_grad()  # of a run that ended within a step
-        _students.method, distiller.students = distiller.method, _students
-    if _graph is None:
-        return Distiller.loss, {"compiled": False, "compile_failure": _failure}
-    graph = _graph
+            self.graph, self.failure = None, " ".join(f"{type(error).__name__}: {error}".split())[:300]
+            log.warning("compiling failed, the training runs without: %s", self.failure)
 
-    def forward(model: Distiller, images: Tensor, teacher: Sequence[Tensor]) -> Tensor:
-        return (graph if len(images) == batch else Distiller.loss)(model, images, teacher)
+    def forward(self, model: Distiller, images: Tensor, teacher: Sequence[Tensor]) -> Tensor:
+        """The loss of a step; an incomplete batch goes through the plain one."""
+        graph = self.graph if len(images) == self.batch else None
+        return (graph or Distiller.loss)(model, images, teacher)
 
-    return forward, {"compiled": True, "graphs": counters["stats"]["unique_graphs"]}
+    def started_as(self, fresh: Students) -> Students:
+        """The students to train, in the state of a run's `fresh` ones."""
+        if fresh is not self.students:
+            self.students.load_state_dict(fresh.state_dict())
+            self.students.zero_grad()  # of a run that ended within a step
+            self.students.method = fresh.method
+        return self.students
+
+    def facts(self) -> dict[str, Any]:
+        """For a record."""
+        if self.graph is None:
+            return {"compiled": False, "compile_failure": self.failure}
+        return {"compiled": True, "graphs": counters["stats"]["unique_graphs"]}
 
 
 def _loss(model: Distiller, images: Tensor, teacher: Sequence[Tensor]) -> Tensor:

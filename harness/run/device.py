@@ -1,40 +1,32 @@
 """The device of a worker: which one, at which precision, under which Accelerator, with which other processes."""
 
 import functools
-import gc
 import os
-import re
-import resource
-from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TypeVar
 
-import numpy as np
 import torch
 import torch.distributed
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 
-from dskd.backbones import IMAGENET_MEAN, IMAGENET_STD
 from harness.environment import cpu_flags, cpu_name, device_name, thread_count
 from harness.run.processes import accelerator_of, expected_type
 from harness.spec import Strategy
 
 T = TypeVar("T")
-# Of torch's allocator, of the operating system (any library's file or mapping) and of oneDNN, as seen in workers whose
-# address space was limited.
-OUT_OF_MEMORY = re.compile(r"(can't|cannot) allocate memory|could not create a primitive$", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
 class Device:
     """Where a work runs: this process's device, and the other processes (ranks) of the same run, if it has any.
 
-    `precision` is the resolved one (fp32, tf32 or bf16), never `auto`. What moves data between ranks (`share`, `sum`,
-    `gather`, `agree`, `most`, `everyones`, `wait`) is called by all of them in the same order, and does nothing in a
-    run of one process.
+    What moves data between ranks (`share`, `sum`, `gather`, `agree`, `most`, `everyones`, `wait`) is called by all of
+    them in the same order, and does nothing in a run of one process.
+
+    Attributes:
+        precision: the resolved one (fp32, tf32 or bf16), never `auto`.
     """
 
     accelerator: Accelerator
@@ -183,69 +175,3 @@ def open_device(device: str, precision: str, processes: int = 1, strategy: Strat
     if got != want:
         raise RuntimeError(f"Accelerate gave (processes, type, device, precision) {got}, asked for {want}")
     return Device(accelerator, resolved, strategy)
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Of the host or of a GPU. On the host every library says it in its own words, also through other errors."""
-    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or bool(OUT_OF_MEMORY.search(str(error)))
-
-
-def free_memory() -> None:
-    """Give back what nothing refers to any more. To be called when the error that has a hold on it is gone."""
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-
-
-def to_images(pixels: Tensor) -> Tensor:
-    """uint8 (B, H, W, 3) to normalised float32 (B, 3, H, W) in channels_last, on the pixels' device."""
-    scale, shift = _normalisation(pixels.device)
-    return (pixels.float() * scale - shift).permute(0, 3, 1, 2)
-
-
-@functools.lru_cache(maxsize=4)
-def _normalisation(device: torch.device) -> tuple[Tensor, Tensor]:
-    """Put on the device once: copied in every step, it would make the host wait for the device."""
-    scale = torch.tensor([1 / (255 * std) for std in IMAGENET_STD], device=device)
-    return scale, torch.tensor(
-        [mean / std for mean, std in zip(IMAGENET_MEAN, IMAGENET_STD, strict=True)], device=device
-    )
-
-
-def index_of(positions: np.ndarray, place: torch.device) -> Tensor:
-    """Positions as an index on the device. A GPU gets them through pinned memory: for a copy from ordinary memory the
-    host waits until the GPU has done all that it was given before.
-    """
-    index = torch.from_numpy(positions)
-    return index.pin_memory().to(place, non_blocking=True) if place.type == "cuda" else index
-
-
-def whole_batches(count: int, size: int) -> list[tuple[np.ndarray, int]]:
-    """Positions 0..count-1 in batches of exactly `size`, the last filled up by repeating; each with its real length.
-
-    A convolution's last bits may depend on the batch's shape: with one shape they do not.
-    """
-    batches = []
-    for start in range(0, count, size):
-        real = min(size, count - start)
-        batches.append((np.minimum(np.arange(start, start + size), count - 1), real))
-    return batches
-
-
-def reset_peak_memory() -> None:
-    with suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark that VmHWM shows
-    if torch.cuda.is_initialized():
-        torch.cuda.reset_peak_memory_stats()
-
-
-def peak_memory() -> dict[str, float]:
-    """Peak memory in MiB since `reset_peak_memory`: of the process on the host, and of the allocator on a GPU."""
-    peak_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    with suppress(OSError):
-        status = Path("/proc/self/status").read_text()
-        peak_kib = int(status.split("VmHWM:")[1].split()[0])
-    peaks = {"peak_host_memory_mib": round(peak_kib / 1024, 1)}
-    if torch.cuda.is_initialized():
-        peaks["peak_device_memory_mib"] = round(torch.cuda.max_memory_allocated() / 2**20, 1)
-    return peaks

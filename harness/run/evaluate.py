@@ -1,9 +1,11 @@
 """Maps, scores and metrics of trained students on the test images, for several variants over one pass of the
-networks.
+networks: after a training, and along it.
 """
 
+import logging
 import os
 import tempfile
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,10 +16,34 @@ import torch
 
 from dskd.anomaly_map import Discrepancies, anomaly_map, calibrate, image_scores
 from dskd.distiller import Distiller, needs_features
+from harness.data import images
 from harness.run import metrics, streaming
-from harness.run.device import Device, to_images, whole_batches
-from harness.run.profile import section
-from harness.spec import EvaluateSpec
+from harness.run.batches import deal, received, to_images, whole_batches
+from harness.run.device import Device
+from harness.run.memory import largest_that_fits
+from harness.run.sections import section
+from harness.run_folder import Score
+from harness.spec import EvaluateSpec, TrainSpec
+
+log = logging.getLogger(__name__)
+
+
+class TestSet:
+    """The test images of a category with their truth.
+
+    Attributes:
+        samples: the N images in their order; labels: bool (N,), whether they are anomalous.
+        pixels: uint8 (N, S, S, 3); normal: those of the training images.
+        masks: bool (N, S, S); regions: the defective ones in them; regions_before: their number before masks were
+            resized.
+    """
+
+    def __init__(self, category: images.Category, regions: metrics.Regions) -> None:
+        self.samples = category.test_samples()
+        self.labels = np.array([sample.anomalous for sample in self.samples])
+        self.pixels, self.normal = category.of("test"), category.of("train")
+        self.masks = np.asarray(category.masks)
+        self.regions, self.regions_before = regions, int(category.regions.sum())
 
 
 @dataclass(frozen=True)
@@ -28,59 +54,81 @@ class Inspected:
     scores: np.ndarray
 
 
-@torch.inference_mode()
 def inspect(
     distiller: Distiller,
-    images: np.ndarray,
+    pixels: np.ndarray,
     variants: Sequence[EvaluateSpec],
     batch_size: int,
     device: Device,
     report: Callable[[int, int], None],
     normal: np.ndarray,
     scratch: Path | None = None,
-) -> list[Inspected]:
+) -> tuple[int, list[Inspected]]:
     """Run the test images (uint8 (N, S, S, 3)) once through the networks and make each variant's maps and scores.
 
-    Batches are of exactly `batch_size`, the last filled up, so that maps do not depend on how the set divides, nor on
-    the number of processes: batch i is rank i % k's, and rank 0 gets them all. The other ranks end with an empty list.
+    Batches are all of one size, the last filled up, so that maps do not depend on how the set divides, nor on the
+    number of processes: they are dealt to the ranks, and rank 0 gets them all.
 
     Args:
+        batch_size: halved until memory is large enough for it; not so on several processes, where the one that has no
+            memory left could not tell the others in time.
         report: called after each batch as (images done, images in all); what it raises ends the pass.
         normal: training images, for the variants whose maps are standardised by them (each rank sees all of these).
         scratch: folder where the maps of variants with `metrics: histogram` lie while they are used; None for the
             system's.
 
+    Returns:
+        The batch size that it was done with, and on rank 0 what each variant sees.
+
     Raises:
         RuntimeError: an image that did not arrive, or twice.
     """
+
+    def attempt(size: int) -> list[Inspected]:
+        if size != batch_size:
+            log.warning("out of memory; evaluating in batches of %d", size)
+        return _inspect(distiller, pixels, variants, size, device, report, normal, scratch)
+
+    return largest_that_fits(batch_size, attempt, least=1 if device.processes == 1 else batch_size)
+
+
+@torch.inference_mode()
+def _inspect(
+    distiller: Distiller,
+    pixels: np.ndarray,
+    variants: Sequence[EvaluateSpec],
+    batch_size: int,
+    device: Device,
+    report: Callable[[int, int], None],
+    normal: np.ndarray,
+    scratch: Path | None,
+) -> list[Inspected]:
     distiller.students.eval()
     together = any(needs_features(variant.map) for variant in variants)
 
-    def discrepancies(images: np.ndarray, positions: np.ndarray) -> Discrepancies:
+    def discrepancies(pixels: np.ndarray, positions: np.ndarray) -> Discrepancies:
         with section("transfer"):
-            pixels = torch.from_numpy(images[positions]).to(device.place)
+            batch = torch.from_numpy(pixels[positions]).to(device.place)
         with section("inspect", batch_size), device.autocast():
-            batch = to_images(pixels)
-            return distiller.discrepancies(batch, together=together)
+            return distiller.discrepancies(to_images(batch), together=together)
 
     calibration = None
     if any(variant.map.student_fuse == "error_disagreement" for variant in variants):
         # The last batch is filled up with its last image: of hundreds of images that weighs nothing.
         batches = whole_batches(len(normal), batch_size)
         calibration = calibrate(discrepancies(normal, positions) for positions, _ in batches)
-    count, side = images.shape[:2]
-    kept = variants if device.main else ()
-    maps = [_room(variant, (count, side, side), scratch) for variant in kept]
-    scores = [np.empty(count, np.float64) for _ in kept]
+    count, side = pixels.shape[:2]
+    seen = [
+        Inspected(_room(variant, (count, side, side), scratch), np.empty(count, np.float64))
+        for variant in (variants if device.main else ())
+    ]
     arrived = np.zeros(count, np.int64)
     batches = whole_batches(count, batch_size)
-    for turn in range(0, len(batches), device.processes):
-        # In the last turn a rank may have no batch of its own: it repeats the last one, which rank 0 leaves out.
-        number = min(turn + device.rank, len(batches) - 1)
+    for turn, number in enumerate(deal(len(batches), device.rank, device.processes), start=1):
         positions, real = batches[number]
-        found = discrepancies(images, positions)
+        found = discrepancies(pixels, positions)
         sent = [int(each) for each in device.gather(torch.tensor(number, device=device.place))]
-        rows = {rank: batches[each][0][: batches[each][1]] for rank, each in enumerate(sent) if each not in sent[:rank]}
+        rows = received(batches, sent)
         for place, variant in enumerate(variants):
             with section("maps"):
                 made = anomaly_map(found, variant.map, (side, side), calibration)
@@ -89,14 +137,14 @@ def inspect(
                 all_maps, all_scores = device.gather(made), device.gather(score)
             with section("transfer"):
                 for rank, into in rows.items():
-                    maps[place][into] = all_maps[rank][: len(into)].cpu().numpy()
-                    scores[place][into] = all_scores[rank][: len(into)].cpu().numpy()
+                    seen[place].maps[into] = all_maps[rank][: len(into)].cpu().numpy()
+                    seen[place].scores[into] = all_scores[rank][: len(into)].cpu().numpy()
         for into in rows.values():
             arrived[into] += 1
-        report(min(count, (turn + device.processes) * batch_size), count)
+        report(min(count, turn * device.processes * batch_size), count)
     if device.main and not (arrived == 1).all():
         raise RuntimeError(f"{int((arrived != 1).sum())} of {count} images did not arrive once from the processes")
-    return [Inspected(*pair) for pair in zip(maps, scores, strict=True)]
+    return seen
 
 
 def _room(variant: EvaluateSpec, shape: tuple[int, ...], scratch: Path | None) -> np.ndarray:
@@ -108,37 +156,65 @@ def _room(variant: EvaluateSpec, shape: tuple[int, ...], scratch: Path | None) -
         return np.memmap(file, np.float32, "r+", shape=shape)
 
 
-def measure(
-    inspected: Inspected,
-    labels: np.ndarray,
-    masks: np.ndarray,
-    spec: EvaluateSpec,
-    regions: metrics.Regions,
-    regions_before: int,
-    place: torch.device | None = None,
-) -> dict[str, Any]:
-    """All metrics of one variant, with what a reader needs to judge them: counts, and regions that resizing lost
-    (of `regions_before`); and with `metrics: histogram` how far each estimated metric may be from the exact one.
-    `place`: of the networks; a GPU sorts pixels too.
+def measure(seen: Inspected, test: TestSet, spec: EvaluateSpec, place: torch.device) -> dict[str, Any]:
+    """All metrics of one variant, with what a reader needs to judge them: counts, and regions that resizing lost;
+    and with `metrics: histogram` how far each estimated metric may be from the exact one.
+
+    Args:
+        place: of the networks; a GPU sorts pixels too.
     """
-    test_set = inspected.scores, labels, inspected.maps, masks, regions, spec.aupro_limits
+    given = seen.scores, test.labels, seen.maps, test.masks, test.regions, spec.aupro_limits
     with section("metrics"):
         if spec.metrics == "histogram":
-            values, bounds = streaming.evaluate(*test_set)
+            values, bounds = streaming.evaluate(*given)
         else:
-            gpu = place if place is not None and place.type == "cuda" else None
-            values, bounds = metrics.evaluate(*test_set, gpu), {}
+            values, bounds = metrics.evaluate(*given, place if place.type == "cuda" else None), {}
     image, pixel = values["image_auroc"], values["pixel_auroc"]
     # A collapsed run must not be averaged silently.
     degenerate = (image is not None and image <= 0.5) or (pixel is not None and pixel < 0.5)
-    with_mask = masks.any(axis=(1, 2))
+    with_mask = test.masks.any(axis=(1, 2))
     return {
         **values,
         "degenerate": bool(degenerate),
-        "test_normal": int((~labels).sum()),
-        "test_anomalous": int(labels.sum()),
-        "regions": len(regions.sizes),
-        "regions_lost": max(0, regions_before - len(regions.sizes)),
-        "anomalous_without_mask": int((labels & ~with_mask).sum()),
+        "test_normal": int((~test.labels).sum()),
+        "test_anomalous": int(test.labels.sum()),
+        "regions": len(test.regions.sizes),
+        "regions_lost": max(0, test.regions_before - len(test.regions.sizes)),
+        "anomalous_without_mask": int((test.labels & ~with_mask).sum()),
         **({"error_bounds": bounds, "bins": streaming.BINS} if spec.metrics == "histogram" else {}),
     }
+
+
+def scores_of(seen: Inspected, test: TestSet) -> list[Score]:
+    """As scores.csv has them."""
+    pairs = zip(test.samples, seen.scores, strict=True)
+    return [Score(one.path, one.defect, one.anomalous, float(score)) for one, score in pairs]
+
+
+class Along:
+    """Metrics along a training, by the method's own map and score: a line for each epoch that it is called after.
+
+    Args:
+        test: gives the test set, when there is something to measure.
+    """
+
+    def __init__(self, spec: TrainSpec, device: Device, test: Callable[[], TestSet]) -> None:
+        self.spec, self.device, self.test = spec, device, test
+        self.rows: list[dict[str, Any]] = []
+        self.seconds = 0.0
+
+    def __call__(self, epoch: int, distiller: Distiller) -> None:
+        started = time.perf_counter()
+        spec, device, test = self.spec, self.device, self.test()
+        variant = EvaluateSpec(spec, spec.method.map, spec.method.score)
+        size = spec.eval_batch_size
+        _, inspected = inspect(distiller, test.pixels, [variant], size, device, lambda *_: None, test.normal)
+        for seen in inspected:
+            self.rows.append({"epoch": epoch, **measure(seen, test, variant, device.place)})
+        self.seconds += time.perf_counter() - started
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"rows": self.rows, "seconds": self.seconds}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.rows, self.seconds = state["rows"], state["seconds"]

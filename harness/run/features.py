@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from dskd.teacher import Teacher
-from harness.run.device import Device, index_of, to_images, whole_batches
-from harness.run.profile import section
+from harness.run.batches import index_of, to_images, whole_batches
+from harness.run.device import Device
+from harness.run.sections import section
 
 Kept = Literal["device", "host", "recomputed"]
 # Of the memory that is free when they are computed. A host serves several GPUs, each with workers of its own.

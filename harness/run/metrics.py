@@ -38,8 +38,9 @@ class Ranking:
 class Regions:
     """The connected defective regions of a set of masks, as AUPRO needs them.
 
-    labels: (P,) int32, the region (0 … R-1) of each defective pixel, in the order of `maps[masks]`.
-    sizes: (R,) int64, pixels in each region.
+    Attributes:
+        labels: (P,) int32, the region (0 … R-1) of each defective pixel, in the order of `maps[masks]`.
+        sizes: (R,) int64, pixels in each region.
     """
 
     labels: np.ndarray
@@ -89,15 +90,21 @@ def evaluate(
 ) -> dict[str, float | None]:
     """All metrics of one test set: shares in [0, 1], or None where one class, or every region, is absent.
 
-    image_scores: (N,) float. labels: (N,) bool, True is anomalous. maps: (N, H, W) float32, higher is more anomalous.
-    masks: (N, H, W) bool, True is defective; an anomalous image may have an empty mask, all its pixels are normal then.
-    regions: `regions(masks)`, if at hand. aupro_limits: false positive rates in (0, 1], at most two decimals.
-    place: the device that sorts and counts pixels, None for NumPy on the host; the numbers are the same.
+    Args:
+        image_scores: (N,) float.
+        labels: (N,) bool, True is anomalous.
+        maps: (N, H, W) float32, higher is more anomalous.
+        masks: (N, H, W) bool, True is defective. An anomalous image may have an empty mask: all its pixels are normal.
+        regions: `regions(masks)`, if at hand.
+        aupro_limits: false positive rates in (0, 1], at most two decimals.
+        place: the device that sorts and counts pixels, None for NumPy on the host; the numbers are the same.
 
     Keys: image_auroc, image_ap, image_f1_max, the same three for pixel_, and aupro_0.30, aupro_0.05: one a limit.
     AUPRO follows Bergmann et al., "The MVTec Anomaly Detection Dataset", IJCV 2021: the false positive rate is over all
     normal pixels of the test set, every region weighs the same, and only the axis of the rate is normalised.
-    Raises ValueError for a wrong type or shape, NaN, a defective pixel in a normal image, or regions of other masks.
+
+    Raises:
+        ValueError: a wrong type or shape, NaN, a defective pixel in a normal image, or regions of other masks.
     """
     check(image_scores, labels, maps, masks, aupro_limits)
     image = ranking(image_scores[~labels], image_scores[labels])

@@ -9,7 +9,6 @@ import os
 from datetime import timedelta
 from typing import Any
 
-import numpy as np
 import torch
 import torch.distributed
 from accelerate import Accelerator
@@ -77,18 +76,6 @@ def fit_to_recipe(accelerator: Accelerator, recipe: Train, batch_size: int) -> N
 def share_batch_norm(students: torch.nn.Module) -> None:
     """Replace BatchNorm layers in place by ones with statistics over the batches of all ranks."""
     timm.layers.convert_sync_batchnorm(students)  # torch's own forgets the activation in some of timm's layers
-
-
-def part_of(positions: np.ndarray, rank: int, processes: int) -> tuple[np.ndarray, float]:
-    """A rank's contiguous part of a global batch, and the weight of its mean loss.
-
-    Parts differ by one image at most, the first ranks' are the larger ones. The ranks' gradients are averaged, so a
-    rank with n of N images weighs its loss by `processes` * n / N: 1 for a whole batch, and for an incomplete last one
-    what makes the average that of all N images. A rank that is left without an image takes the first one, with weight
-    0: it must take part, since the others wait for its gradients. (It counts in `sync` BatchNorm's statistics.)
-    """
-    part = np.array_split(positions, processes)[rank]
-    return (part if len(part) else positions[:1]), processes * len(part) / len(positions)
 
 
 def dense_copy(students: torch.nn.Module) -> torch.nn.Module:

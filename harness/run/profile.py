@@ -1,69 +1,34 @@
 """Where a run's time goes, and how near to what the device can do that is.
 
-The code of a run is divided into sections, which cost nothing unless a profile is taken. Then the device is waited for
-at their ends, so that each one's time is its own; a run is slower for that.
+Its time is that of the sections which its code is divided into, see `harness.run.sections`.
 """
 
-import time
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import FlopCounterMode
 
+from dskd.count import count
 from dskd.distiller import Distiller
 from harness.job import TrainJob
-from harness.run.device import Device, open_device, to_images
+from harness.run.batches import to_images
+from harness.run.device import Device, open_device
+from harness.run.sections import Sections, now, take_sections
 
-_NOTHING = nullcontext()
-_active: "_Sections | None" = None
+T = TypeVar("T")
 NETWORKS = ("teacher", "forward", "backward", "inspect")  # sections whose operations are counted
-
-
-def section(name: str, images: int = 0) -> AbstractContextManager[None]:
-    """Count the block's time under `name`, less that of sections within it, and the images that its networks see, if a
-    profile is being taken.
-    """
-    return _NOTHING if _active is None else _active.measure(name, images)
-
-
-class _Sections:
-    def __init__(self) -> None:
-        self.seconds: Counter[str] = Counter()
-        self.calls: Counter[str] = Counter()
-        self.images: Counter[str] = Counter()
-        self.within: list[float] = []
-
-    @contextmanager
-    def measure(self, name: str, images: int) -> Iterator[None]:
-        started = _now()
-        self.within.append(0.0)
-        try:
-            yield
-        finally:
-            took = _now() - started
-            self.seconds[name] += took - self.within.pop()
-            self.calls[name] += 1
-            self.images[name] += images
-            if self.within:
-                self.within[-1] += took
-
-
-def _now() -> float:
-    if torch.cuda.is_initialized():
-        torch.cuda.synchronize()
-    return time.perf_counter()
 
 
 @dataclass(frozen=True)
 class Line:
-    """One section: its seconds, how often it ran, and for those of NETWORKS what it reached.
+    """One section.
 
-    `bytes_per_s` counts what its operations read and write, each by itself; what a cache or a fusion saves is in it.
+    Attributes:
+        calls: how often it ran.
+        flop_per_s: operations per second that it reached, for one of NETWORKS.
+        bytes_per_s: of all that its operations read and write, each by itself; what a cache or a fusion saves is in it.
     """
 
     name: str
@@ -75,10 +40,13 @@ class Line:
 
 @dataclass(frozen=True)
 class Profile:
-    """`lines`: the longest first, and last what lies in no section; `facts`: the device's.
+    """Where the time of a run went, and what its device can do.
 
-    `matrix_flop_per_s`, `copy_bytes_per_s`: what the device reaches at a large matrix product of the run's precision,
-    and at copying (reads and writes counted).
+    Attributes:
+        lines: the longest first, and last what lies in no section.
+        matrix_flop_per_s: what the device reaches at a large matrix product of the run's precision.
+        copy_bytes_per_s: what it reaches at copying, reads and writes counted.
+        facts: the device's.
     """
 
     lines: Sequence[Line]
@@ -90,7 +58,7 @@ class Profile:
 
 def take_profile(job: TrainJob, do: Callable[[TrainJob], None]) -> Profile:
     """Do the job with `do`, in this process, and tell where its time went."""
-    sections, wall_s = _take(lambda: do(job))
+    sections, wall_s = take_sections(lambda: do(job))
     device = open_device(job.device, job.spec.precision)
     counts = _count(job, device)
     lines = [_line(name, sections, counts.get(name)) for name, _ in sections.seconds.most_common()]
@@ -98,24 +66,7 @@ def take_profile(job: TrainJob, do: Callable[[TrainJob], None]) -> Profile:
     return Profile([*lines, rest], wall_s, matrix_rate(device), copy_rate(device), device.facts())
 
 
-def section_seconds(do: Callable[[], None]) -> dict[str, float]:
-    """What `do` spends in each section, and in all as `wall`."""
-    sections, wall_s = _take(do)
-    return {**sections.seconds, "wall": wall_s}
-
-
-def _take(do: Callable[[], None]) -> tuple[_Sections, float]:
-    global _active
-    sections = _active = _Sections()
-    started = _now()
-    try:
-        do()
-    finally:
-        _active = None
-    return sections, _now() - started
-
-
-def _line(name: str, sections: _Sections, counts: tuple[float, float] | None) -> Line:
+def _line(name: str, sections: Sections, counts: tuple[float, float] | None) -> Line:
     seconds, images = sections.seconds[name], sections.images[name]
     return Line(name, seconds, sections.calls[name], *(count * images / seconds for count in counts or ()))
 
@@ -139,9 +90,9 @@ def _count(job: TrainJob, device: Device) -> dict[str, tuple[float, float]]:
 
 
 def _counted(do: Callable[[], Any]) -> tuple[tuple[float, float], Any]:
-    with FlopCounterMode(display=False) as flops, _Traffic() as traffic:
-        result = do()
-    return (flops.get_total_flops(), traffic.bytes), result
+    traffic = _Traffic()
+    macs, result = count(traffic.watch, do)
+    return (2 * macs, traffic.bytes), result
 
 
 class _Traffic(TorchDispatchMode):
@@ -150,6 +101,10 @@ class _Traffic(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.bytes = 0
+
+    def watch(self, do: Callable[[], T]) -> T:
+        with self:
+            return do()
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = function(*args, **(kwargs or {}))
@@ -177,7 +132,7 @@ def copy_rate(device: Device) -> float:
 def _fastest(do: Callable[[], Any]) -> float:
     times = []
     for _ in range(8):
-        started = _now()
+        started = now()
         do()
-        times.append(_now() - started)
+        times.append(now() - started)
     return min(times)

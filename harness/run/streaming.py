@@ -21,8 +21,10 @@ _CHUNK = 2**22  # pixels that are looked at together
 class Histogram:
     """Pixels by score, in bins from the lowest to the highest.
 
-    normal, defective: (B,) int64, pixels in each bin. overlap: (B,) float64, what the defective ones add to the mean
-    overlap of the regions; 1 in all.
+    Attributes:
+        normal: (B,) int64, normal pixels in each bin.
+        defective: (B,) int64, defective ones.
+        overlap: (B,) float64, what the defective ones add to the mean overlap of the regions; 1 in all.
     """
 
     normal: np.ndarray

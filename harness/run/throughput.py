@@ -9,13 +9,15 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from torch.utils.flop_counter import FlopCounterMode
 
 from dskd.anomaly_map import anomaly_map, gaussian_filter, image_scores
 from dskd.config import replace
+from dskd.count import count
 from dskd.distiller import Distiller
-from harness.run.device import Device, free_memory, is_out_of_memory, peak_memory, reset_peak_memory, to_images
+from harness.run.batches import to_images
+from harness.run.device import Device
 from harness.run.machine import Watch
+from harness.run.memory import largest_that_fits, peak_memory, reset_peak_memory
 from harness.spec import BENCH_REVISION, BenchSpec
 
 WARM_UP = 10  # passes at least; and a fifth of the measured time
@@ -45,8 +47,13 @@ def throughput(spec: BenchSpec, device: Device) -> dict[str, Any]:
     latency = _latency(single, spec.seconds)
     offline: list[dict[str, Any]] = []
     best: _Batches = single
+
+    def measured(size: int) -> tuple[_Batches, dict[str, Any]]:
+        batches = _Batches(draw, size, model)
+        return batches, _offline(batches, spec.seconds, watch)
+
     for asked in spec.batch_sizes:
-        batches, found = _largest(asked, model, draw, spec.seconds, watch)
+        _, (batches, found) = largest_that_fits(asked, measured)
         if all(batches.size != earlier["batch_size"] for earlier in offline):
             offline.append(found if batches.size == asked else found | {"lowered_from": asked})
             if found["images_per_s"] >= max(one["images_per_s"] for one in offline):
@@ -103,9 +110,8 @@ class _Model:
     def gmac(self) -> float:
         """1e9 multiply-adds of teacher and students for one image, by torch's counter (convolutions, products)."""
         images = torch.zeros(1, 3, self.side, self.side, device=self.device.place)
-        with FlopCounterMode(display=False) as counter:
-            self.distiller.discrepancies(images)
-        return round(counter.get_total_flops() / 2e9, 3)
+        macs, _ = count(self.distiller.discrepancies, images)
+        return round(macs / 1e9, 3)
 
 
 class _Batches:
@@ -194,21 +200,6 @@ def _at_least(passes: int, seconds: float, one: Callable[[int], Any]) -> list[An
     while len(found) < passes or time.perf_counter() - started < seconds:
         found.append(one(len(found)))
     return found
-
-
-def _largest(
-    size: int, model: _Model, draw: np.random.Generator, seconds: float, watch: Watch
-) -> tuple[_Batches, dict[str, Any]]:
-    """`_offline` of the first of `size`, `size` / 2, ... that memory is large enough for."""
-    while True:
-        try:
-            batches = _Batches(draw, size, model)
-            return batches, _offline(batches, seconds, watch)
-        except (MemoryError, RuntimeError) as error:
-            if not is_out_of_memory(error) or size == 1:
-                raise
-        size //= 2
-        free_memory()
 
 
 def _offline(batches: _Batches, seconds: float, watch: Watch) -> dict[str, Any]:

@@ -8,16 +8,16 @@ import logging
 import os
 import queue
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker
 
-from dskd.config import to_mapping
+from dskd.config import flat, to_mapping
 from harness.events import Emit, Epoch, FromWorker, Recorded
 from harness.job import Job, TrainJob
+from harness.naming import tracked_name
 from harness.records import Results
 from harness.run_folder import ResultsFolder
 
@@ -97,8 +97,7 @@ class _Thread(threading.Thread):
 
 
 def _open(job: TrainJob) -> GeneralTracker:
-    spec = job.spec
-    name = f"{spec.method.name} {spec.backbone} {spec.data.name} {spec.data.category} seed {spec.seed} {spec.id}"
+    name = tracked_name(job.spec)
     kind = LOGGER_TYPE_TO_CLASS[str(job.tracking)]
     match job.tracking:
         case "mlflow":
@@ -110,19 +109,12 @@ def _open(job: TrainJob) -> GeneralTracker:
             folder = {"logging_dir": str(own)} if kind.requires_logging_directory else {}
             tracker = kind(name.replace(" ", "_"), **folder)
     tracker.start()
-    tracker.store_init_configuration(_flat(to_mapping(spec)))
+    plain = {  # trackers take nothing else
+        key: value if isinstance(value, (bool, int, float, str)) else str(value)
+        for key, value in flat(to_mapping(job.spec)).items()
+    }
+    tracker.store_init_configuration(plain)
     return tracker
-
-
-def _flat(mapping: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Dotted keys; what is no number, truth value or text is written as text."""
-    flat: dict[str, Any] = {}
-    for key, value in mapping.items():
-        if isinstance(value, Mapping):
-            flat |= _flat(value, f"{prefix}{key}.")
-        else:
-            flat[prefix + key] = value if isinstance(value, (bool, int, float, str)) else str(value)
-    return flat
 
 
 def _is_number(value: object) -> bool:

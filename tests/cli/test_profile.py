@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.run import profile
+from harness.run import sections
 
 
 def test_a_profile_of_one_run(tree: Path, tmp_path: Path, write_grid: Callable[..., Path]) -> None:
@@ -31,14 +31,14 @@ def test_a_profile_of_one_run(tree: Path, tmp_path: Path, write_grid: Callable[.
 
 def test_time_is_counted_where_it_is_spent(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter([0, 1, 3, 10])
-    monkeypatch.setattr(profile, "_now", lambda: next(clock))
-    sections = profile._Sections()
-    monkeypatch.setattr(profile, "_active", sections)
-    with profile.section("outer"), profile.section("inner", 5):
+    monkeypatch.setattr(sections, "now", lambda: next(clock))
+    found = sections.Sections()
+    monkeypatch.setattr(sections, "_active", found)
+    with sections.section("outer"), sections.section("inner", 5):
         pass
-    assert sections.seconds == {"outer": 8, "inner": 2}
-    assert sections.images == {"outer": 0, "inner": 5}
-    monkeypatch.setattr(profile, "_active", None)
-    with profile.section("none"):
+    assert found.seconds == {"outer": 8, "inner": 2}
+    assert found.images == {"outer": 0, "inner": 5}
+    monkeypatch.setattr(sections, "_active", None)
+    with sections.section("none"):
         pass
-    assert "none" not in sections.calls
+    assert "none" not in found.calls

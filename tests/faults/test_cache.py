@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from harness import events
 from harness.data import builtin, images, layouts  # noqa: F401  (they register their data sets)
 from harness.data.catalog import Source, get_source
 from harness.data.manifest import describe
@@ -182,13 +183,14 @@ def test_a_full_cache_disk_costs_the_run_and_not_the_grid(
     method = replace(get_method("stfpm"), {"train.epochs": 1, "train.select": "last"})
     spec = TrainSpec(method, "resnet18", Weights(), describe(source, "cloth"), image_size=32, precision="fp32")
     monkeypatch.setattr(os, "posix_fallocate", full)
-    events: list[tuple[str, dict[str, object]]] = []
+    heard: list[events.FromWorker] = []
     job = TrainJob(spec, (), entry_of(source), None, str(tmp_path / "results"), device="cpu")
-    execute(job, lambda event, **fields: events.append((event, fields)))
-    assert "unwritable" not in [event for event, _ in events]  # it would end the grid: "results folder ... full"
-    last, fields = events[-1]
-    assert (last, fields["reason"]) == ("failed", "error")
-    assert str(tmp_path / "cache" / "images") in fields["message"]
+    execute(job, heard.append)
+    # That would end the grid: "results folder ... full".
+    assert events.Unwritable not in [type(event) for event in heard]
+    last = heard[-1]
+    assert (type(last), last.reason) == (events.Failed, "error")
+    assert str(tmp_path / "cache" / "images") in last.message
 
 
 def a_file(place: Path) -> dict[str, str]:

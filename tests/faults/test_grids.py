@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from dskd.config import ConfigError, coerce, quoted, suggest
-from harness.grid import read_grid
+from harness.gridfile import read_grid
 from tests.faults.commands import harness, refusal
 
 WriteGrid = Callable[..., Path]

@@ -21,7 +21,7 @@ import yaml
 
 from dskd.config import to_mapping
 from harness.cli.common import make_plan
-from harness.launch.shards import planned, write_plan
+from harness.launch.progress import planned, write_plan
 from harness.records import Record, Results
 from tests.conftest import write_mvtec
 from tests.faults.commands import harness

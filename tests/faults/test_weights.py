@@ -114,9 +114,9 @@ def test_a_path_that_is_too_long(weights: Path) -> None:
 
 def test_a_run_whose_weights_were_exchanged_fails_for_its_data(weights: Path) -> None:
     """Beyond the list: the file is another one when the worker loads it than when the plan hashed it."""
-    from harness.run.execute import _teacher
+    from harness.run.warm import Warm
 
     sha256 = locate(str(weights), "resnet18")[0].sha256
     spoil(weights, "conv1.weight", 1.0)
     with pytest.raises(DataError, match="changed since it was planned"):
-        _teacher("resnet18", str(weights), sha256, torch.device("cpu"))
+        Warm().teacher("resnet18", str(weights), sha256, torch.device("cpu"))

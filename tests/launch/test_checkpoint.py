@@ -1,7 +1,6 @@
 """Trainings that are killed or told to stop, in real processes: the next call goes on, to the same numbers."""
 
 import csv
-import json
 import os
 import signal
 import subprocess
@@ -16,13 +15,12 @@ import pytest
 import yaml
 
 from harness import events
-from harness.job import encode
+from harness.job import STOP, encode
 from harness.launch import channel
 from harness.records import Results
-from harness.run.checkpoint import NAME
 from tests.conftest import write_mvtec
 from tests.launch.test_run import DEADLINE_S, _alive, _children, command, metrics, records, run
-from tests.run.test_checkpoint import job_of
+from tests.run.test_checkpoint import NAME, job_of
 
 OFTEN = ("--checkpoint-every", "0.005", "--retries", "0")  # minutes
 EPOCHS = 40
@@ -158,7 +156,7 @@ def test_a_worker_obeys(tree: Path, tmp_path: Path, worker: tuple[subprocess.Pop
     job = job_of(write(tmp_path / "grid", tree), every_s=600.0)
 
     def stop() -> None:
-        connection.send_bytes(json.dumps({"kind": "stop"}).encode())
+        connection.send_bytes(STOP)
 
     for attempt, tell in enumerate(
         (stop, lambda: process.send_signal(signal.SIGUSR1), lambda: process.send_signal(signal.SIGTERM)), start=1

@@ -20,8 +20,17 @@ from harness.job import TrainJob
 from harness.launch import cluster, slurm
 from harness.launch.claims import STALE_S, Claims, is_gone
 from harness.launch.overview import Seen, overview
+from harness.launch.progress import (
+    Planned,
+    Reporter,
+    Running,
+    Supervisor,
+    planned,
+    read_plan,
+    read_supervisors,
+    write_plan,
+)
 from harness.launch.schedule import RATE, estimate_s, parse_shard, shards
-from harness.launch.shards import Planned, Reporter, Running, Shard, planned, read_plan, read_shards, write_plan
 from harness.records import Failure
 from harness.spec import BenchSpec, Data, TrainSpec, Weights
 from tests.conftest import ROOT
@@ -197,7 +206,7 @@ def test_what_a_supervisor_writes_others_read(tmp_path: Path) -> None:
         reporter.written = -1e9
         reporter.on_event(job, events.Epoch(5, 10, 0.5, 10.0))
         reporter.on_event(job, events.Epoch(6, 10, 0.5, 10.0))  # not yet again
-        ((shard, age_s),) = read_shards(tmp_path)
+        ((shard, age_s),) = read_supervisors(tmp_path)
         assert shard.running == (Running(run.spec.id, "train", 0.5, "epoch 5/10"),)
         assert (shard.part, shard.total, shard.host) == ("0/4", 3, os.uname().nodename)
         assert age_s < 60
@@ -208,8 +217,8 @@ def test_what_a_supervisor_writes_others_read(tmp_path: Path) -> None:
 
 def test_every_state_of_a_run_is_told() -> None:
     plan = [Planned(name, f"run {name}", (name, f"{name}-maps")) for name in "abcdefghi"]
-    shard = Shard("12_0-node1", "node1", "12_0", "0/4", 3, "", running=(Running("b", "train", 0.5, "epoch 5/10"),))
-    lost = Shard("9-node1", "node1", "9", "", 1, "", running=(Running("f", "train", 0.1),))
+    shard = Supervisor("12_0-node1", "node1", "12_0", "0/4", 3, "", running=(Running("b", "train", 0.5, "epoch 5/10"),))
+    lost = Supervisor("9-node1", "node1", "9", "", 1, "", running=(Running("f", "train", 0.1),))
     failure = Failure("train", "g", {}, "diverged", "the loss is nan", "", "", {})
     stopped = Failure("train", "h", {}, "interrupted", "stopped in epoch 3", "", "", {})
     submission = {"jobs": [{"id": "12", "offset": 0}], "runs": {"0": ["a", "b", "c"], "1": ["d"], "2": ["e", "g"]}}
@@ -321,13 +330,13 @@ def test_what_cannot_be_submitted_is_said_before(write_grid: WriteGrid, tree: Pa
 def test_a_results_folder_that_is_another_one_is_said_at_the_start(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    slurm.check_submission(tmp_path)
+    cluster.check_submission(tmp_path)
     monkeypatch.setenv(slurm.SUBMISSION, "slurm/ab12.json")
     with pytest.raises(ConfigError, match=r"--out: .* is not the folder that `harness submit` saw"):
-        slurm.check_submission(tmp_path)
+        cluster.check_submission(tmp_path)
     (tmp_path / "slurm").mkdir()
     (tmp_path / "slurm" / "ab12.json").write_text("{}")
-    slurm.check_submission(tmp_path)
+    cluster.check_submission(tmp_path)
 
 
 def test_init_copies_what_ships_and_keeps_what_is_there(tmp_path: Path) -> None:

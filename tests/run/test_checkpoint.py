@@ -17,13 +17,15 @@ from harness.cli.common import make_plan
 from harness.job import TrainJob
 from harness.launch import schedule
 from harness.records import Failure, Record, Results
-from harness.run.checkpoint import NAME, Checkpointing, Interrupted, discard
+from harness.run.checkpoint import Checkpointing, Interrupted, discard
 from harness.run.device import open_device
 from harness.run.execute import execute
 from harness.run.train import Epoch
+from harness.run_folder import RunFolder
 from harness.spec import Save, TrainSpec
 from tests.run.test_train import PIXELS, same, spec, trained
 
+NAME = "checkpoint.pt"
 STEPS = 3  # in an epoch: 8 images in batches of 3
 RECIPES: dict[str, tuple[str, dict[str, Any]]] = {
     "val_normal": ("stfpm", {"select": "val_normal", "lr": 0.05}),
@@ -66,7 +68,7 @@ def go(
 ) -> tuple[Distiller, list[Epoch], int, Checkpointing]:
     """An attempt at the training in new objects, stopped after so many steps."""
     device = open_device(device_type, precision)
-    checkpointing = Checkpointing(folder, run.id, device, every_s, StopAfter(steps))
+    checkpointing = Checkpointing(RunFolder(folder), run.id, device, every_s, StopAfter(steps))
     return *trained(run, device, held_out=3, checkpointing=checkpointing), checkpointing
 
 
@@ -202,8 +204,8 @@ def test_a_save_that_fails_costs_no_training(
 def test_discard_removes_what_killed_saves_left(tmp_path: Path) -> None:
     for name in (NAME, f".{NAME}.abc", "students.safetensors"):
         (tmp_path / name).touch()
-    discard(tmp_path)
-    discard(tmp_path)
+    discard(RunFolder(tmp_path))
+    discard(RunFolder(tmp_path))
     assert [path.name for path in tmp_path.iterdir()] == ["students.safetensors"]
 
 

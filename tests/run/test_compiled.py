@@ -1,6 +1,8 @@
 """Compiled training steps: close to the plain ones, one graph for all runs of a shape, and never in a run's way."""
 
 import csv
+import functools
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ from harness.run import compiled
 from harness.run.checkpoint import Interrupted
 from harness.run.device import open_device
 from harness.run.execute import execute
+from harness.run.warm import Warm
 from harness.spec import Data, TrainSpec
 from tests.run.test_checkpoint import StopAfter, job_of
 from tests.run.test_train import spec
@@ -25,7 +28,7 @@ WriteGrid = Callable[..., Path]
 @pytest.fixture(autouse=True)
 def no_graphs(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """As in a new worker; by a backend that compiles at once, where a test does not want the real one."""
-    monkeypatch.setattr(compiled, "_shape", None)
+    monkeypatch.setattr(sys.modules[__name__], "execute", functools.partial(execute, warm=Warm()))
     monkeypatch.setattr(compiled, "BACKEND", "aot_eager")
     yield
     torch._dynamo.reset()

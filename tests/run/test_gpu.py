@@ -9,13 +9,11 @@ import pytest
 import torch
 from scipy import ndimage
 
-from dskd import Distiller
 from dskd.anomaly_map import gaussian_filter
 from harness.run.checkpoint import Interrupted
 from harness.run.device import open_device
 from harness.run.metrics import evaluate
 from harness.run.train import train
-from harness.spec import TrainSpec
 from tests.launch.test_run import records, run
 from tests.run.test_checkpoint import assert_same, go, recipe
 from tests.run.test_metrics import example
@@ -54,7 +52,7 @@ def test_the_host_waits_for_the_gpu_once_an_epoch(keep: str, monkeypatch: pytest
         torch.cuda.set_sync_debug_mode("default")
 
 
-def watched(model: Distiller, run: TrainSpec, *args: Any, **options: Any) -> Any:
+def watched(*args: Any, **options: Any) -> Any:
     """`train`, in which waiting is an error from an epoch's first step to its last; the first epoch warms up."""
     *args, _ = args
     steps_per_epoch = 3
@@ -63,7 +61,7 @@ def watched(model: Distiller, run: TrainSpec, *args: Any, **options: Any) -> Any
         within = step > steps_per_epoch and step % steps_per_epoch and epoch is None
         torch.cuda.set_sync_debug_mode("error" if within else "default")
 
-    return train(model, run, *args, report, **options)
+    return train(*args, report, **options)
 
 
 def test_smoothing_is_scipys_whatever_precision_the_networks_have() -> None:

@@ -11,8 +11,9 @@ import torch
 
 from dskd import Distiller, get_method
 from harness.data.catalog import DataError
+from harness.run.attempt import failure_reason
 from harness.run.device import open_device
-from harness.run.execute import failure_reason
+from harness.run.memory import largest_that_fits
 from harness.run.throughput import throughput
 from harness.spec import BenchSpec
 from tests.run.test_checkpoint import attempt, job_of
@@ -67,6 +68,24 @@ def test_a_batch_of_one_that_does_not_fit_is_a_failure(
 )
 def test_lack_of_memory_is_known_by_what_the_libraries_say(error: Exception, lacks_memory: bool) -> None:
     assert (failure_reason(error) == "out_of_memory") == lacks_memory
+
+
+@pytest.mark.parametrize(("least", "tried"), [(1, [20, 10, 5, 2]), (5, [20, 10, 5]), (20, [20])])
+def test_a_batch_is_halved_while_it_is_not_below_the_least(least: int, tried: list[int]) -> None:
+    sizes = []
+
+    def attempt(size: int) -> str:
+        sizes.append(size)
+        if size > 2:
+            raise MemoryError
+        return "done"
+
+    if tried[-1] > 2:
+        with pytest.raises(MemoryError):
+            largest_that_fits(20, attempt, least)
+    else:
+        assert largest_that_fits(20, attempt, least) == (2, "done")
+    assert sizes == tried
 
 
 def test_throughput_of_the_batches_that_fit(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,13 +19,14 @@ from dskd import Distiller, Teacher
 from dskd.config import ConfigError, from_mapping, to_mapping
 from harness.data import images
 from harness.data.catalog import get_source
-from harness.grid import check_processes, expand, parse, resolve
+from harness.grid import check_processes, expand, resolve
+from harness.gridfile import parse
 from harness.job import Job, TrainJob, encode
 from harness.launch.schedule import remaining
 from harness.records import Failure, Results
-from harness.run.device import open_device, to_images
+from harness.run.batches import deal, part_of, received, to_images, whole_batches
+from harness.run.device import open_device
 from harness.run.evaluate import inspect
-from harness.run.processes import part_of
 from harness.spec import Save, TrainSpec
 from tests.conftest import ROOT, SHARED
 from tests.scripts.processes import RECIPES, inspected, spec
@@ -194,7 +195,7 @@ def check_scores(job: TrainJob, results: Results, one_thread: Callable[[], None]
     model.students.load_state_dict(load_file(results.run_folder(spec.id).path / "students.safetensors"))
     category = images.load(get_source(job.source), spec.data, spec.image_size)
     test = category.images[category.indices("test")]
-    (alone,) = inspect(model, test, job.evaluations, spec.eval_batch_size, device, lambda *_: None, test)
+    _, (alone,) = inspect(model, test, job.evaluations, spec.eval_batch_size, device, lambda *_: None, test)
     scores = csv.DictReader((results.run_folder(job.evaluations[0].id).path / "scores.csv").open(newline=""))
     assert [float(row["score"]) for row in scores] == alone.scores.tolist()
 
@@ -283,6 +284,16 @@ def test_parts_of_a_batch() -> None:
         assert sum(weight for _, weight in parts) == pytest.approx(3)
         assert [i for part, weight in parts if weight for i in part] == list(range(count))
         assert all(len(part) for part, _ in parts)
+
+
+def test_batches_are_dealt_to_the_ranks_and_arrive_once() -> None:
+    for count in range(1, 14):
+        batches = whole_batches(count, 2)
+        hands = [deal(len(batches), rank, 3) for rank in range(3)]
+        turns = [received(batches, sent) for sent in zip(*hands, strict=True)]
+        assert [i for turn in turns for rows in turn.values() for i in rows] == list(range(count))
+    assert hands == [[0, 3, 6], [1, 4, 6], [2, 5, 6]]
+    assert list(turns[-1]) == [0]  # the others repeat the last batch
 
 
 def test_the_launchers_number_of_processes_is_checked() -> None:

@@ -10,7 +10,7 @@ from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker
 from dskd.config import ConfigError, to_mapping
 from dskd.methods import get_method
 from harness import events
-from harness.grid import parse
+from harness.gridfile import parse
 from harness.job import TrainJob, decode, encode
 from harness.records import Record, Results
 from harness.run import tracking

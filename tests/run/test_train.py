@@ -8,10 +8,12 @@ import pytest
 import torch
 
 from dskd import Distiller, Teacher, get_method, replace
-from harness.run.device import Device, open_device, to_images, whole_batches
+from harness.run.batches import to_images, whole_batches
+from harness.run.device import Device, open_device
 from harness.run.evaluate import inspect
 from harness.run.features import TeacherFeatures
-from harness.run.train import DivergedError, Epoch, make_optimizers, scheduler, train
+from harness.run.learner import Learner, make_optimizers, scheduler
+from harness.run.train import DivergedError, Epoch, train
 from harness.spec import Data, EvaluateSpec, TrainSpec, Weights
 
 PIXELS = torch.randint(256, (11, 64, 64, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
@@ -41,7 +43,8 @@ def trained(
     assert features.kept == keep
     positions = np.arange(len(PIXELS))
     chosen, held = positions[: len(PIXELS) - held_out], positions[len(PIXELS) - held_out :]
-    curve, kept = train(model, run, features, chosen, held, device, lambda *_: None, **options)
+    learner = Learner(model, run, device, len(chosen))
+    curve, kept = train(learner, features, chosen, held, lambda *_: None, **options)
     return model, curve, kept
 
 
@@ -149,8 +152,8 @@ def test_maps_do_not_depend_on_how_the_test_set_divides() -> None:
     run = spec("dskd")
     model = Distiller(run.method, "resnet18")
     variants = [EvaluateSpec(run, run.method.map), EvaluateSpec(run, replace(run.method.map, {"sigma": 0}), "mean")]
-    whole = inspect(model, PIXELS.numpy(), variants, 4, device, lambda *_: None, PIXELS.numpy())
-    part = inspect(model, PIXELS.numpy()[:5], variants, 4, device, lambda *_: None, PIXELS.numpy())
+    _, whole = inspect(model, PIXELS.numpy(), variants, 4, device, lambda *_: None, PIXELS.numpy())
+    _, part = inspect(model, PIXELS.numpy()[:5], variants, 4, device, lambda *_: None, PIXELS.numpy())
     for all_, few in zip(whole, part, strict=True):
         assert np.array_equal(all_.maps[:5], few.maps)
         assert np.array_equal(all_.scores[:5], few.scores)

@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 from harness import events
-from harness.job import decode
+from harness.job import STOP, decode
 from harness.launch import channel
 from harness.launch.worker import die_with_parent, log_to
 
@@ -33,7 +33,7 @@ def main() -> None:
             message = connection.recv_bytes()
         except EOFError:
             return
-        if json.loads(message)["kind"] == "stop":
+        if message == STOP:
             continue
         job = decode(message)
         how = HOW.get(str(job.spec.seed), "good")
@@ -71,7 +71,7 @@ def _start() -> None:
 def _wait_for_stop(connection: channel.Connection) -> None:
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
-        if connection.poll(0.2) and json.loads(connection.recv_bytes())["kind"] == "stop":
+        if connection.poll(0.2) and connection.recv_bytes() == STOP:
             return
 
 

@@ -15,12 +15,14 @@ import torch.distributed
 from dskd import Distiller, Teacher, get_method, replace
 from harness import events
 from harness.job import decode
-from harness.run import execute
+from harness.run import attempt, execute
 from harness.run.checkpoint import Checkpointing, Interrupted
 from harness.run.device import Device, open_device
 from harness.run.evaluate import Inspected, inspect
 from harness.run.features import TeacherFeatures
+from harness.run.learner import Learner
 from harness.run.train import train
+from harness.run_folder import RunFolder
 from harness.spec import Data, EvaluateSpec, Strategy, TrainSpec, Weights
 from tests.run.test_checkpoint import StopAfter
 
@@ -50,7 +52,8 @@ def trained(
     features = TeacherFeatures(model.teacher, torch.from_numpy(pixels), run.process_batch_size, device)
     positions = np.arange(len(pixels))
     chosen, held_out = positions[:images], positions[images:]
-    curve, kept = train(model, run, features, chosen, held_out, device, lambda *_: None, checkpointing=checkpointing)
+    learner = Learner(model, run, device, len(chosen))
+    curve, kept = train(learner, features, chosen, held_out, lambda *_: None, checkpointing=checkpointing)
     maps = [epoch.held_out_map for epoch in curve]
     losses = [epoch.loss for epoch in curve]
     return {"losses": losses, "maps": maps, "kept": kept, "state": model.students.state_dict()}
@@ -62,7 +65,7 @@ def stopped_and_resumed(recipe: str, strategy: Strategy, pixels: np.ndarray, fol
     for steps in (2, 1, 1000):
         device = open_device("cpu", "fp32", 2, strategy)
         stop = StopAfter(steps if RANK else 1000)
-        checkpointing = Checkpointing(folder / f"{recipe}-{strategy}", run.id, device, 1000.0, stop)
+        checkpointing = Checkpointing(RunFolder(folder / f"{recipe}-{strategy}"), run.id, device, 1000.0, stop)
         with suppress(Interrupted):
             found = trained(run, RECIPES[recipe][0], pixels, device, checkpointing)
             return found | {"resumed": checkpointing.resumed}
@@ -78,7 +81,7 @@ def inspected(method: str, pixels: np.ndarray, device: Device) -> list[Inspected
         variants.append(EvaluateSpec(run, replace(run.method.map, {"scale_fuse": "mul"}), "topk_mean"))
     torch.manual_seed(0)
     model = Distiller(run.method, "resnet18", Teacher("resnet18")).to(memory_format=torch.channels_last)
-    return inspect(model, pixels, variants, 4, device, lambda *_: None, pixels[:6])
+    return inspect(model, pixels, variants, 4, device, lambda *_: None, pixels[:6])[1]
 
 
 def main() -> None:
@@ -106,11 +109,11 @@ def main() -> None:
                 for i, one in enumerate(found):
                     np.savez(folder / f"{method}-{precision}-{i}.npz", maps=one.maps, scores=one.scores)
     elif scenario == "execute":
-        execute.GRACE_S = 1.0
+        attempt.GRACE_S = 1.0
         for path in sys.argv[3:]:
             execute.execute(decode(Path(path).read_bytes()), emit)
     elif scenario == "fail":
-        execute.GRACE_S = 1.0
+        attempt.GRACE_S = 1.0
         if RANK == 1:  # while rank 0 waits for its gradients
 
             def fail(*_: object) -> None:

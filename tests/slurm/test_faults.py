@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.launch.shards import read_shards
+from harness.launch.progress import read_supervisors
 from harness.records import Failure, Results
 from tests.conftest import write_mvtec
 from tests.slurm.conftest import SMALL, Cluster, await_, call, harness, metrics, write
@@ -50,7 +50,7 @@ class Sweep:
             there = {row.split()[0] for row in self._queue() if row.split()[1] == "RUNNING"}
             found[:] = [
                 (shard.job, shard.host)
-                for shard, age_s in read_shards(self.folder)
+                for shard, age_s in read_supervisors(self.folder)
                 if age_s < 10
                 and shard.job in there
                 and any(run.note for run in shard.running)
@@ -64,7 +64,7 @@ class Sweep:
     def befall(self, name: str, *victims: str) -> None:
         """Note the fault, and how long ago the trainings of these elements (or nodes) were saved or started."""
         self.faults[name] += 1
-        for shard, age_s in read_shards(self.folder):
+        for shard, age_s in read_supervisors(self.folder):
             for run in shard.running if {shard.job, shard.host} & set(victims) and age_s < 10 else ():
                 saved = self.folder / run.id / "checkpoint.pt"
                 since = datetime.fromisoformat(shard.started_at).timestamp()
@@ -154,7 +154,7 @@ def _kill_slurmd(sweep: Sweep) -> None:
     sweep.cluster.do("kill-slurmd", node)
     await_(lambda: sweep.starts(element) > before, 120)
     sweep.training()
-    old = [shard for shard, age_s in read_shards(sweep.folder) if shard.host == node and age_s < 10]
+    old = [shard for shard, age_s in read_supervisors(sweep.folder) if shard.host == node and age_s < 10]
     sweep.faults["old attempt seen alive beside the new one"] += bool(old)
     time.sleep(5)
     sweep.cluster.do("start-node", node)

@@ -1,9 +1,8 @@
 """The comparison of recipes: the bootstrap against sklearn and a plain loop, and a report with holes."""
 
-import importlib.util
+import runpy
 import sys
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
@@ -11,6 +10,8 @@ from sklearn.metrics import roc_auc_score
 
 from dskd.config import to_mapping
 from dskd.methods import get_method
+from harness.leaderboard import recipes, statistics
+from harness.leaderboard.recipes_page import Page
 from harness.records import Failure, Record, Results
 from harness.spec import Data, EvaluateSpec, TrainSpec, Weights
 
@@ -18,25 +19,16 @@ SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "recipes.py"
 NORMAL, ANOMALOUS = 12, 20
 
 
-@pytest.fixture(scope="module")
-def recipes() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("benchmark_recipes", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
-
-
 def streams() -> list[np.random.SeedSequence]:
     return np.random.SeedSequence(1).spawn(3)
 
 
-def test_auroc_of_a_resample_is_sklearns_with_ties(recipes: ModuleType) -> None:
+def test_auroc_of_a_resample_is_sklearns_with_ties() -> None:
     rng = np.random.default_rng(0)
     normal, anomalous = rng.integers(0, 8, 31).astype(float), rng.integers(2, 10, 47).astype(float)
     groups = np.arange(47) // 3  # whole groups of three; normal images one by one
-    shares = recipes.resample(np.arange(31), 50, streams()[0]), recipes.resample(groups, 50, streams()[1])
-    found = recipes.resampled_auroc(recipes.comparisons(normal, anomalous), *shares)
+    shares = statistics.resample(np.arange(31), 50, streams()[0]), statistics.resample(groups, 50, streams()[1])
+    found = statistics.resampled_auroc(statistics.comparisons(normal, anomalous), *shares)
     for value, weights in zip(found, np.hstack(shares), strict=True):
         labels, scores = np.repeat([0, 1], [31, 47]), np.concatenate([normal, anomalous])
         assert value == pytest.approx(roc_auc_score(labels, scores, sample_weight=weights), abs=1e-12)
@@ -47,15 +39,17 @@ def test_auroc_of_a_resample_is_sklearns_with_ties(recipes: ModuleType) -> None:
     assert all(len(np.unique(row[groups == group])) == 1 for row in shares[1] for group in np.unique(groups))
 
 
-def test_difference_is_that_of_a_plain_loop(recipes: ModuleType) -> None:
+def test_difference_is_that_of_a_plain_loop() -> None:
     rng = np.random.default_rng(0)
     scores = rng.integers(0, 9, (2, 3, 30)).astype(float)  # method, seed, image; the first 10 are normal
-    parts = [recipes.resample(np.arange(n), 20, stream) for n, stream in zip((10, 20, 3), streams(), strict=True)]
+    parts = [statistics.resample(np.arange(n), 20, stream) for n, stream in zip((10, 20, 3), streams(), strict=True)]
     aurocs = [
-        np.stack([recipes.resampled_auroc(recipes.comparisons(s[:10], s[10:]), *parts[:2]) for s in method], axis=1)
+        np.stack(
+            [statistics.resampled_auroc(statistics.comparisons(s[:10], s[10:]), *parts[:2]) for s in method], axis=1
+        )
         for method in scores
     ]
-    found = recipes.resampled_difference(*aurocs, parts[2])
+    found = statistics.resampled_difference(*aurocs, parts[2])
     for draw, value in enumerate(found):
         normal, anomalous, seeds = (
             np.repeat(np.arange(part.shape[1]), (part[draw] * part.shape[1]).round().astype(int)) for part in parts
@@ -66,15 +60,16 @@ def test_difference_is_that_of_a_plain_loop(recipes: ModuleType) -> None:
         assert value == pytest.approx(means[0] - means[1], abs=1e-12)
 
 
-def test_rough_deviations(recipes: ModuleType) -> None:
-    assert recipes.deviation_factors(3) == pytest.approx((0.5207, 6.2847, 6.2450), abs=1e-4)
-    assert recipes.deviation([1.0]) is None
+def test_rough_deviations() -> None:
+    assert statistics.deviation_factors(3) == pytest.approx((0.5207, 6.2847, 6.2450), abs=1e-4)
+    assert statistics.deviation([1.0]) is None
 
 
-def test_tiles_are_runs_of_numbers(recipes: ModuleType) -> None:
+def test_tiles_are_runs_of_numbers() -> None:
+    tiles_of = runpy.run_path(str(SCRIPT))["tiles_of"]
     images = ["MT_Free/Imgs/exp1_num_400.jpg", "MT_Break/Imgs/exp2_num_90.jpg", "MT_Free/Imgs/exp1_num_200.jpg"]
-    assert recipes.tiles_of(images).tolist() == [1, 0, 0]
-    assert recipes.tiles_of(["good/000.png"]) is None
+    assert tiles_of(images).tolist() == [1, 0, 0]
+    assert tiles_of(["good/000.png"]) is None
 
 
 def write(results: Results, method: str, recipe: str, seed: int, shift: float, along: bool = True) -> None:
@@ -114,10 +109,10 @@ def results(tmp_path: Path) -> Results:
     return results
 
 
-def test_equal_is_zero_and_clear_is_clear(recipes: ModuleType, results: Results) -> None:
+def test_equal_is_zero_and_clear_is_clear(results: Results) -> None:
     comparer = recipes.Comparer(recipes.read(results.folder), 500)
     same = comparer.difference("image_auroc", ("dskd", "own"), ("two_students", "own"), [0, 1, 2])
-    assert (same.mean, same.spread, same.low, same.high, same.above) == (0, 0, 0, 0, 0)
+    assert (same.mean, same.spread, *same.interval, same.above) == (0, 0, 0, 0, 0)
     total, architecture, recipe = (
         comparer.difference("image_auroc", *pair, [0, 1])
         for pair in (
@@ -127,19 +122,15 @@ def test_equal_is_zero_and_clear_is_clear(recipes: ModuleType, results: Results)
         )
     )
     assert total.mean == pytest.approx(architecture.mean + recipe.mean)
-    assert 0 < architecture.low < architecture.mean < architecture.high
+    low, high = architecture.interval
+    assert 0 < low < architecture.mean < high
     assert architecture.above == 1
     assert recipe.mean < 0
-    assert comparer.difference("pixel_auroc", ("dskd", "own"), ("stfpm", "own"), [0, 1]).low is None
+    assert comparer.difference("pixel_auroc", ("dskd", "own"), ("stfpm", "own"), [0, 1]).interval is None
 
 
-def test_report_counts_holes_and_repeats(
-    recipes: ModuleType, results: Results, capsys: pytest.CaptureFixture[str]
-) -> None:
-    texts = []
-    for _ in range(2):
-        recipes.Report(recipes.read(results.folder), "dskd", 200).print()
-        texts.append(capsys.readouterr().out)
+def test_report_counts_holes_and_repeats(results: Results) -> None:
+    texts = [Page(recipes.read(results.folder), "dskd", 200).text() for _ in range(2)]
     text = texts[0]
     assert text == texts[1]
     assert "- 11 of 12 evaluations are there\n" in text
@@ -159,4 +150,12 @@ def test_report_counts_holes_and_repeats(
     assert rows[-1][:2] == ["two_students", "own = common"]
     assert next(row for row in reversed(rows) if row[:2] == ["stfpm", "common"])[-1] == "–"
     with pytest.raises(ValueError, match="under one recipe"):
-        recipes.Report(recipes.read(results.folder), "stfpm", 200)
+        Page(recipes.read(results.folder), "stfpm", 200)
+
+
+def test_command_prints_the_page(
+    results: Results, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", [str(SCRIPT), str(results.folder), "--draws", "200"])
+    runpy.run_path(str(SCRIPT), run_name="__main__")
+    assert capsys.readouterr().out == Page(recipes.read(results.folder), "dskd", 200).text()

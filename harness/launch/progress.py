@@ -1,13 +1,13 @@
-"""What a supervisor is at, for others to read: `shards/<id>.json` in the results folder, and the plan, `plan.json`."""
+"""What supervisors are at, for others to read: `shards/<id>.json` in the results folder, and the plan, `plan.json`."""
 
 import json
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 from dskd.config import from_mapping
 from harness import events, schema
@@ -16,13 +16,15 @@ from harness.files import write_atomic
 from harness.foreign import Damaged, read_json
 from harness.grid import Plan
 from harness.job import Job
+from harness.launch.cluster import slurm_id
 from harness.naming import title
-from harness.run_folder import ResultsFolder
+from harness.run_folder import ResultsFolder, note
 from harness.shapes import MisfitError, checker
 from harness.text import one_line
 
 EVERY_S = 5.0
 _MAPPING, _LIST, _SUBMISSION = map(checker, (dict, list, schema.SUBMISSION))
+T = TypeVar("T")
 
 
 @dataclass
@@ -36,8 +38,14 @@ class Running:
 
 
 @dataclass
-class Shard:
-    """One supervisor: where it is, and how far. `job`: SLURM's id of it (`12` or `12_3`), if it has one."""
+class Supervisor:
+    """A supervisor at work: where it is, and how far.
+
+    Args:
+        job: SLURM's id of it (`12` or `12_3`), empty outside of SLURM.
+        part: of the plan that is its own, as `--shard` names it; empty for the whole.
+        total, finished: so many jobs it had at its start, and has done.
+    """
 
     id: str
     host: str
@@ -48,12 +56,6 @@ class Shard:
     finished: int = 0
     failed: int = 0
     running: tuple[Running, ...] = ()
-
-
-def slurm_id() -> str:
-    """`12`, or `12_3` for an element of an array; empty outside of SLURM."""
-    array = os.environ.get("SLURM_ARRAY_JOB_ID")
-    return f"{array}_{os.environ.get('SLURM_ARRAY_TASK_ID')}" if array else os.environ.get("SLURM_JOB_ID", "")
 
 
 def supervisor_name() -> str:
@@ -68,7 +70,7 @@ class Reporter:
     def __init__(self, results: Path, part: str, total: int) -> None:
         job, host, name = slurm_id(), os.uname().nodename, supervisor_name()
         self.path = ResultsFolder(results).shards / f"{name}.json"
-        self.shard = Shard(name, host, job, part, total, utc_now())
+        self.told = Supervisor(name, host, job, part, total, utc_now())
         self.running: dict[str, Running] = {}
         self.written = 0.0
 
@@ -94,31 +96,25 @@ class Reporter:
                 run.share = round(epoch / epochs, 3)
                 run.note = f"epoch {epoch}/{epochs}"
             case events.Failed(reason=reason):
-                self.shard.failed += reason != "interrupted"
+                self.told.failed += reason != "interrupted"
             case events.Retrying() | events.Finished():  # what a job still tells after that does not bring it back
-                self.shard.finished += isinstance(event, events.Finished)
+                self.told.finished += isinstance(event, events.Finished)
                 self.running.pop(run_id, None)
         if time.monotonic() - self.written >= EVERY_S:
             self._write()
 
     def _write(self) -> None:
         self.written = time.monotonic()
-        self.shard.running = tuple(self.running.values())
+        self.told.running = tuple(self.running.values())
         with suppress(OSError):
-            write_atomic(self.path, json.dumps(asdict(self.shard)))
+            write_atomic(self.path, json.dumps(asdict(self.told)))
 
 
-def read_shards(results: Path, damaged: list[Damaged] | None = None) -> list[tuple[Shard, float]]:
+def read_supervisors(results: Path, damaged: list[Damaged] | None = None) -> list[tuple[Supervisor, float]]:
     """Each supervisor's file with the seconds since it was written; one that cannot be used is put into `damaged`."""
-    found = []
-    for path in sorted(ResultsFolder(results).shards.glob("*.json")):
-        try:
-            found.append((from_mapping(Shard, read_json(path, _MAPPING)), time.time() - path.stat().st_mtime))
-        except OSError:  # it ended this moment
-            continue
-        except ValueError as error:
-            _note(damaged, path, error)
-    return found
+    folder = ResultsFolder(results).shards
+    found = _read(folder, lambda path: from_mapping(Supervisor, read_json(path, _MAPPING)), damaged)
+    return [(one, time.time() - written) for one, written in found]
 
 
 @dataclass(frozen=True)
@@ -160,20 +156,30 @@ def read_plan(results: Path, damaged: list[Damaged] | None = None) -> list[Plann
 
 def read_submissions(results: Path, damaged: list[Damaged] | None = None) -> list[dict[str, Any]]:
     """What `harness submit` left, the newest last; one that cannot be used is put into `damaged`."""
+    found = _read(ResultsFolder(results).slurm, _submission, damaged)
+    return [document for document, _ in sorted(found, key=lambda pair: pair[1])]
+
+
+def _submission(path: Path) -> dict[str, Any]:
+    document = read_json(path, _SUBMISSION)
+    if not all(number.isdecimal() for number in document["runs"]):
+        raise MisfitError("runs: its keys are not the numbers of shards")
+    return document
+
+
+def _read(folder: Path, read: Callable[[Path], T], damaged: list[Damaged] | None) -> list[tuple[T, float]]:
+    """What `read` makes of each JSON file of a folder, by name, and when it was written."""
     found = []
-    for path in sorted(ResultsFolder(results).slurm.glob("*.json")):
+    for path in sorted(folder.glob("*.json")):
         try:
-            document, written = read_json(path, _SUBMISSION), path.stat().st_mtime
-            if not all(number.isdecimal() for number in document["runs"]):
-                raise MisfitError("runs: its keys are not the numbers of shards")
-            found.append((written, document))
-        except OSError:  # removed this moment
+            found.append((read(path), path.stat().st_mtime))
+        except OSError:  # it was removed this moment
             continue
         except ValueError as error:
             _note(damaged, path, error)
-    return [document for _, document in sorted(found, key=lambda pair: pair[0])]
+    return found
 
 
 def _note(damaged: list[Damaged] | None, path: Path, error: ValueError) -> None:
     if damaged is not None:
-        damaged.append(Damaged(path, one_line(str(error))))
+        note(damaged, path, one_line(str(error)))

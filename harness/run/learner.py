@@ -1,0 +1,168 @@
+"""The students of one training with all that a step changes, on one process or on several."""
+
+import copy
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, OneCycleLR
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from dskd.distiller import Distiller
+from dskd.switches import Train
+from harness.run.batches import index_of, part_of, to_images
+from harness.run.checkpoint import Parts, ShardedEngine, Stateful
+from harness.run.compiled import Forward
+from harness.run.device import Device
+from harness.run.features import TeacherFeatures
+from harness.run.processes import dense_copy, fit_to_recipe, gather_parameters, share_batch_norm
+from harness.run.sections import section
+from harness.spec import TrainSpec
+
+
+class Learner:
+    """Students with optimizers, schedules of their rates and, if the recipe asks for it, their moving average.
+
+    On several processes the batches are those of one process (same seed, same order) and each trains on its part of
+    each (`part_of`), so that the gradient is the mean over the global batch and the curve's loss is too. It equals one
+    process that adds up gradients of micro-batches, not one that sees whole batches: BatchNorm normalises each part by
+    itself (unless `train.batch_norm: sync`), and rank 0's running statistics are those that are kept and measured. All
+    ranks end with the same students.
+
+    Args:
+        distiller: the model; its students are trained in place.
+        images: how many are trained on in an epoch.
+        forward: a step's loss of (model, images, teacher's features), see `harness.run.compiled`; None for the plain
+            one.
+
+    Attributes:
+        measured: the model as it is to be measured: with the averaged students, where there are some. After `settle`.
+    """
+
+    def __init__(
+        self, distiller: Distiller, spec: TrainSpec, device: Device, images: int, forward: Forward | None = None
+    ) -> None:
+        recipe, accelerator = spec.method.train, device.accelerator
+        self.distiller, self.spec, self.device, self.forward = distiller, spec, device, forward or Distiller.loss
+        self.steps_per_epoch = math.ceil(images / recipe.batch_size)
+        if recipe.batch_norm == "sync":
+            share_batch_norm(distiller.students)
+        device.share(distiller.students)  # one seed, one start; but nothing else guards it under every strategy
+        self.average = AveragedModel(distiller.students, **_average(recipe.ema)) if recipe.ema else None
+        self.plain = distiller.students if device.strategy == "ddp" else dense_copy(distiller.students)
+        optimizers = make_optimizers(self.plain, recipe)
+        self.schedules = [scheduler(one, recipe, recipe.epochs * self.steps_per_epoch) for one in optimizers]
+        fit_to_recipe(accelerator, recipe, spec.process_batch_size)
+        if device.processes > 1:
+            self.students, *self.optimizers = accelerator.prepare(self.plain, *optimizers)
+        else:  # Accelerate's wrapper would only cast the students' maps to float32, which their loss does itself
+            self.students, self.optimizers = self.plain, [accelerator.prepare(one) for one in optimizers]
+        self.trained = _with_students(distiller, self.students)
+        # Without the wrappers around what is trained: in those every pass would be a meeting of all ranks.
+        self.measured = _with_students(distiller, self.average.module) if self.average else distiller
+
+    @property
+    def _in_pieces(self) -> bool:
+        """Whether DeepSpeed's engine has the parameters, and the model's own students are a copy of them."""
+        return self.plain is not self.distiller.students
+
+    def step(self, features: TeacherFeatures, positions: np.ndarray) -> torch.Tensor:
+        """Train on this rank's part of a global batch.
+
+        Args:
+            positions: of the batch's images in `features`.
+
+        Returns:
+            The summed loss of the batch's images, on the device: over the ranks its mean is that of the whole batch.
+        """
+        recipe, accelerator = self.spec.method.train, self.device.accelerator
+        part, weight = part_of(positions, self.device.rank, self.device.processes)
+        with section("batch"):
+            images = to_images(features.pixels[index_of(part, self.device.place)])
+            expected = features[part]
+        with section("forward", len(part)), self.device.autocast():
+            loss = self.forward(self.trained, images, expected) * weight
+        with section("backward", len(part)):
+            accelerator.backward(loss)
+        with section("optimizer"):
+            if recipe.clip:
+                accelerator.clip_grad_norm_(self.students.parameters(), recipe.clip)
+            for optimizer, schedule in zip(self.optimizers, self.schedules, strict=True):
+                optimizer.step()
+                optimizer.zero_grad()
+                if schedule is not None:
+                    schedule.step()
+            if self.average:
+                self.average.update_parameters(self.plain)
+        return loss.detach() * len(positions)
+
+    def settle(self) -> None:
+        """Bring what is measured to where the training is, equal on all ranks."""
+        if self._in_pieces:
+            gather_parameters(self.plain, self.distiller.students)
+        self.device.share(self.measured.students)
+
+    def parts(self, shards: Path) -> Parts:
+        """What a checkpoint must hold of it; `shards`: the folder for what DeepSpeed's engine writes itself."""
+        parts: dict[str, Stateful]
+        if self._in_pieces:
+            parts = {"engine": ShardedEngine(self.students, shards)}
+        else:
+            parts = {"students": self.plain}
+            parts |= {f"optimizer {number}": optimizer for number, optimizer in enumerate(self.optimizers)}
+        schedules = {f"schedule {number}": schedule for number, schedule in enumerate(self.schedules)}
+        parts |= {name: schedule for name, schedule in schedules.items() if schedule is not None}
+        return parts | ({"average": self.average} if self.average else {})
+
+    def finish(self, best: dict[str, torch.Tensor] | None) -> None:
+        """Leave the model with the `best` students (None: with what is measured at the end) and in eval mode."""
+        if best is None and self.average:
+            best = self.average.module.state_dict()
+        if best is not None:
+            self.distiller.students.load_state_dict(best)
+        self.distiller.students.eval()
+        if self._in_pieces:
+            self.device.accelerator.free_memory()  # the engine of DeepSpeed does not go by itself
+
+
+def _with_students(distiller: Distiller, prepared: torch.nn.Module) -> Distiller:
+    """The same model seen through Accelerate's wrapper of its students."""
+    view = copy.copy(distiller)
+    view._modules = dict(distiller._modules) | {"students": prepared}
+    return view
+
+
+def make_optimizers(students: torch.nn.Module, recipe: Train) -> list[torch.optim.Optimizer]:
+    """The recipe's optimizer over all students, or one for the encoder and one for the rest (`split`); fused (one
+    kernel instead of one per tensor).
+    """
+    sgd = {"momentum": recipe.momentum, "weight_decay": recipe.weight_decay, "fused": True}
+    adam = {"lr": recipe.lr, "betas": recipe.betas, "fused": True}
+    if recipe.optimizer == "sgd":
+        return [torch.optim.SGD(students.parameters(), lr=recipe.lr, **sgd)]
+    if recipe.optimizer == "adam":
+        return [torch.optim.Adam(students.parameters(), weight_decay=recipe.weight_decay, **adam)]
+    named = dict(students.named_parameters())
+    encoder = {name for name in named if name.startswith("encoder.")}
+    return [
+        torch.optim.SGD([named[name] for name in named if name in encoder], lr=recipe.encoder_lr, **sgd),
+        torch.optim.Adam([named[name] for name in named if name not in encoder], **adam),
+    ]
+
+
+def scheduler(optimizer: torch.optim.Optimizer, recipe: Train, steps: int) -> LRScheduler | None:
+    """The recipe's schedule of the learning rate over `steps`; None for a constant one."""
+    if recipe.schedule == "cosine":
+        return CosineAnnealingLR(optimizer, T_max=steps)
+    if recipe.schedule == "one_cycle":
+        peak = optimizer.param_groups[0]["lr"]
+        # Momentum stays the recipe's: torch would by default cycle it, and with Adam beta1, between 0.85 and 0.95.
+        return OneCycleLR(optimizer, max_lr=peak, total_steps=steps, cycle_momentum=False)
+    return None
+
+
+def _average(decay: float) -> dict[str, Any]:
+    """Of BatchNorm's buffers too: the averaged students see other activations than those that were trained."""
+    return {"multi_avg_fn": get_ema_multi_avg_fn(decay), "use_buffers": True}

@@ -1,0 +1,97 @@
+"""What a worker keeps from job to job: the teacher and its features, the regions of the masks, the compiled step.
+
+The next job often has the same, with another method or seed: jobs of equal `affinity` come one after the other.
+"""
+
+from collections.abc import Callable, Hashable
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+import numpy as np
+import torch
+
+from dskd.distiller import Distiller, Students
+from dskd.teacher import Teacher
+from harness.job import TrainJob, affinity
+from harness.run import metrics
+from harness.run.compiled import Compiled, Forward, is_compiled, shape_of
+from harness.run.device import Device
+from harness.run.features import TeacherFeatures
+from harness.run.sections import section
+from harness.spec import TrainSpec
+from harness.weights import check_unchanged
+
+T = TypeVar("T")
+
+
+class _Last(Generic[T]):
+    """What was made last, by the key of all that it depends on."""
+
+    def __init__(self) -> None:
+        self.made: dict[Hashable, T] = {}
+
+    def get(self, key: Hashable, make: Callable[[], T]) -> T:
+        if key not in self.made:
+            self.made.clear()  # before the next one is made: two may not fit
+            self.made[key] = make()
+        return self.made[key]
+
+
+class Warm:
+    """One for the life of a worker. What it keeps can change no number."""
+
+    def __init__(self) -> None:
+        self._teacher: _Last[Teacher] = _Last()
+        self._features: _Last[TeacherFeatures] = _Last()
+        self._regions: _Last[metrics.Regions] = _Last()
+        self._compiled: _Last[Compiled] = _Last()
+
+    def teacher(self, backbone: str, path: str | None, sha256: str | None, place: torch.device) -> Teacher:
+        """On the device. Raises DataError for a file whose content is not that of the plan (`sha256`).
+
+        Args:
+            path: of its weights, None for random ones.
+        """
+
+        def make() -> Teacher:
+            if path is not None:
+                check_unchanged(Path(path), sha256)
+            return Teacher(backbone, path or "random").to(place, memory_format=torch.channels_last)
+
+        return self._teacher.get((backbone, path, sha256, place), make)
+
+    def features(
+        self, job: TrainJob, teacher: Teacher, images: np.ndarray, normal: np.ndarray, device: Device
+    ) -> TeacherFeatures:
+        """The teacher's features of the normal images.
+
+        Args:
+            images: uint8 (N, S, S, 3), those of the job's category; normal: positions among them.
+        """
+        spec, batch = job.spec, job.spec.process_batch_size
+
+        def make() -> TeacherFeatures:
+            with section("transfer"):
+                pixels = torch.from_numpy(images[normal]).to(device.place)
+            return TeacherFeatures(teacher, pixels, batch, device)
+
+        # Equal affinity is most of it, and all that can be told without looking at images and device.
+        own = job.weights_path, spec.image_size, spec.crop, batch, normal.tobytes(), device.precision, device.place
+        return self._features.get((affinity(job), own), make)
+
+    def regions(self, spec: TrainSpec, masks: np.ndarray) -> metrics.Regions:
+        """The defective regions of the category's masks, bool (N, S, S)."""
+        with section("metrics"):
+            key = spec.data.manifest, spec.image_size, spec.crop
+            return self._regions.get(key, lambda: metrics.regions(masks))
+
+    def forward(
+        self, spec: TrainSpec, distiller: Distiller, features: TeacherFeatures, device: Device
+    ) -> tuple[Forward, Students, dict[str, Any]]:
+        """The loss of a step for (model, images, teacher's features), the students that the model is to train in place
+        of its own (they are equal), and what the record says of it.
+        """
+        if not is_compiled(spec, device):
+            return Distiller.loss, distiller.students, {"compiled": False}
+        compiled = self._compiled.get(shape_of(spec, device), lambda: Compiled(spec, distiller, features, device))
+        return compiled.forward, compiled.started_as(distiller.students), compiled.facts()

@@ -1,0 +1,43 @@
+"""What a worker keeps from job to job is what it would make again."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+from dskd import Teacher, replace
+from harness.job import TrainJob, affinity
+from harness.run.device import open_device
+from harness.run.warm import Warm
+from tests.run.test_train import PIXELS, spec
+
+RUN = spec()
+BATCH_OF_3 = replace(RUN.method, {"train.batch_size": 3})
+DATA = dataclasses.replace(RUN.data, manifest="other")
+
+
+def job(weights: str | None = None, **changes: object) -> TrainJob:
+    return TrainJob(dataclasses.replace(RUN, **changes), (), {}, weights, "")
+
+
+@pytest.mark.parametrize(
+    ("other", "images", "taken_over"),
+    [
+        (job(seed=1, method=spec("dskd").method), 5, True),
+        (job(method=BATCH_OF_3), 5, False),
+        (job(data=DATA), 5, False),
+        (job(image_size=96, crop=64), 5, False),  # of equal affinity, as the side is the same
+        (job("weights.safetensors"), 5, False),
+        (job(), 4, False),
+    ],
+)
+def test_features_are_taken_over_by_jobs_of_equal_affinity(other: TrainJob, images: int, taken_over: bool) -> None:
+    threads, device, warm = torch.get_num_threads(), open_device("cpu", "fp32"), Warm()
+    torch.set_num_threads(threads)
+    teacher, normal = Teacher("resnet18"), np.arange(5)
+    first = warm.features(job(), teacher, PIXELS.numpy(), normal, device)
+    second = warm.features(other, teacher, PIXELS.numpy(), normal[:images], device)
+    assert (second is first) == taken_over
+    assert affinity(other) == affinity(job()) or not taken_over
+    assert warm.features(other, teacher, PIXELS.numpy(), normal[:images], device) is second
