@@ -1,42 +1,68 @@
 """The command `harness`: one file per command; each parses, calls the library and prints."""
 
 import gc
+import importlib
 import io
 import os
 import sys
-from typing import TextIO
+from typing import Any, TextIO
 
 import typer
+from typer.core import TyperGroup
 
 from dskd.config import ConfigError
-from harness.cli.backbones import backbones
-from harness.cli.cache import cache
 from harness.cli.common import silence
-from harness.cli.compare import compare
-from harness.cli.init import init
-from harness.cli.leaderboard import leaderboard
-from harness.cli.methods import methods
-from harness.cli.plan import plan
-from harness.cli.profile import profile
-from harness.cli.report import report
-from harness.cli.run import run
-from harness.cli.show import show
-from harness.cli.status import status
-from harness.cli.submit import submit
 from harness.text import one_line
 
+COMMANDS = [
+    "run",
+    "plan",
+    "show",
+    "leaderboard",
+    "compare",
+    "report",
+    "submit",
+    "status",
+    "profile",
+    "methods",
+    "backbones",
+    "cache",
+    "init",
+]
+MARKUP: Any = "markdown"
+
+
+class Commands(TyperGroup):
+    """Each is imported when it is called: what one of them needs, the others do not wait for."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.commands = dict.fromkeys(COMMANDS)  # names that are listed and suggested
+
+    def get_command(self, _: Any, name: str) -> Any:
+        if name not in COMMANDS:
+            return None
+        alone = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=MARKUP)
+        alone.command(name)(getattr(importlib.import_module(f"harness.cli.{name}"), name))
+        return typer.main.get_command(alone)
+
+
 app = typer.Typer(
-    help="Benchmark student-teacher anomaly detection: a grid file becomes runs, runs become records, "
-    "records become a leaderboard.",
+    cls=Commands,
     no_args_is_help=True,
-    rich_markup_mode="markdown",
+    rich_markup_mode=MARKUP,
     add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-COMMANDS = (run, plan, show, leaderboard, compare, report, submit, status, profile, methods, backbones, cache, init)
-for command in COMMANDS:
-    app.command()(command)
+
+
+@app.callback(
+    help="Benchmark student-teacher anomaly detection: a grid file becomes runs, runs become records, "
+    "records become a leaderboard."
+)
+def _harness() -> None:
+    """Without a callback typer takes it for a program without commands."""
 
 
 def main() -> None:

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Annotated, Any, TextIO
+from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 from rich.console import Console, ConsoleOptions, RenderableType
@@ -15,11 +15,13 @@ from rich.text import Text
 
 from dskd.config import ConfigError, require, suggest
 from harness import plugins
-from harness.grid import Plan, expand, matches, resolve
 from harness.gridfile import Grid, read_grid
 from harness.launch.devices import kind_of
 from harness.naming import LABELS, labels_of
 from harness.text import shown
+
+if TYPE_CHECKING:
+    from harness.grid import Plan
 
 GridOption = Annotated[Path, typer.Option("--grid", "-g", help="The grid file (YAML).", show_default=False)]
 OutOption = Annotated[
@@ -132,10 +134,12 @@ def parse_only(only: list[str] | None) -> dict[str, list[str]]:
 
 def make_plan(
     path: Path, devices: str, only: list[str] | None, modules: Iterable[str] | None = None
-) -> tuple[Grid, Plan]:
+) -> tuple[Grid, "Plan"]:
     """Load the plug-ins (`modules` and the installed ones), then read, look and expand, with a progress bar while data
     are read for the first time. Raises ConfigError.
     """
+    from harness.grid import Plan, expand, matches, resolve
+
     kind = kind_of(devices)
     rule = parse_only(only)
     plugins.load(modules or ())
