@@ -1,6 +1,7 @@
 """Shared by all tests: a cache of their own, tiny data sets, and the folder beside the checkout, where there is one."""
 
 import os
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -10,6 +11,9 @@ import yaml
 from PIL import Image
 
 os.environ["HF_HUB_OFFLINE"] = "1"
+for number in (signal.SIGINT, signal.SIGHUP):  # ignored under nohup and in the background, by all that tests start too
+    if signal.getsignal(number) == signal.SIG_IGN:
+        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared"
 

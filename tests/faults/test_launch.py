@@ -176,11 +176,7 @@ class TestProcesses:
 
     def test_hangup_is_a_gentle_stop(self, grid: Path) -> None:
         process = subprocess.Popen(
-            command(grid),
-            env=environment({"0": "slow", "1": "slow", "2": "slow"}),
-            stdout=subprocess.PIPE,
-            text=True,
-            preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),  # the tests may run under nohup
+            command(grid), env=environment({"0": "slow", "1": "slow", "2": "slow"}), stdout=subprocess.PIPE, text=True
         )
         until(lambda: phases_seen(grid))
         process.send_signal(signal.SIGHUP)
