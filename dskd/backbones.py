@@ -87,6 +87,26 @@ def _resnet(name: str, depths: tuple[int, int, int], gmac: tuple[float, float, f
     )
 
 
+def _lite(
+    size: int, channels: tuple[int, int, int], deep: int, gmac: tuple[float, float, float], parameters: int
+) -> Backbone:
+    """EfficientNet-Lite, as TensorFlow's weights want it."""
+    name, half = f"tf_efficientnet_lite{size}", (0.5, 0.5, 0.5)
+    return Backbone(
+        name,
+        block="generic",
+        channels=channels,
+        depths=(2, 2, 2),
+        embedding_depth=2,
+        imagenet=f"{name}.in1k",
+        gmac=gmac,
+        parameters=parameters,
+        deep_channels=deep,
+        mean=half,
+        std=half,
+    )
+
+
 BACKBONES: dict[str, Backbone] = {
     backbone.name: backbone
     for backbone in (
@@ -95,6 +115,9 @@ BACKBONES: dict[str, Backbone] = {
         _resnet("resnet50", (3, 4, 6), (4.281, 5.218, 4.815), 8_543_296),
         _resnet("resnet101", (3, 4, 23), (9.130, 5.218, 9.664), 27_535_424),
         _resnet("wide_resnet50_2", (3, 4, 6), (11.999, 7.315, 11.140), 24_862_528),
+        _lite(0, (24, 40, 112), 320, (0.318, 0.045, 0.249), 700_768),
+        _lite(1, (24, 40, 112), 320, (0.441, 0.045, 0.358), 989_280),
+        _lite(2, (24, 48, 120), 352, (0.503, 0.055, 0.417), 1_161_584),
     )
 }
 # Of other families, tried here: `harness backbones` lists them, and any timm model with `features_only` can be named.

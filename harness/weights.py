@@ -12,6 +12,7 @@ from urllib.parse import urlparse
 from dskd.backbones import lacks_statistics
 from dskd.config import ConfigError, suggest
 from dskd.lookup import get_backbone
+from harness import packaged
 from harness.data.catalog import DataError
 from harness.data.manifest import file_sha256, forget_sha256
 from harness.files import cache_folder, user_path, write_cache
@@ -22,18 +23,23 @@ CHECK = 2  # raised when a file is checked for more, so that those of before are
 
 
 def locate(name: str, backbone: str) -> tuple[Weights, str | None]:
-    """The weights that a grid names (`imagenet`, `random` or a path) and the file they lie in (None for random).
+    """The weights that a grid names (`imagenet`, `packaged`, `random` or a path) and the file they lie in (None for
+    random).
 
     Raises:
-        ConfigError: a file that is missing or not of this backbone; `imagenet` without cache and network, with how to
-        get it.
+        ConfigError: a file that is missing or not of this backbone; `imagenet` without cache and network, or `packaged`
+        without its package, with how to get it.
     """
     if name == "random":
         return Weights(), None
+    if name == packaged.NAME:
+        weights, path = packaged.locate(backbone)
+        return weights, str(path)
     path = _imagenet(backbone) if name == "imagenet" else user_path(name)
     if not _is_file(path):
-        near = suggest(name, ["imagenet", "random"]) if "/" not in name and "." not in name else f"no file {path}"
-        raise ConfigError(f"weights: {name!r} is not possible ({near}); write imagenet, random or the path of a file")
+        names = ["imagenet", packaged.NAME, "random"]
+        near = f"no file {path}" if "/" in name or "." in name else suggest(name, names)
+        raise ConfigError(f"weights: {name!r} is not possible ({near}); write {', '.join(names)} or the path of a file")
     try:
         sha256 = file_sha256(path)
     except OSError as error:
@@ -48,7 +54,7 @@ def locate(name: str, backbone: str) -> tuple[Weights, str | None]:
     return Weights(label, sha256), str(path.resolve())
 
 
-def check_unchanged(path: Path, sha256: str) -> None:
+def check_unchanged(path: Path, weights: Weights) -> None:
     """What a worker asks before it loads the file that a plan located: its content is hashed anew.
 
     Raises:
@@ -59,7 +65,7 @@ def check_unchanged(path: Path, sha256: str) -> None:
             found = hashlib.file_digest(stream, "sha256").hexdigest()
     except OSError as error:
         raise DataError(f"weights: {path} cannot be read ({error.strerror or error})") from None
-    if found != sha256:
+    if found != packaged.expected_sha256(weights, path):
         forget_sha256(path)
         raise DataError(f"weights: {path} changed since it was planned; run the grid again")
 

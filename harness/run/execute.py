@@ -74,7 +74,7 @@ def _train_and_evaluate(job: TrainJob, work: Work, device: Device, warm: Warm) -
         category = images.load(source, spec.data, spec.image_size, spec.crop)
     torch.manual_seed(spec.seed)
     with section("build"):
-        teacher = warm.teacher(spec.backbone, job.weights_path, spec.weights.sha256, device.place)
+        teacher = warm.teacher(spec.backbone, job.weights_path, spec.weights, device.place)
         distiller = Distiller(spec.method, spec.backbone, teacher)
         distiller.students.to(device.place, memory_format=torch.channels_last)
     test = functools.cache(lambda: TestSet(category, warm.regions(spec, np.asarray(category.masks))))

@@ -18,7 +18,7 @@ from harness.run.compiled import Compiled, Forward, is_compiled, shape_of
 from harness.run.device import Device
 from harness.run.features import TeacherFeatures
 from harness.run.sections import section
-from harness.spec import TrainSpec
+from harness.spec import TrainSpec, Weights
 from harness.weights import check_unchanged
 
 T = TypeVar("T")
@@ -46,8 +46,8 @@ class Warm:
         self._regions: _Last[metrics.Regions] = _Last()
         self._compiled: _Last[Compiled] = _Last()
 
-    def teacher(self, backbone: str, path: str | None, sha256: str | None, place: torch.device) -> Teacher:
-        """On the device. Raises DataError for a file whose content is not that of the plan (`sha256`).
+    def teacher(self, backbone: str, path: str | None, weights: Weights, place: torch.device) -> Teacher:
+        """On the device. Raises DataError for a file whose content is not that of the plan (`weights`).
 
         Args:
             path: of its weights, None for random ones.
@@ -55,10 +55,10 @@ class Warm:
 
         def make() -> Teacher:
             if path is not None:
-                check_unchanged(Path(path), sha256)
+                check_unchanged(Path(path), weights)
             return Teacher(backbone, path or "random").to(place, memory_format=torch.channels_last)
 
-        return self._teacher.get((backbone, path, sha256, place), make)
+        return self._teacher.get((backbone, path, weights, place), make)
 
     def features(
         self, job: TrainJob, teacher: Teacher, images: np.ndarray, normal: np.ndarray, device: Device

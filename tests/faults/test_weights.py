@@ -68,13 +68,13 @@ def test_weights_exchanged_after_the_plan(weights: Path) -> None:
     from harness.weights import check_unchanged
 
     found, path = locate(str(weights), "resnet18")
-    check_unchanged(Path(path), found.sha256)
+    check_unchanged(Path(path), found)
     like = weights.stat()
     spoil(weights, "conv1.weight", 1.0)
     os.truncate(weights, like.st_size)
     os.utime(weights, ns=(like.st_atime_ns, like.st_mtime_ns))
     with pytest.raises(DataError, match="changed since it was planned; run the grid again"):
-        check_unchanged(Path(path), found.sha256)
+        check_unchanged(Path(path), found)
     with pytest.raises(ConfigError, match="not a readable safetensors file"):
         locate(str(weights), "resnet18")
 
@@ -116,7 +116,7 @@ def test_a_run_whose_weights_were_exchanged_fails_for_its_data(weights: Path) ->
     """Beyond the list: the file is another one when the worker loads it than when the plan hashed it."""
     from harness.run.warm import Warm
 
-    sha256 = locate(str(weights), "resnet18")[0].sha256
+    found, _ = locate(str(weights), "resnet18")
     spoil(weights, "conv1.weight", 1.0)
     with pytest.raises(DataError, match="changed since it was planned"):
-        Warm().teacher("resnet18", str(weights), sha256, torch.device("cpu"))
+        Warm().teacher("resnet18", str(weights), found, torch.device("cpu"))
