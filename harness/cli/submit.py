@@ -106,8 +106,7 @@ def _send(made: Submission, whole: Sequence[Planned]) -> None:
         ConfigError: the results folder cannot be written, or SLURM refuses the job.
         typer.Exit: SLURM failed.
     """
-    folder, scripts = made.results.slurm, made.scripts()
-    journal = folder / f"{made.token}.json"
+    folder, journal, scripts = made.results.slurm, made.journal_path, made.scripts()
     with opening(made.results.path):
         folder.mkdir(parents=True, exist_ok=True)
         write_plan(made.results.path, whole)

@@ -138,6 +138,10 @@ class Submission:
         """By which an array, by its number, or the `leaderboard` is found in SLURM's queue."""
         return f"harness-{self.token}-{part}"
 
+    @property
+    def journal_path(self) -> Path:
+        return self.results.slurm / f"{self.token}.json"
+
     def scripts(self) -> list[str]:
         """Of each array."""
         texts = []
@@ -153,7 +157,7 @@ class Submission:
                 "SHARD_OFFSET": str(array.offset),
                 "OUT": self.request.out,
                 "LOGS": str(self.results.slurm),
-                slurm.SUBMISSION: f"slurm/{self.token}.json",
+                slurm.SUBMISSION: str(self.journal_path.relative_to(self.results.path)),
             }
             texts.append(slurm.render(self.sweep, {**self.options, **own}, environment, self._arguments()))
         return texts
