@@ -6,6 +6,7 @@ import os
 import platform
 import re
 import subprocess
+from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -73,6 +74,37 @@ def thread_count() -> int:
     """Threads to compute with: the cores that this process may run on, or OMP_NUM_THREADS where that is set."""
     wanted = os.environ.get("OMP_NUM_THREADS", "")
     return int(wanted) if wanted.isdigit() and int(wanted) > 0 else len(os.sched_getaffinity(0))
+
+
+# Variables by which OpenMP libraries are told how threads wait: the standard's, GNU's and Intel's.
+WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
+
+
+def openmp_waiting() -> str | None:
+    """How this process's threads wait for each other: `spin` (OpenMP's default), `passive`, or what the environment
+    says in another way; None where it computes with one thread.
+    """
+    if thread_count() == 1:
+        return None
+    given = {name: os.environ[name] for name in WAITING if name in os.environ}
+    if given == {"OMP_WAIT_POLICY": "passive"}:
+        return "passive"
+    return " ".join(f"{name}={value}" for name, value in given.items()) or "spin"
+
+
+def cpu_seconds(cores: Collection[int] = ()) -> tuple[float, float] | None:
+    """Seconds since the start of the machine that these cores (none given: all) have been busy, and in all; None where
+    nothing tells.
+    """
+    names = {f"cpu{core}" for core in cores} or {"cpu"}
+    try:
+        rows = [line.split() for line in Path("/proc/stat").read_text().splitlines()]
+        ticks = [[int(cell) for cell in row[1:9]] for row in rows if row and row[0] in names]
+    except (OSError, ValueError):
+        return None
+    total, idle = sum(map(sum, ticks)), sum(row[3] + row[4] for row in ticks)
+    per_second = os.sysconf("SC_CLK_TCK")
+    return ((total - idle) / per_second, total / per_second) if ticks else None
 
 
 def describe_environment() -> dict[str, Any]:

@@ -20,14 +20,16 @@ def plan(
     """Show what `harness run` would do: runs done, failed and to do, and about how long it takes. Nothing is run."""
     from harness.launch import schedule
     from harness.launch.devices import kind_of
+    from harness.launch.load import Load
     from harness.naming import labels_of, title_of
     from harness.records import Results, damage_line
 
+    load, kind = Load(), kind_of(devices)
     parsed, made = make_plan(grid, devices, only, plugin)
     results = Results(out / parsed.name)
     survey = results.survey()
     done, failed = survey.done, survey.failed
-    rate = schedule.rate_of(results, kind_of(devices))
+    rate = schedule.rate_of(results, kind) / load.look().slowdown(kind)
     rows: dict[tuple[str, ...], Counter[str]] = {}
     seconds: Counter[tuple[str, ...]] = Counter()
     terminal = console()
@@ -61,5 +63,7 @@ def plan(
     )
     for remark in made.remarks():
         terminal.print(remark, soft_wrap=True, style="yellow" if "warning" in remark else None)
+    if any(seconds.values()) and (remark := load.remark(kind)):
+        terminal.print(remark, soft_wrap=True, style="yellow")
     for line in damage_line(survey.damaged):
         console(stderr=True).print(line, soft_wrap=True)

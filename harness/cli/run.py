@@ -3,7 +3,7 @@
 import importlib.util
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -26,9 +26,11 @@ from harness.cli.screen import Screen
 from harness.files import write_atomic
 from harness.foreign import check_links, opening
 from harness.grid import Plan, check_processes
+from harness.job import Job
 from harness.launch import schedule
 from harness.launch.cluster import check_submission
-from harness.launch.devices import apart, find_slots, whole_machine
+from harness.launch.devices import Kind, apart, find_slots, whole_machine
+from harness.launch.load import Load
 from harness.launch.progress import Reporter, planned, supervisor_name, write_plan
 from harness.launch.verdict import Limits
 from harness.records import Results
@@ -75,6 +77,7 @@ def run(
     stands in the results folder's `logs/` too. Exit codes: 0 all done, 1 some runs failed, 2 wrong usage or input,
     130 interrupted.
     """
+    load = Load()
     slots = find_slots(devices, runs_per_device)
     _check_options(retries, timeout, checkpoint_every, nodes)
     part, parts = schedule.parse_shard(shard) if shard else (0, 1)
@@ -97,24 +100,39 @@ def run(
         checkpoint_every_s=60 * checkpoint_every,
         tracking=parsed.tracking,
     )
-    rate = schedule.rate_of(results, slots[0].kind)
-    costs = [(job, schedule.estimate_s(job, rate, () if force else done)) for job in todo.jobs]
+    costs = _costs(todo.jobs, results, slots[0].kind, load, () if force else done)
     log = ResultsFolder(results.folder).logs / f"{supervisor_name()}.txt"
     screen = Screen(Terminal(file=Unbreakable()), costs, log)
     screen.say(f"{parsed.name}: {todo.left} of {len(plan)} works to do, {todo.done} done; results in {where}")
     aside = [f"{one.folder}: set aside and done again: {one.message}" for one in damaged]
-    for remark in [*plan.remarks(), *aside]:
-        screen.say((remark, "yellow"))
+    for remark in [*plan.remarks(), *aside, load.remark(slots[0].kind)]:
+        if remark:
+            screen.say((remark, "yellow"))
     reporter = Reporter(results.folder, shard or "", len(costs))
     limits = Limits(retries, None if timeout is None else 60 * timeout)
     phases = schedule.phases(costs, slots, whole_machine(slots), nodes)
-    interrupted = _supervise(phases, screen, reporter, results, limits)
+    interrupted = _supervise(phases, screen, reporter, results, limits, load)
     _print_outcome(screen.console, plan, results)
     raise typer.Exit(130 if interrupted else 1 if screen.failures else 0)
 
 
+def _costs(
+    jobs: Sequence[Job], results: Results, kind: Kind, load: Load, done: Collection[str]
+) -> list[tuple[Job, float]]:
+    """Jobs with the seconds that each takes, about."""
+    if not jobs:
+        return []
+    rate = schedule.rate_of(results, kind) / load.look().slowdown(kind)
+    return [(job, schedule.estimate_s(job, rate, done)) for job in jobs]
+
+
 def _supervise(
-    phases: Sequence[schedule.Phase], screen: Screen, reporter: Reporter, results: Results, limits: Limits
+    phases: Sequence[schedule.Phase],
+    screen: Screen,
+    reporter: Reporter,
+    results: Results,
+    limits: Limits,
+    load: Load,
 ) -> bool:
     """Do the phases; whether it was interrupted, which is said. Raises typer.Exit where it cannot go on."""
     from harness.launch.keeper import ResultsError
@@ -122,7 +140,7 @@ def _supervise(
 
     try:
         with screen, reporter:
-            interrupted = supervise(phases, (screen.on_event, reporter.on_event), results, limits)
+            interrupted = supervise(phases, (screen.on_event, reporter.on_event), results, limits, load)
     except KeyboardInterrupt:
         interrupted = True
     except (WorkerError, ResultsError) as error:

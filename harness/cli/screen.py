@@ -1,6 +1,7 @@
 """Live progress of a grid: the whole of it, the run that is on, and what just ended; and the same lines in a file."""
 
 import time
+from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ _SHARES = {
     "evaluate": (0.9, 1.0),
     "bench": (0.0, 1.0),
 }
+RECENT_S = 120.0  # the time left is told by the pace of at least so many seconds
 LINE_EVERY_S = 60  # in a log file: at least that long between two lines of a run's progress
 
 
@@ -45,7 +47,7 @@ class Screen:
         self.failures = self.finished = 0
         self.finished_s = 0.0
         self.running: dict[str, _Running] = {}
-        self.started = self.last_line = time.monotonic()
+        self.last_line, self.pace = time.monotonic(), Pace()
         columns = [_text("{task.description}"), BarColumn(bar_width=24), _text("{task.percentage:>3.0f}%")]
         columns += [TimeElapsedColumn(), _text("{task.fields[note]}")]
         self.progress = Progress(*columns, console=console, disable=not console.is_terminal)
@@ -144,10 +146,31 @@ class Screen:
 
     def _eta(self) -> str:
         done = self._done_share()
-        if done >= 1 or done < 0.01:
-            return ""
-        left = (time.monotonic() - self.started) * (1 - done) / done
-        return f"about {duration(left)} left"
+        left = self.pace.left_s(done, time.monotonic())
+        return f"about {duration(left)} left" if left and done >= 0.01 else ""
+
+
+class Pace:
+    """How fast a whole is being done of late: a machine that others keep busy for a while is slower for that while."""
+
+    def __init__(self) -> None:
+        self.began = time.monotonic()
+        self.seen = deque([(self.began, 0.0)])  # (when, the share that was done)
+
+    def left_s(self, done: float, now: float) -> float | None:
+        """Seconds until the whole is done, at the pace of the last RECENT_S or, if that is longer, the last third of
+        the time; None where nothing tells.
+
+        Args:
+            done: the share that is done; now: seconds of the monotonic clock.
+        """
+        if now - self.seen[-1][0] >= 1:
+            self.seen.append((now, done))
+        recent = max(RECENT_S, (now - self.began) / 3)
+        while len(self.seen) > 1 and now - self.seen[1][0] >= recent:
+            self.seen.popleft()
+        at, share = self.seen[0]
+        return (now - at) * (1 - done) / (done - share) if done > share else None
 
 
 @dataclass

@@ -15,11 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from harness import plugins
+from harness.environment import WAITING
 from harness.events import Failed
 from harness.foreign import log_tail
 from harness.job import STOP, GroupKind, Job
 from harness.launch import channel, cluster, slurm
 from harness.launch.devices import Slot
+from harness.launch.load import PASSIVE, Load
 
 # A training step allocates and frees the same large tensors again and again. By default glibc maps and unmaps each of
 # them, and the kernel clears every page every time: kept on the heap, in huge pages, a step on a CPU is a tenth faster.
@@ -35,9 +37,16 @@ class Group:
     """Processes that take the same jobs, one after the other. `kind`: what a job must want to be given to it."""
 
     def __init__(
-        self, process: "subprocess.Popen[bytes]", token: str, kind: GroupKind, log: Path, spans: bool = False
+        self,
+        process: "subprocess.Popen[bytes]",
+        token: str,
+        kind: GroupKind,
+        log: Path,
+        spans: bool = False,
+        passive: bool = False,
     ) -> None:
         self.process, self.token, self.kind, self.log, self.spans = process, token, kind, log, spans
+        self.passive = passive  # whether its threads wait so
         self.step: str | None = None
         self.pidfd = os.pidfd_open(process.pid)
         self.connections: dict[int, Connection] = {}
@@ -177,15 +186,32 @@ class Place:
     def name(self) -> str:
         return ", ".join(slot.name for slot in self.slots)
 
+    @property
+    def threads(self) -> int:
+        """Of each process of a group."""
+        return min(slot.threads for slot in self.slots)
 
-def start(slots: tuple[Slot, ...], kind: GroupKind, door: channel.Door, scratch: Path) -> Group:
-    """Start a group on the slots, a rank on each. It connects to the door with the group's token in its hello."""
+    def waits_passively(self, load: Load) -> bool:
+        """Whether a group that is started now should: see `harness.launch.load`. On a GPU it is the GPU that works, and
+        what the user has set stays.
+        """
+        free = not any(name in os.environ for name in WAITING)
+        return load.passive and free and self.threads > 1 and self.slots[0].kind == "cpu"
+
+
+def start(slots: tuple[Slot, ...], kind: GroupKind, door: channel.Door, scratch: Path, passive: bool = False) -> Group:
+    """Start a group on the slots, a rank on each. It connects to the door with the group's token in its hello.
+
+    Args:
+        passive: its threads wait so.
+    """
     token = secrets.token_hex(8)
     log = scratch / f"{token}.log"
     environment = MALLOC | dict(os.environ) | door.environment() | plugins.environment()
     environment[channel.GROUP] = token
     environment[channel.CPUS] = json.dumps([slot.cpus for slot in slots])
     environment["OMP_NUM_THREADS"] = str(min(slot.threads for slot in slots))
+    environment |= PASSIVE if passive else {}
     nodes = len({slot.node for slot in slots})
     if nodes == 1 or not slots[0].visible:  # on several nodes it is for SLURM to say
         # Empty for a CPU: DeepSpeed would take a GPU that it sees.
@@ -206,4 +232,4 @@ def start(slots: tuple[Slot, ...], kind: GroupKind, door: channel.Door, scratch:
             start_new_session=True,  # Ctrl-C in the terminal reaches the supervisor alone, which decides
             env=environment,
         )
-    return Group(process, token, kind, log, spans=nodes > 1)
+    return Group(process, token, kind, log, nodes > 1, passive)

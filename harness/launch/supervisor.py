@@ -18,6 +18,7 @@ from harness.launch.cluster import this_node
 from harness.launch.group import Group, Place, start
 from harness.launch.interrupts import interrupts
 from harness.launch.keeper import Keeper
+from harness.launch.load import Load
 from harness.launch.schedule import Item, Phase, take
 from harness.launch.verdict import Limits, is_tried_again
 from harness.naming import title
@@ -33,7 +34,13 @@ class WorkerError(RuntimeError):
     """Workers cannot start on any place; the message has the end of their output."""
 
 
-def supervise(phases: Sequence[Phase], listeners: Sequence[OnEvent], results: Results, limits: Limits) -> bool:
+def supervise(
+    phases: Sequence[Phase],
+    listeners: Sequence[OnEvent],
+    results: Results,
+    limits: Limits,
+    load: Load | None = None,
+) -> bool:
     """Do the jobs of the phases, one phase after the other, on all their places at once.
 
     A worker that dies, hangs, takes too long or sends what is no event costs the job it was at and is replaced; a place
@@ -43,6 +50,7 @@ def supervise(phases: Sequence[Phase], listeners: Sequence[OnEvent], results: Re
     Args:
         listeners: called as (job, event) with what workers tell of a job, and what becomes of it (`harness.events`).
             What one of them raises is logged and hurts nothing.
+        load: what others do on the machine; one whose watch began a while ago need not wait for a first look.
 
     Returns:
         Whether it was interrupted.
@@ -55,9 +63,10 @@ def supervise(phases: Sequence[Phase], listeners: Sequence[OnEvent], results: Re
     with tempfile.TemporaryDirectory(prefix="harness-") as scratch, interrupts() as signals:
         spans = any(slot.node for phase in phases for place in phase.places for slot in place)
         door = channel.Door(this_node() if spans else None)
+        load = load or Load()
         try:
             for phase in phases:
-                supervisor = _Supervisor(phase, listeners, results, limits, door, Path(scratch), signals)
+                supervisor = _Supervisor(phase, listeners, results, limits, load, door, Path(scratch), signals)
                 try:
                     supervisor.run()
                 finally:
@@ -80,6 +89,7 @@ class _Supervisor:
         listeners: Sequence[OnEvent],
         results: Results,
         limits: Limits,
+        load: Load,
         door: channel.Door,
         scratch: Path,
         signals: int,
@@ -89,7 +99,7 @@ class _Supervisor:
         self.pending = {i: Item(seconds, affinity(job)) for i, (job, seconds) in enumerate(phase.jobs)}
         self.elsewhere: dict[int, Item] = {}  # claimed by another supervisor
         self.attempts: dict[int, int] = {}
-        self.listeners, self.results, self.limits = list(listeners), results, limits
+        self.listeners, self.results, self.limits, self.load = list(listeners), results, limits, load
         self.door, self.scratch, self.signals = door, scratch, signals
         self.keeper = Keeper(results)
         self.claims = self.keeper.claims
@@ -135,10 +145,15 @@ class _Supervisor:
 
     def _start(self, place: Place, job: Job) -> None:
         place.group = None
+        passive = place.waits_passively(self._look())
         try:
-            place.group = start(place.slots, group_of(job), self.door, self.scratch)
+            place.group = start(place.slots, group_of(job), self.door, self.scratch, passive)
         except OSError as error:  # no process, descriptor or room for temporary files
             self._count_stillborn(place, job, str(error))
+
+    def _look(self) -> Load:
+        workers = {pid for group in self.groups if not group.spans for pid in (group.process.pid, *group.pids)}
+        return self.load.look(workers, sum(slot.threads for place in self.places for slot in place.slots))
 
     def _give(self, place: Place, group: Group) -> None:
         while self.pending:
@@ -146,7 +161,7 @@ class _Supervisor:
             same = {i: item for i, item in self.pending.items() if group_of(self.jobs[i]) == group.kind}
             number = take(same or self.pending, place.last)
             job, item = self.jobs[number], self.pending[number]
-            if not same:
+            if not same or group.passive != place.waits_passively(self._look()):
                 group.kill()
                 self._start(place, job)
                 return
@@ -360,6 +375,7 @@ class _Supervisor:
                 self._bury(group, "timeout", silent)
         if now - self.looked >= TOUCH_S:
             self.looked = now
+            self._look()
             self.claims.touch()
             if not self.pending:
                 self.pending, self.elsewhere = self.elsewhere, {}

@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 
-from harness.environment import cpu_flags, cpu_name, device_name, thread_count
+from harness.environment import cpu_flags, cpu_name, device_name, openmp_waiting, thread_count
 from harness.run.processes import accelerator_of, expected_type
 from harness.spec import Strategy
 
@@ -111,14 +111,16 @@ class Device:
         return torch.autocast(self.place.type, dtype=torch.bfloat16, enabled=self.precision == "bf16")
 
     def facts(self) -> dict[str, object]:
-        """For a record: the device's name, what `auto` became, threads (of each process)."""
+        """For a record: the device's name, what `auto` became, threads (of each process) and how they wait."""
         kind = self.place.type
+        waiting = openmp_waiting() if kind == "cpu" else None
         together = {"processes": self.processes, "distributed_type": self.accelerator.distributed_type.value}
         return {
             "device": device_name(kind),
             "device_type": kind,
             "precision": self.precision,
             "threads": thread_count(),
+            **({"waiting": waiting} if waiting else {}),
             **(together if self.processes > 1 else {}),
         }
 

@@ -4,7 +4,6 @@ What cannot be read (no NVML, no RAPL, no permission) is left out of the record.
 """
 
 import os
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import cached_property
@@ -12,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
+from harness.environment import cpu_seconds
 
 QUIET = 0.05  # share of the cores that others may take before a measurement counts as disturbed (our choice)
 RAPL = Path("/sys/class/powercap")
@@ -25,15 +26,16 @@ class Watch:
     def __init__(self, place: torch.device) -> None:
         self.gpu = _Gpu(place) if place.type == "cuda" else None
         self.before = self.gpu.state() if self.gpu else {}
-        self.started, self.cpu = time.monotonic(), _cpu_seconds()
+        self.cpu, self.own = cpu_seconds(), sum(os.times()[:4])
 
     def read(self) -> dict[str, Any]:
         """For a record: the share of the cores that others took, the GPU's state before and after and how many other
         processes are on it, and whether any of that `disturbed` the measurement.
         """
         found: dict[str, Any] = {}
-        if self.cpu and (cpu := _cpu_seconds()):
-            others, total = (after - before for after, before in zip(cpu, self.cpu, strict=True))
+        if self.cpu and (cpu := cpu_seconds()):
+            busy, total = (after - before for after, before in zip(cpu, self.cpu, strict=True))
+            others = busy - (sum(os.times()[:4]) - self.own)
             found["foreign_cpu_share"] = round(max(0.0, others / max(total, 1e-9)), 4)
         if self.gpu and (after := self.gpu.state()):
             found |= {"gpu_before": self.before, "gpu_after": after, "foreign_gpu_processes": self.gpu.foreign()}
@@ -51,17 +53,6 @@ class Watch:
         after = read()
         if before is not None and after is not None and after >= before:  # RAPL's counters wrap
             found.append(after - before)
-
-
-def _cpu_seconds() -> tuple[float, float] | None:
-    """Seconds that all cores have been busy for others than this process, and seconds of all cores."""
-    with suppress(OSError, ValueError, IndexError):
-        ticks = [int(field) for field in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]]
-        idle = ticks[3] + ticks[4]
-        own = sum(os.times()[:4])
-        total, idle_s = (value / os.sysconf("SC_CLK_TCK") for value in (sum(ticks), idle))
-        return total - idle_s - own, total
-    return None
 
 
 def _rapl_j() -> float | None:
