@@ -73,7 +73,8 @@ class _HalfSquaredDistance(torch.autograd.Function):
         unit = student / norm
         difference = teacher / torch.linalg.vector_norm(teacher, dim=1, keepdim=True).clamp_min_(EPSILON)
         difference -= unit
-        distance = torch.linalg.vector_norm(difference, dim=1).square_().div_(2)
+        # Not in place: compiled by torch 2.11, what is returned and was changed gets no gradient (pytorch#180642).
+        distance = torch.linalg.vector_norm(difference, dim=1).square() / 2
         ctx.save_for_backward(difference, unit, norm, distance)
         return distance
 
