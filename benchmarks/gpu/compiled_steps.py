@@ -50,9 +50,9 @@ PLAIN = Variant("plain")
 ON_CPU = (Variant("Dynamo and AOTAutograd", "aot_eager"), Variant("as the harness does", "aot_eager", trial=True))
 ON_CUDA = (
     ON_CPU[0],
-    Variant("inductor", "inductor"),
-    Variant("inductor, CUDA graphs", **GRAPHS),
     Variant("as the harness does", **GRAPHS, trial=True),
+    Variant("inductor, CUDA graphs", **GRAPHS),
+    Variant("inductor", "inductor"),
     Variant("graphs, whole batches only", **GRAPHS, tail=False),
     Variant("graphs, steps marked", **GRAPHS, mark=True),
     Variant("graphs, gradients cloned", **GRAPHS, clone=True),
@@ -100,7 +100,7 @@ def run(sheet: Sheet) -> None:
             continue
         with sheet.trying(variant.name):
             worst = max(worst, compare(sheet, scene, variant, FP32))
-    if not sheet.small and sheet.enough("bf16", 15):
+    if not sheet.small and sheet.enough("bf16", 35):
         with sheet.trying("as the harness does, bf16"):
             compare(
                 sheet, Scene(sheet.kind, "stfpm", 64, 6, 4), Variant("as the harness does", **GRAPHS, trial=True), BF16

@@ -21,7 +21,7 @@ def page(found: dict[str, Any], command: str) -> str:
     lines += table(["block", "", "s", "what it found"], rows)
     for name, one in found["blocks"].items():
         if one.get("checks") or one.get("tables") or one.get("facts"):
-            lines += ["", f"## {name}", ""] + section(one)
+            lines += ["", f"## {name}", "", *section(one)]
     return "\n".join(lines) + "\n"
 
 

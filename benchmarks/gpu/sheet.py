@@ -1,9 +1,10 @@
-"""What one block of `prove.py` finds: checks, tables and facts, on disk after each of them, so that a block that hangs or
-is killed leaves what it had measured.
+"""What one block of `prove.py` finds: checks, tables and facts, on disk after each of them, so that a block that hangs
+or is killed leaves what it had measured.
 """
 
 import json
 import os
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,6 +23,7 @@ class Sheet:
 
     def __init__(self, path: Path, kind: str, seconds: float) -> None:
         self.path, self.kind, self.ends = path, kind, time.monotonic() + seconds
+        self._saving = threading.Lock()
         self.found: dict[str, Any] = {"checks": [], "tables": {}, "facts": {}, "line": "", "skipped": ""}
         self._save()
 
@@ -76,8 +78,9 @@ class Sheet:
 
     def _save(self) -> None:
         scratch = self.path.with_suffix(".part")
-        scratch.write_text(json.dumps(self.found, indent=1, default=str) + "\n")
-        os.replace(scratch, self.path)
+        with self._saving:
+            scratch.write_text(json.dumps(self.found, indent=1, default=str) + "\n")
+            os.replace(scratch, self.path)
 
 
 def figures(value: float, digits: int = 3) -> str:

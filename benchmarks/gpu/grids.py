@@ -1,0 +1,88 @@
+"""Grids that blocks of `prove.py` run through the command line, as users do, on images that they write."""
+
+import os
+import subprocess
+import sys
+from collections import Counter
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from PIL import Image
+from scene import pixels
+
+from harness.records import Failure, Record, Results
+
+
+def write_tree(root: Path, side: int, train: int) -> Path:
+    """A category `noise` in MVTec AD's layout: so many training images, two good and two defective test images."""
+    images = pixels(min(train, 64) + 4, side).numpy()
+    base = root / "noise"
+    for folder in ("train/good", "test/good", "test/spot", "ground_truth/spot"):
+        (base / folder).mkdir(parents=True)
+    for number in range(train):
+        Image.fromarray(images[number % (len(images) - 4)]).save(
+            base / f"train/good/{number:04d}.png", compress_level=1
+        )
+    for number, image in enumerate(images[-4:]):
+        if number >= 2:
+            image, mask = image.copy(), np.zeros((side, side), np.uint8)
+            image[: side // 4, : side // 4] = mask[: side // 4, : side // 4] = 255
+            Image.fromarray(mask).save(base / f"ground_truth/spot/{number:04d}_mask.png")
+        Image.fromarray(image).save(base / f"test/{'spot' if number >= 2 else 'good'}/{number:04d}.png")
+    return root
+
+
+def write_grid(folder: Path, root: Path, side: int, axes: dict[str, Any], **defaults: Any) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    axes = {"backbone": ["resnet18"], "dataset": [{"name": "folder", "root": str(root)}], "seed": [0]} | axes
+    common = {"image_size": side, "weights": "random", "train.select": "last"}
+    path = folder / "grid.yaml"
+    path.write_text(yaml.safe_dump({"name": "proof", "axes": axes, "defaults": common | defaults}))
+    return path
+
+
+def command(grid: Path, *options: str) -> list[str]:
+    out = str(grid.parent / "runs")
+    return [sys.executable, "-m", "harness", "run", "--grid", str(grid), "--out", out, *options]
+
+
+def run(grid: Path, *options: str, seconds: float = 120, **environment: str) -> subprocess.CompletedProcess[str]:
+    """`harness run`, ended after so many seconds. Raises TimeoutExpired."""
+    surroundings = os.environ | environment
+    return subprocess.run(command(grid, *options), capture_output=True, text=True, timeout=seconds, env=surroundings)
+
+
+def trainings(grid: Path) -> list[Record]:
+    found = Results(grid.parent / "runs" / "proof")
+    return [item for item in found if isinstance(item, Record) and item.kind == "train"]
+
+
+def reasons(grid: Path) -> dict[str, int]:
+    """Of all failed attempts, also those that were tried again with success."""
+    results, found = Results(grid.parent / "runs" / "proof"), Counter()
+    for path in results.folder.glob("*/attempts/*.json"):
+        with suppress(Exception):
+            found[yaml.safe_load(path.read_text())["reason"]] += 1
+    for item in results:
+        if isinstance(item, Failure):
+            found[f"left as failed: {item.reason}"] += 1
+    return dict(found)
+
+
+def last_line(done: subprocess.CompletedProcess[str]) -> str:
+    """Of what a command printed; its complaint, if it had one."""
+    lines = (done.stderr.strip() or done.stdout.strip()).splitlines()
+    return " ".join(lines[-1].split())[:300] if lines else ""
+
+
+def children(pid: int) -> list[int]:
+    """The processes that a process started itself."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError, ValueError):
+            if int(path.read_text().rsplit(")", 1)[1].split()[1]) == pid:
+                found.append(int(path.parent.name))
+    return found
