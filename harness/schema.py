@@ -35,6 +35,7 @@ _TRAIN = {
             "options": Each((str, object), of=list),
             "train_images?": NOT_NEGATIVE,
             "test_images?": NOT_NEGATIVE,
+            "test_manifest?": str,
         }
     ),
     "seed": SEED,

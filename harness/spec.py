@@ -107,7 +107,13 @@ class Weights:
 
 @dataclass(frozen=True)
 class Data:
-    """One category of one data set, as its manifest (a hash of the files' names, contents and splits) fixes it."""
+    """One category of one data set, as the hashes of its files' names, contents, labels and splits fix it.
+
+    Attributes:
+        manifest: of the images to train on and of held-out normals: a training is of these.
+        test_manifest: of the test images with their masks: an evaluation is of these too. Empty in records from before
+            the two halves had a hash each; there `manifest` is of both.
+    """
 
     name: str
     category: str
@@ -115,6 +121,7 @@ class Data:
     options: tuple[tuple[str, str], ...] = ()
     train_images: int = 0
     test_images: int = 0
+    test_manifest: str = ""
 
 
 @dataclass(frozen=True)
@@ -224,6 +231,9 @@ class TrainSpec:
     @functools.cached_property
     def id(self) -> str:
         changed = _changed(self)
+        data = [self.data.name, self.data.category, self.data.manifest]
+        if self.evaluate_at and self.data.test_manifest:
+            data.append(self.data.test_manifest)  # its metrics along the way are of those images
         return digest(
             [
                 self.kind,
@@ -231,7 +241,7 @@ class TrainSpec:
                 _method_digest(self.method, "map", "score"),  # those are the evaluation's
                 self.backbone,
                 self.weights.sha256 or self.weights.name,
-                [self.data.name, self.data.category, self.data.manifest],
+                data,
                 [self.seed, self.image_size, self.precision, self.eval_batch_size],
                 *([changed] if changed else []),
             ]
@@ -289,6 +299,8 @@ class EvaluateSpec:
         changed = _changed(self)
         metrics = [changed.pop("metrics")] if "metrics" in changed else []  # the first one, without its name
         shown = [self.score, list(self.aupro_limits), *metrics, *([changed] if changed else [])]
+        test = self.train.data.test_manifest
+        shown += [["test", test]] if test else []
         return digest([self.kind, METRIC_REVISION, self.train.id, _map_difference(self.map), *shown])
 
 

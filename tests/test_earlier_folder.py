@@ -4,7 +4,7 @@ import shutil
 from pathlib import Path
 
 from harness.records import Record, Results
-from tests.faults.commands import harness
+from tests.faults.commands import harness, refusal
 
 FIXTURES = Path(__file__).parent / "fixtures"
 MADE_BY = "eb3b756"  # a grid of three seeds, of which the last was interrupted; its checkpoint (30 MB) is left out
@@ -13,6 +13,11 @@ INTERRUPTED = "bb5dd91d42bb19f1"
 
 def contents(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def records(folder: Path) -> dict[str, Record]:
+    """Of trainings and evaluations: a measurement of throughput is of no images."""
+    return {item.id: item for item in Results(folder) if isinstance(item, Record) and item.kind != "bench"}
 
 
 def test_tables_are_those_that_the_commit_printed() -> None:
@@ -36,15 +41,45 @@ def test_runs_are_shown_with_all_that_lies_beside_their_records(tmp_path: Path) 
     assert page.read_text().count("<figure") > 1
 
 
-def test_the_next_call_does_what_is_left_and_touches_nothing_else(tmp_path: Path) -> None:
+def test_the_next_calls_bring_it_over_and_do_what_is_left(tmp_path: Path) -> None:
     folder = tmp_path / "runs" / "tiny"
     shutil.copytree(FIXTURES / f"runs-{MADE_BY}", folder)
-    before, results = contents(folder), Results(folder)
+    before, results = records(folder), Results(folder)
     assert results.survey().failed == {INTERRUPTED}
-    done = harness("run", "--grid", folder / "grid.yaml", "--out", tmp_path / "runs", "--only", "seed=2")
+    words = "--grid", folder / "grid.yaml", "--out", tmp_path / "runs"
+    assert "count as not done: `harness migrate" in harness("plan", *words).out
+    moved = harness("migrate", folder)
+    assert (moved.code, moved.out) == (0, "6 records brought to the ids of today\n")
+    after = records(folder)
+    assert not before.keys() & after.keys()
+    assert {record.result["migrated_from"] for record in after.values()} == before.keys()
+    for record in after.values():
+        old = before[record.result["migrated_from"]]
+        assert old.result == {key: value for key, value in record.result.items() if key != "migrated_from"}
+        assert (old.started_at, old.wall_s, old.environment) == (record.started_at, record.wall_s, record.environment)
+    names = (path.name for path in (FIXTURES / f"runs-{MADE_BY}").rglob("*.*"))
+    assert sorted(names) == sorted(path.name for path in folder.rglob("*.*"))
+    assert harness("migrate", folder).out == "0 records brought to the ids of today\n"
+    done = harness("run", *words, "--only", "seed=2")
     assert done.code == 0, done
     assert "3 of 3 works to do, 0 done" in done.out  # the throughput is the whole grid's
-    after = contents(folder)
-    assert {name: after[name] for name in before} == before
+    assert after.items() <= records(folder).items()
     assert {item.spec["seed"] for item in results if isinstance(item, Record) and item.kind == "train"} == {0, 1, 2}
     assert harness("status", folder).code == 0
+
+
+def test_what_cannot_be_brought_over_stays_and_is_said(tmp_path: Path) -> None:
+    folder = tmp_path / "tiny"
+    shutil.copytree(FIXTURES / f"runs-{MADE_BY}", folder)
+    grid = (folder / "grid.yaml").read_text()
+    (folder / "grid.yaml").write_text(grid.replace("[granite]}", "[granite], train: 2}"))
+    before = contents(folder)
+    moved = harness("migrate", folder)
+    assert (moved.code, moved.out.splitlines()) == (
+        1,
+        ["0 records brought to the ids of today", "6 stayed: its images are not those that the grid finds today"],
+    )
+    assert {**contents(folder), "plan.json": b""} == {**before, "plan.json": b""}
+    claim = folder / INTERRUPTED / "claim.json"
+    claim.write_text("{}")
+    assert "has a claim.json: wait until `harness run` has ended" in refusal("migrate", folder)

@@ -55,6 +55,16 @@ def test_numbers(name: str) -> None:
     assert found == pytest.approx(NUMBERS[name], rel=0.02), "numbers moved: raise dskd.methods.REVISION"
 
 
+def test_ids_of_a_category_whose_halves_are_known_apart() -> None:
+    """Without `test_manifest` they are those of records from before, of which the ids above are."""
+    data = Data("mtd", "magnetic_tile", "0" * 16, test_manifest="1" * 16)
+    method = get_method("stfpm")
+    train = TrainSpec(method, "resnet18", Weights("a file", "f" * 64), data, seed=1)
+    along = TrainSpec(method, "resnet18", Weights("a file", "f" * 64), data, seed=1, evaluate_at=(2,))
+    assert train.id == IDS["stfpm"][0]
+    assert (EvaluateSpec(train, method.map).id, along.id) == ("34b7964b87cf0586", "2cd389e82714d6a4")
+
+
 @pytest.mark.parametrize("name", METHODS)
 def test_ids(name: str) -> None:
     method = get_method(name)

@@ -27,6 +27,7 @@ COMMANDS = [
     "methods",
     "backbones",
     "cache",
+    "migrate",
     "init",
 ]
 MARKUP: Any = "markdown"

@@ -21,6 +21,7 @@ def plan(
     from harness.launch import schedule
     from harness.launch.devices import kind_of
     from harness.launch.load import Load
+    from harness.migration import earlier_line
     from harness.naming import labels_of, title_of
     from harness.records import Results, damage_line
 
@@ -63,7 +64,8 @@ def plan(
     )
     for remark in made.remarks():
         terminal.print(remark, soft_wrap=True, style="yellow" if "warning" in remark else None)
-    if any(seconds.values()) and (remark := load.remark(kind)):
+    earlier = earlier_line(results, done, {spec.id for spec in schedule.works(made)})
+    for remark in filter(None, [*earlier, load.remark(kind) if any(seconds.values()) else None]):
         terminal.print(remark, soft_wrap=True, style="yellow")
     for line in damage_line(survey.damaged):
         console(stderr=True).print(line, soft_wrap=True)

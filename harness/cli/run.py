@@ -33,6 +33,7 @@ from harness.launch.devices import Kind, apart, find_slots, whole_machine
 from harness.launch.load import Load
 from harness.launch.progress import Reporter, planned, supervisor_name, write_plan
 from harness.launch.verdict import Limits
+from harness.migration import earlier_line
 from harness.records import Results
 from harness.run_folder import ResultsFolder
 
@@ -87,8 +88,8 @@ def run(
     check_processes(plan, slots[0].kind, len(apart(slots)), nodes)
     where = out / parsed.name
     results = _open(where, parsed.text, None if only else whole)
-    survey = results.survey()
-    damaged, done = results.set_aside({spec.id for spec in schedule.works(plan)}, survey), survey.done
+    survey, wanted = results.survey(), {spec.id for spec in schedule.works(plan)}
+    damaged, done = results.set_aside(wanted, survey), survey.done
     todo = schedule.remaining(
         plan,
         done,
@@ -105,9 +106,9 @@ def run(
     screen = Screen(Terminal(file=Unbreakable()), costs, log)
     screen.say(f"{parsed.name}: {todo.left} of {len(plan)} works to do, {todo.done} done; results in {where}")
     aside = [f"{one.folder}: set aside and done again: {one.message}" for one in damaged]
-    for remark in [*plan.remarks(), *aside, load.remark(slots[0].kind)]:
-        if remark:
-            screen.say((remark, "yellow"))
+    earlier = earlier_line(results, done, wanted) if todo.jobs else []
+    for remark in filter(None, [*plan.remarks(), *aside, *earlier, load.remark(slots[0].kind)]):
+        screen.say((remark, "yellow"))
     reporter = Reporter(results.folder, shard or "", len(costs))
     limits = Limits(retries, None if timeout is None else 60 * timeout)
     phases = schedule.phases(costs, slots, whole_machine(slots), nodes)

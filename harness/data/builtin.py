@@ -11,7 +11,7 @@ from types import ModuleType
 from typing import Literal
 
 from dskd.config import require
-from harness.data.catalog import Sample, register_dataset
+from harness.data.catalog import Half, Sample, register_dataset
 from harness.data.layouts import MVTecAD
 from harness.files import cache_folder, new_folder
 from harness.spec import digest
@@ -82,8 +82,12 @@ class Surfaces(MVTecAD):
     def available(self) -> list[str]:
         return list(_surfaces().CATEGORIES)
 
-    def fixed_manifest(self, category: str) -> str:
+    def fixed_manifest(self, category: str, half: Half) -> str:
         # Not of the files: their bytes follow the PNG library, their last bits the processor.
+        counts = [self.train] if half == "train" else [self.test_good, self.test_per_defect]
+        return digest([_surfaces().REVISION, half, *counts, self.side, category])
+
+    def earlier_manifest(self, category: str) -> str:
         return digest([self._content(), category])
 
     def _content(self) -> str:

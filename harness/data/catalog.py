@@ -19,6 +19,9 @@ class DataError(ConfigError):
     """A data set that is not what its grid entry says: one line with what was expected and what was found."""
 
 
+Half = Literal["train", "test"]  # of a category: what is trained on or held out, and what is tested on
+
+
 @dataclass(frozen=True)
 class Sample:
     """One image of a category. Paths are relative to the source's root; `mask` is None where nothing is defective.
@@ -35,6 +38,10 @@ class Sample:
     @property
     def anomalous(self) -> bool:
         return self.defect != GOOD
+
+    @property
+    def half(self) -> Half:
+        return "test" if self.split == "test" else "train"
 
 
 @dataclass(frozen=True)
@@ -78,8 +85,14 @@ class Source(ABC):
     def samples(self, category: str) -> list[Sample]:
         """The category's samples in a fixed order. Raises DataError for what is missing or left over."""
 
-    def fixed_manifest(self, category: str) -> str | None:
-        """What identifies the category's content where that is known without reading its files, else None."""
+    def fixed_manifest(self, category: str, half: Half) -> str | None:
+        """What identifies the content of a half of the category where that is known without reading its files, else
+        None.
+        """
+        return None
+
+    def earlier_manifest(self, category: str) -> str | None:
+        """As `fixed_manifest`, of both halves: what it was before each had one."""
         return None
 
     def fixed_hashes(self) -> Mapping[str, str]:

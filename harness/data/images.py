@@ -18,7 +18,7 @@ from PIL import Image, ImageOps
 from scipy import ndimage
 
 from harness.data import depth, entries
-from harness.data.catalog import DataError, Sample, Source, readable
+from harness.data.catalog import DataError, Half, Sample, Source, readable
 from harness.data.manifest import Fingerprints, Print, any_size, check_size, decoding, manifest_of, read_file
 from harness.files import CacheError, cache_folder, new_folder
 from harness.spec import Data, digest
@@ -27,12 +27,12 @@ _DECODER = datasets.Image()  # turns a picture as its EXIF data say
 
 
 @dataclass(frozen=True)
-class Category:
-    """One category's pixels at one size, memory-mapped.
+class Pixels:
+    """One half of a category at one size, memory-mapped.
 
-    `images`: uint8 (N, S, S, 3), in the order of `samples`; `masks`: bool (T, S, S) of the T test samples, in their
-    order; `regions`: int64 (T,), 8-connected defective regions of each test sample's mask before it was resized.
-    `held`: keeps the entry of the cache from being pruned.
+    `images`: uint8 (N, S, S, 3), in the order of `samples`; `masks`: bool (T, S, S) of those that are test samples, all
+    or none, in their order; `regions`: int64 (T,), 8-connected defective regions of each one's mask before it was
+    resized. `held`: keeps the entry of the cache from being pruned.
     """
 
     samples: list[Sample]
@@ -52,8 +52,13 @@ class Category:
             return np.asarray(self.images[found[0] : found[-1] + 1])
         return self.images[found]
 
-    def test_samples(self) -> list[Sample]:
-        return [sample for sample in self.samples if sample.split == "test"]
+
+@dataclass(frozen=True)
+class Category:
+    """One category's pixels at one size: what is trained on or held out, and what is tested on."""
+
+    train: Pixels
+    test: Pixels
 
 
 def as_dataset(source: Source, samples: list[Sample]) -> datasets.Dataset:
@@ -87,16 +92,23 @@ def load(source: Source, data: Data, size: int, crop: int = 0) -> Category:
         DataError: a file changed or vanished since the plan, or cannot be decoded.
         CacheError: the cache cannot be written.
     """
-    folder = cache_folder("images") / digest([data.manifest, size])
-    entry = entries.read(folder, data.manifest, size)
+    return Category(
+        _load(source, data.category, "train", data.manifest, size, crop),
+        _load(source, data.category, "test", data.test_manifest, size, crop),
+    )
+
+
+def _load(source: Source, category: str, half: Half, manifest: str, size: int, crop: int) -> Pixels:
+    folder = cache_folder("images") / digest([manifest, size])
+    entry = entries.read(folder, manifest, size)
     if entry is None:
         try:
-            _decode(source, data, size, folder)
+            _decode(source, category, half, manifest, size, folder)
         except DataError:
             if not source.make_again():
                 raise
-            _decode(source, data, size, folder)
-        entry = entries.read(folder, data.manifest, size)
+            _decode(source, category, half, manifest, size, folder)
+        entry = entries.read(folder, manifest, size)
     if entry is None:
         raise CacheError(
             f"cache folder {folder} does not hold what was just written to it; set HARNESS_CACHE to another"
@@ -105,17 +117,17 @@ def load(source: Source, data: Data, size: int, crop: int = 0) -> Category:
     if crop:
         middle = slice((size - crop) // 2, (size - crop) // 2 + crop)
         arrays = arrays | {name: arrays[name][:, middle, middle] for name in ("images", "masks")}
-    return Category(entry.samples, **arrays, held=entry.held)
+    return Pixels(entry.samples, **arrays, held=entry.held)
 
 
-def _decode(source: Source, data: Data, size: int, folder: Path) -> None:
-    """Write the category's entry of the cache. Raises DataError if it would not be what was planned."""
+def _decode(source: Source, category: str, half: Half, manifest: str, size: int, folder: Path) -> None:
+    """Write an entry of the cache. Raises DataError if it would not be what was planned."""
     with readable(source.name):
-        files = _Files(source, data.category)
+        files = _Files(source, category, half)
     samples = files.samples
     tests = [i for i, sample in enumerate(samples) if sample.split == "test"]
     place = {row: position for position, row in enumerate(tests)}
-    with new_folder(folder, lambda found: entries.read(found, data.manifest, size) is not None) as work:
+    with new_folder(folder, lambda found: entries.read(found, manifest, size) is not None) as work:
         regions = np.zeros(len(tests), np.int64)
         with (
             entries.Room(work / "images.npy", np.uint8, (len(samples), size, size, 3)) as images,
@@ -135,19 +147,19 @@ def _decode(source: Source, data: Data, size: int, folder: Path) -> None:
 
             with any_size(), ThreadPoolExecutor(os.cpu_count()) as pool:
                 list(pool.map(fill, range(len(samples))))
-            files.check(data.manifest)
+            files.check(manifest)
         np.save(work / "regions.npy", regions)
-        of = {"dataset": source.name, "category": data.category, "root": str(files.root)}
-        entries.write(work, folder, of, data.manifest, size, samples, files.prints)
+        of = {"dataset": source.name, "category": category, "half": half, "root": str(files.root)}
+        entries.write(work, folder, of, manifest, size, samples, files.prints)
 
 
 class _Files:
-    """A category's files as they are now, each read once: what is decoded is what is hashed."""
+    """The files of a half of a category as they are now, each read once: what is decoded is what is hashed."""
 
-    def __init__(self, source: Source, category: str) -> None:
+    def __init__(self, source: Source, category: str, half: Half) -> None:
         self.source, self.category, self.root = source, category, source.folder()
-        self.samples = source.samples(category)
-        self.fixed = source.fixed_manifest(category)
+        self.samples = [sample for sample in source.samples(category) if sample.half == half]
+        self.fixed = source.fixed_manifest(category, half)
         self.prints: dict[str, Print] = {}
         if self.fixed:
             self.expected = source.fixed_hashes()

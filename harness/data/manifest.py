@@ -17,13 +17,14 @@ from PIL import Image, UnidentifiedImageError
 
 from dskd.config import to_mapping
 from harness.data import depth
-from harness.data.catalog import PIXEL_REVISION, DataError, Sample, Source, readable
+from harness.data.catalog import PIXEL_REVISION, DataError, Half, Sample, Source, readable
 from harness.files import cache_folder, write_cache
 from harness.spec import Data, digest
 from harness.text import one_line
 
 Progress = Callable[[int, int], None]
 
+HALVES: tuple[Half, ...] = ("train", "test")
 STORE = 2  # raised when a fingerprint holds more, so that older ones are made again
 KINDS = {
     stat.S_ISDIR: "a folder",
@@ -56,7 +57,8 @@ class Look:
 
 
 def describe(source: Source, category: str, progress: Progress | None = None) -> Data:
-    """The category as a run's spec holds it: manifest (hash of names, contents, splits and options) and sizes.
+    """The category as a run's spec holds it: the manifests of its halves (hashes of names, contents, splits and
+    options) and sizes.
 
     Raises:
         DataError: files that are missing, unpaired, empty or unreadable, or masks of another size than their image.
@@ -68,9 +70,9 @@ def look(source: Source, category: str, progress: Progress | None = None) -> Loo
     """As `describe`, with what there is to say of deep pictures."""
     with readable(source.name):
         samples = source.samples(category)
-        fixed = source.fixed_manifest(category)
+        fixed = {half: source.fixed_manifest(category, half) for half in HALVES}
     _check_names(source, category, samples)
-    prints = {} if fixed else _checked(source, samples, progress)
+    prints = {} if any(fixed.values()) else _checked(source, samples, progress)
     deep = [prints[sample.path] for sample in samples if prints and prints[sample.path].kind]
     options = {
         key: str(value)
@@ -78,21 +80,34 @@ def look(source: Source, category: str, progress: Progress | None = None) -> Loo
         if key not in ("root", "categories", "range", "max_megapixels")
     }
     # Only there it decides pixels: elsewhere no table should tell runs apart by it.
-    if source.range is not None and (deep or fixed):
+    if source.range is not None and (deep or not prints):
         options["range"] = depth.text_of(source.range)
+    halves = {half: [sample for sample in samples if sample.half == half] for half in HALVES}
+    manifests = {half: manifest_of(source, chosen, prints, fixed[half]) for half, chosen in halves.items()}
     data = Data(
         name=source.name,
         category=category,
-        manifest=manifest_of(source, samples, prints, fixed),
+        manifest=manifests["train"],
         options=tuple(options.items()),
         train_images=sum(sample.split == "train" for sample in samples),
-        test_images=sum(sample.split == "test" for sample in samples),
+        test_images=len(halves["test"]),
+        test_manifest=manifests["test"],
     )
     return Look(data, depth.summary(source, ((each.kind, each.least, each.greatest) for each in deep)))
 
 
+def earlier_manifest(source: Source, category: str) -> str:
+    """The one hash of both halves by which records knew the category before `Data.test_manifest`.
+
+    Raises:
+        DataError: as `describe`.
+    """
+    samples, fixed = source.samples(category), source.earlier_manifest(category)
+    return manifest_of(source, samples, {} if fixed else _checked(source, samples, None), fixed)
+
+
 def manifest_of(source: Source, samples: Sequence[Sample], prints: Mapping[str, Print], fixed: str | None) -> str:
-    """The hash of all that decides a category's pixels and labels. Pure.
+    """The hash of all that decides the pixels and labels of a category, or of a half of it. Pure.
 
     Args:
         prints: of every file of the samples, by path.

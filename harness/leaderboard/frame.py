@@ -93,9 +93,10 @@ def _inner(folder: Path) -> list[Path]:
 def frame(found: Found) -> pd.DataFrame:
     """One line for each evaluation: the labels, every setting as text (dotted, as grids write it; empty where a data
     set has no such setting), the metrics as shares (NaN where undefined), `degenerate`, `manifest` (its images),
-    `model` (what a bench of it is known by) and `id`.
+    `model` (what a bench of it is known by), `older` (other test sets that the same was evaluated on before) and `id`.
 
-    Of runs of equal content (a raised REVISION gives them other ids) the last one counts.
+    Of runs of equal content (a raised REVISION gives them other ids) the last one counts, and so it does of evaluations
+    of one training on several test sets.
 
     Raises:
         ConfigError: there is no evaluation.
@@ -103,32 +104,40 @@ def frame(found: Found) -> pd.DataFrame:
     require(bool(found.evaluations), "no finished evaluation to show; `harness plan --grid GRID` tells what is to do")
     known: dict[bytes, int] = {}
     configurations: list[dict[str, str]] = []
-    numbers: dict[tuple[str, str, str], int] = {}  # of a category's test sets, in the order found
-    versions: dict[tuple[str, str], int] = {}
     names: dict[str, str] = {}  # of weights by their hash: the first that a record calls them
     lines = []
     metrics = _metrics(found.evaluations)
     for record in sorted(found.evaluations, key=lambda record: record.started_at):
         train, result = record.spec["train"], record.result
         data = train["data"]
-        place = data["name"], data["category"]
-        if (*place, data["manifest"]) not in numbers:
-            versions[place] = numbers[*place, data["manifest"]] = versions.get(place, 0) + 1
         rest = {key: value for key, value in train.items() if key not in ("data", "seed")}
         key = marshal.dumps([rest, data["options"], result["precision"], {**record.spec, "train": None}], 2)
         if key not in known:  # a grid of 10,000 runs has few
             known[key] = len(configurations)
             configurations.append(_settings(record, names) | {"model": model_key(train, result)})
-        own = (str(numbers[*place, data["manifest"]]), data["manifest"], bool(result.get("degenerate")), record.id)
-        labels = (train["method"]["name"], train["backbone"], *place, train["seed"])
+        own = (data["manifest"], data.get("test_manifest", ""), bool(result.get("degenerate")), record.id)
+        labels = (train["method"]["name"], train["backbone"], data["name"], data["category"], train["seed"])
         lines.append((*labels, known[key], *own, *map(result.get, metrics)))
-    columns = [*LABELS, "configuration", "images", "manifest", "degenerate", "id", *metrics]
+    columns = [*LABELS, "configuration", "manifest", "tested", "degenerate", "id", *metrics]
     table = pd.DataFrame.from_records(lines, columns=columns)
-    table = table.astype(dict.fromkeys(metrics, float) | {"images": str})
+    table = table.astype(dict.fromkeys(metrics, float))
     settings = pd.DataFrame(configurations).fillna("")
     table = table.join(settings.iloc[table.pop("configuration")].reset_index(drop=True))
-    table = table.drop_duplicates([*LABELS, "manifest", *settings.columns], keep="last")
+    table = _newest(table, [*LABELS, "manifest", *settings.columns])
+    table["manifest"] = (table["manifest"] + " " + table.pop("tested")).str.rstrip()
+    # Of a category its sets of images are numbered in the order in which they were measured.
+    of_category = table.groupby(["dataset", "category"])["manifest"]
+    table["images"] = of_category.transform(lambda manifests: pd.factorize(manifests)[0] + 1).astype(str)
     return table.sort_values([*LABELS, "id"], ignore_index=True)  # whatever order the folders gave
+
+
+def _newest(table: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
+    """The last line of each of the keys, with the number of other test sets in those before it as `older`."""
+    twice = table.duplicated(keys, keep="last")
+    if not twice.any():
+        return table.assign(older=0)
+    sets = table.groupby(keys)["tested"].transform("nunique")
+    return table.assign(older=sets - 1)[~twice]
 
 
 def _metrics(records: Iterable[Record]) -> list[str]:
@@ -148,7 +157,7 @@ def metrics_of(lines: pd.DataFrame) -> list[str]:
 
 def settings_of(lines: pd.DataFrame) -> list[str]:
     """The columns that are settings, protocol first."""
-    fixed = {*LABELS, *metrics_of(lines), "manifest", "degenerate", "id", "model", "row", "variant"}
+    fixed = {*LABELS, *metrics_of(lines), "manifest", "degenerate", "id", "model", "older", "row", "variant"}
     order = {key: place for place, key in enumerate(PROTOCOL)}
     found = [column for column in lines.columns if column not in fixed]
     return sorted(found, key=lambda key: order.get(key, len(order) + (not is_protocol(key))))

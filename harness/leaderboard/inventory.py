@@ -155,7 +155,8 @@ def inputs(found: Found, lines: pd.DataFrame) -> Table:
         if record.id in ids:
             data, weights = record.spec["train"]["data"], record.spec["train"]["weights"]
             counts = [Cell(data.get(f"{kind}_images")) for kind in ("train", "test")]
-            seen[data["name"], data["category"], data["manifest"]] = dict(zip(("train", "test"), counts, strict=True))
+            hashes = f"{data['manifest']} {data.get('test_manifest', '')}".strip()
+            seen[data["name"], data["category"], hashes] = dict(zip(("train", "test"), counts, strict=True))
             name = (
                 record.spec["train"]["backbone"],
                 f"weights {weights['name']}",

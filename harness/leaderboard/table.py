@@ -105,9 +105,11 @@ class Board:
 
     @property
     def cautions(self) -> list[str]:
-        """What so few seeds or categories cannot say: of the data set that has the fewest."""
+        """What so few seeds or categories cannot say: of the data set that has the fewest. And what is left out."""
         counts = self.lines.groupby("dataset")[["seed", "category"]].nunique()
-        return caution(int(counts["seed"].min()), int(counts["category"].min()))
+        older = int(self.lines["older"].sum())
+        left_out = f"{older} evaluations on earlier test sets are left out: of each training the newest counts"
+        return [*caution(int(counts["seed"].min()), int(counts["category"].min())), *([left_out] if older else [])]
 
     def parts(self) -> dict[tuple[str, ...], pd.DataFrame]:
         """The lines of each row, in the order found."""

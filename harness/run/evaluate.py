@@ -39,11 +39,12 @@ class TestSet:
     """
 
     def __init__(self, category: images.Category, regions: metrics.Regions) -> None:
-        self.samples = category.test_samples()
+        test = category.test
+        self.samples = test.samples
         self.labels = np.array([sample.anomalous for sample in self.samples])
-        self.pixels, self.normal = category.of("test"), category.of("train")
-        self.masks = np.asarray(category.masks)
-        self.regions, self.regions_before = regions, int(category.regions.sum())
+        self.pixels, self.normal = np.asarray(test.images), category.train.of("train")
+        self.masks = np.asarray(test.masks)
+        self.regions, self.regions_before = regions, int(test.regions.sum())
 
 
 @dataclass(frozen=True)

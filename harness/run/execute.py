@@ -77,7 +77,7 @@ def _train_and_evaluate(job: TrainJob, work: Work, device: Device, warm: Warm) -
         teacher = warm.teacher(spec.backbone, job.weights_path, spec.weights, device.place)
         distiller = Distiller(spec.method, spec.backbone, teacher)
         distiller.students.to(device.place, memory_format=torch.channels_last)
-    test = functools.cache(lambda: TestSet(category, warm.regions(spec, np.asarray(category.masks))))
+    test = functools.cache(lambda: TestSet(category, warm.regions(spec, np.asarray(category.test.masks))))
     folder = work.results.run_folder(spec.id)
     saved, why = _saved_students(job, work, folder.students, distiller)
     if device.agree(saved is None):
@@ -135,10 +135,10 @@ def _train(
     """Train the students in place and write the run's files; the training's result."""
     spec, epochs = job.spec, job.spec.method.train.epochs
     reset_peak_memory()
-    chosen, held_out = _split(spec, category)
+    chosen, held_out = _split(spec, category.train)
     normal = np.sort(np.concatenate([chosen, held_out]))
     work.emit(events.Phase("teacher"))
-    features = warm.features(job, distiller.teacher, category.images, normal, device)
+    features = warm.features(job, distiller.teacher, category.train.images, normal, device)
     work.emit(events.Phase("train"))
 
     def report(step: int, steps: int, epoch: Epoch | None) -> None:
@@ -179,13 +179,13 @@ def _train(
     }
 
 
-def _split(spec: TrainSpec, category: images.Category) -> tuple[np.ndarray, np.ndarray]:
-    """Which normal images are trained on and which are held out to select the epoch by: positions in the category's."""
-    recipe, chosen, held_out = spec.method.train, category.indices("train"), category.indices("val")
+def _split(spec: TrainSpec, train: images.Pixels) -> tuple[np.ndarray, np.ndarray]:
+    """Which images of this half are trained on and which are held out to select the epoch by: their positions."""
+    recipe, chosen, held_out = spec.method.train, train.indices("train"), train.indices("val")
     if recipe.select == "last":
         return chosen, held_out[:0]
     if not len(held_out):  # the data set brings no validation normals of its own
-        chosen, held_out = images.hold_out(category.samples, chosen, recipe.holdout)
+        chosen, held_out = images.hold_out(train.samples, chosen, recipe.holdout)
         if not len(held_out):
             raise DataError(f"{spec.data.category}: too few normal images to hold any out; set train.select: last")
     return chosen, held_out

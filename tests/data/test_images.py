@@ -16,25 +16,27 @@ def test_pixels_are_pils_and_decoded_once(tree: Path, monkeypatch: pytest.Monkey
     source = get_source({"name": "folder", "root": str(tree)})
     data = describe(source, "cloth")
     category = images.load(source, data, 32)
-    for sample, pixels in zip(category.samples, category.images, strict=True):
-        with Image.open(tree / sample.path) as image:
-            expected = np.asarray(image.convert("RGB").resize((32, 32), Image.Resampling.BILINEAR))
-        assert np.array_equal(pixels, expected)
-    for sample, mask in zip(category.test_samples(), category.masks, strict=True):
+    for half in (category.train, category.test):
+        for sample, pixels in zip(half.samples, half.images, strict=True):
+            with Image.open(tree / sample.path) as image:
+                expected = np.asarray(image.convert("RGB").resize((32, 32), Image.Resampling.BILINEAR))
+            assert np.array_equal(pixels, expected)
+    assert len(category.train.samples) == len(category.test.samples) == 6
+    for sample, mask in zip(category.test.samples, category.test.masks, strict=True):
         assert mask.any() == sample.anomalous
         if sample.mask:
             with Image.open(tree / sample.mask) as image:
                 assert np.array_equal(mask, np.asarray(image.resize((32, 32), Image.Resampling.NEAREST)) > 0)
-    assert list(category.regions) == [0, 0, 0, 1, 1, 1]
+    assert list(category.test.regions) == [0, 0, 0, 1, 1, 1]
     monkeypatch.setattr(images, "_decode", None)  # from here on the cache must do
-    assert np.array_equal(images.load(source, data, 32).images, category.images)
+    assert np.array_equal(images.load(source, data, 32).train.images, category.train.images)
 
 
 def test_padding_keeps_the_aspect(tree: Path) -> None:
     wide = np.full((20, 40, 3), 200, np.uint8)
     save(tree / "cloth" / "train" / "good" / "000.png", wide)
     source = get_source({"name": "folder", "root": str(tree), "resize": "pad"})
-    first = images.load(source, describe(source, "cloth"), 32).images[0]
+    first = images.load(source, describe(source, "cloth"), 32).train.images[0]
     assert (first[8:24] == 200).all()
     assert (first[:8] == 0).all()
     assert (first[24:] == 0).all()

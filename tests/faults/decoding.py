@@ -20,14 +20,15 @@ def load(source: Source) -> images.Category:
 
 
 def is_sound(category: images.Category, source: Source) -> bool:
+    train, test = category.train, category.test
     pixels = [np.asarray(Image.open(source.folder() / sample.path)) for sample in source.samples("cloth")]
     masks = [np.asarray(Image.open(source.folder() / s.mask)) > 0 for s in source.samples("cloth") if s.mask]
-    labels = [sample.defect for sample in category.samples]
+    labels = [sample.defect for sample in (*train.samples, *test.samples)]
     return (
-        np.array_equal(category.images, pixels)
-        and not category.masks[:3].any()
-        and np.array_equal(category.masks[3:], masks)
-        and list(category.regions) == [0] * 3 + [1] * 3
+        np.array_equal([*train.images, *test.images], pixels)
+        and not test.masks[:3].any()
+        and np.array_equal(test.masks[3:], masks)
+        and list(test.regions) == [0] * 3 + [1] * 3
         and labels == ["good"] * 9 + ["hole"] * 3
     )
 
@@ -43,7 +44,7 @@ try:
     print("planned", flush=True)
     sys.stdin.readline()
     category = images.load(source, data, int(sys.argv[2]))
-    print("sum", int(category.images.sum()), int(category.masks.sum()), flush=True)
+    print("sum", int(category.train.images.sum()), int(category.test.masks.sum()), flush=True)
     sys.stdin.readline()
 except Exception as error:
     print(f"{type(error).__name__}: {error}", flush=True)

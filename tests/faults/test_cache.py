@@ -30,8 +30,13 @@ WriteGrid = Callable[..., Path]
 pytestmark = pytest.mark.usefixtures("new_cache")
 
 
+def entries_of(folder: Path) -> list[Path]:
+    """Those of test images: they have masks."""
+    return [found for found in folder.glob("[!.]*") if '"half": "test"' in (found / "entry.json").read_text()]
+
+
 def entry(cache: Path) -> Path:
-    (found,) = (cache / "images").glob("[!.]*")
+    (found,) = entries_of(cache / "images")
     return found
 
 
@@ -57,9 +62,9 @@ def edit(path: Path, change: Callable[[dict], object]) -> None:
 def foreign(found: Path, tree: Path) -> None:
     """Another category's entry under this one's name."""
     other = get_source({"name": "folder", "root": str(shutil.copytree(tree, tree.parent / "other"))})
-    Image.fromarray(texture(77)[0]).save(other.folder() / "cloth/train/good/000.png")
+    Image.fromarray(texture(77)[0]).save(other.folder() / "cloth/test/good/000.png")
     images.load(other, describe(other, "cloth"), SIZE)
-    (second,) = (path for path in found.parent.glob("[!.]*") if path != found)
+    (second,) = (path for path in entries_of(found.parent) if path != found)
     shutil.rmtree(found)
     second.rename(found)
 
@@ -111,15 +116,15 @@ def test_an_entry_is_hashed_once(source: Source, monkeypatch: pytest.MonkeyPatch
     data = describe(source, "cloth")
     images.load(source, data, SIZE)
     monkeypatch.setattr(os, "pread", None)
-    assert len(images.load(source, data, SIZE).images) == 12
+    assert len(images.load(source, data, SIZE).train.images) == 6
 
 
 def test_who_has_an_entry_keeps_its_pixels_when_it_is_replaced(new_cache: Path, source: Source) -> None:
     first = load(source)
-    before = first.images.copy()
+    before = first.test.images.copy()
     flip(entry(new_cache) / "images.npy")
     load(source)
-    assert np.array_equal(first.images, before)
+    assert np.array_equal(first.test.images, before)
 
 
 def test_processes_that_replace_an_entry_at_once_agree(new_cache: Path, source: Source, tree: Path) -> None:
@@ -135,7 +140,7 @@ def test_processes_that_replace_an_entry_at_once_agree(new_cache: Path, source: 
     for process in processes:
         process.communicate("\n")
     sums = images.load(source, describe(source, "cloth"), SIZE)
-    assert said == [f"sum {int(sums.images.sum())} {int(sums.masks.sum())}\n"] * 3
+    assert said == [f"sum {int(sums.train.images.sum())} {int(sums.test.masks.sum())}\n"] * 3
     assert is_sound(sums, source)
     assert [path.name for path in (new_cache / "images").glob(".*")] == []
 
@@ -155,7 +160,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 def test_a_full_cache_disk_is_an_error_that_names_the_cache(small_disk: Path, tree: Path) -> None:
-    with loading(tree, 128, HARNESS_CACHE=str(small_disk)) as process:  # 12 images of 48 KB do not fit
+    with loading(tree, 192, HARNESS_CACHE=str(small_disk)) as process:  # 6 images of 110 KB do not fit
         assert process.stdout.readline() == "planned\n"
         said = answer(process)
         process.communicate("\n")

@@ -128,7 +128,7 @@ def test_a_large_image_is_read_and_the_limit_can_be_raised(tree: Path, write_gri
     assert "max_megapixels: 200" in refusal("plan", "--grid", write_grid(tree, axes={"dataset": [entry(tree, 100)]}))
     data = describe(of(tree), "cloth")
     assert describe(of(tree, max_megapixels=200), "cloth") == data  # neither id nor table changes
-    assert images.load(of(tree), data, 32).images[3].max() == 0
+    assert images.load(of(tree), data, 32).train.images[3].max() == 0
     assert Image.MAX_IMAGE_PIXELS is not None  # a user's own Pillow stays careful
 
 
@@ -166,8 +166,11 @@ def test_images_exchanged_after_the_plan_are_refused_and_poison_nothing(name: st
     restored(path, content, found)
     expected = {sample.path: np.asarray(Image.open(tree / sample.path)) for sample in source.samples("cloth")}
     category = images.load(source, describe(source, "cloth"), 40)
-    assert all(np.array_equal(pixels, expected[s.path]) for s, pixels in zip(category.samples, category.images))  # noqa: B905
-    assert 0 < category.masks.mean() < 0.1
+    for half in (category.train, category.test):
+        assert all(
+            np.array_equal(pixels, expected[s.path]) for s, pixels in zip(half.samples, half.images, strict=True)
+        )
+    assert 0 < category.test.masks.mean() < 0.1
 
 
 def test_an_exchange_that_size_and_mtime_do_not_tell_is_seen_by_the_next_plan(tree: Path) -> None:
@@ -182,7 +185,7 @@ def test_an_exchange_that_size_and_mtime_do_not_tell_is_seen_by_the_next_plan(tr
         images.load(source, data, 32)
     again = describe(source, "cloth")
     assert again.manifest != data.manifest
-    assert images.load(source, again, 32).images[3].min() == 255
+    assert images.load(source, again, 32).train.images[3].min() == 255
 
 
 def test_an_exchange_by_what_is_no_image_is_seen_by_the_next_plan(tree: Path) -> None:
@@ -219,8 +222,8 @@ def test_labels_are_those_of_the_pixels(tree: Path) -> None:
     before = images.load(source, data, 32)
     (tree / "cloth/test/good/000.png").rename(tree / "cloth/train/good/0000.png")
     after = images.load(source, data, 32)
-    assert after.samples == before.samples
-    assert np.array_equal(after.of("train"), before.of("train"))
+    assert (after.train.samples, after.test.samples) == (before.train.samples, before.test.samples)
+    assert np.array_equal(after.train.images, before.train.images)
 
 
 def run_job(plan_source: Source, tmp_path: Path) -> list[events.FromWorker]:
@@ -292,17 +295,18 @@ def test_the_built_in_data_set_is_written_again_where_it_is_damaged(
     damage(surfaces.folder())
     assert describe(surfaces, "granite") == data
     category = images.load(surfaces, data, 32)
-    assert {sample.path for sample in category.samples} == expected.keys()
-    for sample, pixels in zip(category.samples, category.images, strict=True):
-        assert np.array_equal(pixels, expected[sample.path])
+    assert {sample.path for half in (category.train, category.test) for sample in half.samples} == expected.keys()
+    for half in (category.train, category.test):
+        for sample, pixels in zip(half.samples, half.images, strict=True):
+            assert np.array_equal(pixels, expected[sample.path])
 
 
 def test_a_plugin_that_names_another_content_than_the_plans_is_refused(
     tree: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = of(tree)
-    monkeypatch.setattr(layouts.OwnFolder, "fixed_manifest", lambda self, category: "first")
+    monkeypatch.setattr(layouts.OwnFolder, "fixed_manifest", lambda self, category, half: "first")
     data = describe(source, "cloth")
-    monkeypatch.setattr(layouts.OwnFolder, "fixed_manifest", lambda self, category: "second")
+    monkeypatch.setattr(layouts.OwnFolder, "fixed_manifest", lambda self, category, half: "second")
     with pytest.raises(DataError, match="cloth changed since it was planned"):
         images.load(source, data, 32)

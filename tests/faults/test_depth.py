@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from harness.data import builtin, images, layouts  # noqa: F401  (they register their data sets)
-from harness.data.manifest import describe
+from harness.data.manifest import describe, earlier_manifest
 from harness.spec import digest
 from tests.conftest import texture, write_mvtec
 from tests.faults.commands import harness, refusal
@@ -60,7 +60,7 @@ def test_deep_pictures_have_one_rule(
 ) -> None:
     write(tree / IMAGE)
     source = of(tree, **keys)
-    pixels = images.load(source, describe(source, "cloth"), 40).images[3]
+    pixels = images.load(source, describe(source, "cloth"), 40).train.images[3]
     assert np.array_equal(pixels, np.repeat(expected[:, :, None], 3, axis=2))
 
 
@@ -92,17 +92,23 @@ def test_the_type_is_told_by_the_format_and_not_by_the_pixels(kind: str | int, l
     bits = 12 if kind == 12 else 8 * values.dtype.itemsize
     tiff(tree / IMAGE, packed(values) if kind == 12 else values.tobytes(), bits, "i" in str(kind))
     source = of(tree)
-    pixels = images.load(source, describe(source, "cloth"), 40).images[3, :, :, 0]
+    pixels = images.load(source, describe(source, "cloth"), 40).train.images[3, :, :, 0]
     assert np.array_equal(pixels, mapped(values, low, high))
 
 
 def test_ids_move_only_where_a_deep_picture_is(tree: Path) -> None:
     data = describe(of(tree), "cloth")
-    rows = []
+    rows = {"train": [], "test": []}
     for sample in of(tree).samples("cloth"):
         names = [sample.path, sample.mask] if sample.mask else [sample.path]
-        rows.append([sample.path, sample.defect, sample.split, sample.group, *(sha256(tree / name) for name in names)])
-    assert data.manifest == digest([digest(rows), 2, "square", 0])  # as earlier versions had it
+        hashes = [sha256(tree / name) for name in names]
+        rows[sample.half].append([sample.path, sample.defect, sample.split, sample.group, *hashes])
+    assert data.manifest == digest([digest(rows["train"]), 2, "square", 0])
+    assert data.test_manifest == digest([digest(rows["test"]), 2, "square", 0])
+    earlier = digest(
+        [digest(rows["train"] + rows["test"]), 2, "square", 0]
+    )  # of both halves, as versions before had it
+    assert earlier_manifest(of(tree), "cloth") == earlier
     assert data.options == (("resize", "square"),)
     assert describe(of(tree, range=[0, 4095]), "cloth") == data
     deep(U16)(tree / IMAGE)
@@ -126,8 +132,8 @@ def test_a_deep_masks_own_values_count(tree: Path) -> None:
     deep(fraction, "TIFF")(tree / "cloth/ground_truth/hole/001_mask.png")
     source = of(tree)
     category = images.load(source, describe(source, "cloth"), 40)
-    assert np.array_equal(category.masks[3], mask > 0)
-    assert np.array_equal(category.masks[4], mask > 0)
+    assert np.array_equal(category.test.masks[3], mask > 0)
+    assert np.array_equal(category.test.masks[4], mask > 0)
 
 
 def test_the_plan_tells_of_deep_pictures(tree: Path, write_grid: WriteGrid) -> None:
@@ -170,6 +176,6 @@ def test_pictures_are_turned_as_exif_says(is_deep: bool, tree: Path) -> None:
     exif[0x0112] = 6  # turn right by 90 degrees to show
     picture.save(tree / IMAGE, "TIFF" if is_deep else "PNG", exif=exif)
     source = of(tree)
-    pixels = images.load(source, describe(source, "cloth"), 40).images[3]
+    pixels = images.load(source, describe(source, "cloth"), 40).train.images[3]
     upright = mapped(values, 0, 65535)[:, :, None] if is_deep else values
     assert np.array_equal(pixels, np.broadcast_to(np.rot90(upright, -1), (40, 40, 3)))

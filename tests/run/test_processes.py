@@ -193,8 +193,7 @@ def check_scores(job: TrainJob, results: Results, one_thread: Callable[[], None]
     one_thread()
     model = Distiller(spec.method, "resnet18", Teacher("resnet18")).to(memory_format=torch.channels_last)
     model.students.load_state_dict(load_file(results.run_folder(spec.id).path / "students.safetensors"))
-    category = images.load(get_source(job.source), spec.data, spec.image_size)
-    test = category.images[category.indices("test")]
+    test = images.load(get_source(job.source), spec.data, spec.image_size).test.images
     _, (alone,) = inspect(model, test, job.evaluations, spec.eval_batch_size, device, lambda *_: None, test)
     scores = csv.DictReader((results.run_folder(job.evaluations[0].id).path / "scores.csv").open(newline=""))
     assert [float(row["score"]) for row in scores] == alone.scores.tolist()
