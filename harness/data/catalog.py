@@ -21,7 +21,8 @@ class DataError(ConfigError):
 
 @dataclass(frozen=True)
 class Sample:
-    """One image of a category. Paths are relative to the source's root; `mask` is None where nothing is defective.
+    """One image of a category. Paths are relative to the source's root; `mask` is None where nothing is defective, and
+    of an anomalous image where nobody said which of its pixels are (`known`).
 
     `group`: images of one physical object share it, and are never split between training and held-out normals.
     """
@@ -35,6 +36,11 @@ class Sample:
     @property
     def anomalous(self) -> bool:
         return self.defect != GOOD
+
+    @property
+    def known(self) -> bool:
+        """Whether each pixel's truth is known: of a good image, and of one with a mask."""
+        return self.mask is not None or not self.anomalous
 
 
 @dataclass(frozen=True)

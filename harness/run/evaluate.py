@@ -32,7 +32,8 @@ class TestSet:
     """The test images of a category with their truth.
 
     Attributes:
-        samples: the N images in their order; labels: bool (N,), whether they are anomalous.
+        samples: the N images in their order; labels: bool (N,), whether they are anomalous; known: bool (N,), whether
+            each pixel's truth is known: of good images and of those with a mask.
         pixels: uint8 (N, S, S, 3); normal: those of the training images.
         masks: bool (N, S, S); regions: the defective ones in them; regions_before: their number before masks were
             resized.
@@ -40,7 +41,8 @@ class TestSet:
 
     def __init__(self, category: images.Category, regions: metrics.Regions) -> None:
         self.samples = category.test_samples()
-        self.labels = np.array([sample.anomalous for sample in self.samples])
+        self.labels = np.array([sample.anomalous for sample in self.samples], np.bool_)
+        self.known = np.array([sample.known for sample in self.samples], np.bool_)
         self.pixels, self.normal = category.of("test"), category.of("train")
         self.masks = np.asarray(category.masks)
         self.regions, self.regions_before = regions, int(category.regions.sum())
@@ -158,21 +160,24 @@ def _room(variant: EvaluateSpec, shape: tuple[int, ...], scratch: Path | None) -
 
 def measure(seen: Inspected, test: TestSet, spec: EvaluateSpec, place: torch.device) -> dict[str, Any]:
     """All metrics of one variant, with what a reader needs to judge them: counts, and regions that resizing lost;
-    and with `metrics: histogram` how far each estimated metric may be from the exact one.
+    and with `metrics: histogram` how far each estimated metric may be from the exact one. Pixel metrics are over the
+    images whose truth is known.
 
     Args:
         place: of the networks; a GPU sorts pixels too.
     """
     given = seen.scores, test.labels, seen.maps, test.masks, test.regions, spec.aupro_limits
+    known = None if test.known.all() else test.known
     with section("metrics"):
         if spec.metrics == "histogram":
-            values, bounds = streaming.evaluate(*given)
+            values, bounds = streaming.evaluate(*given, known)
         else:
-            values, bounds = metrics.evaluate(*given, place if place.type == "cuda" else None), {}
+            values, bounds = metrics.evaluate(*given, place if place.type == "cuda" else None, known), {}
     image, pixel = values["image_auroc"], values["pixel_auroc"]
     # A collapsed run must not be averaged silently.
     degenerate = (image is not None and image <= 0.5) or (pixel is not None and pixel < 0.5)
-    with_mask = test.masks.any(axis=(1, 2))
+    without = int((~test.known).sum())
+    defective = test.masks.any(axis=(1, 2))
     return {
         **values,
         "degenerate": bool(degenerate),
@@ -180,7 +185,8 @@ def measure(seen: Inspected, test: TestSet, spec: EvaluateSpec, place: torch.dev
         "test_anomalous": int(test.labels.sum()),
         "regions": len(test.regions.sizes),
         "regions_lost": max(0, test.regions_before - len(test.regions.sizes)),
-        "anomalous_without_mask": int((test.labels & ~with_mask).sum()),
+        "anomalous_without_mask": int((test.labels & test.known & ~defective).sum()),
+        **({"test_without_mask": without} if without else {}),
         **({"error_bounds": bounds, "bins": streaming.BINS} if spec.metrics == "histogram" else {}),
     }
 
