@@ -84,6 +84,20 @@ class Source(ABC):
     def samples(self, category: str) -> list[Sample]:
         """The category's samples in a fixed order. Raises DataError for what is missing or left over."""
 
+    def options(self) -> dict[str, Any]:
+        """Of the keys of its entry those that records and tables show: what decides what is measured, not where the
+        files lie.
+        """
+        hidden = ("root", "categories", "range", "max_megapixels")
+        return {key: value for key, value in to_mapping(self).items() if key not in hidden}
+
+    def prepare(self, category: str, progress: Callable[[int, int], None] | None = None) -> None:  # noqa: B027
+        """Called before `samples` by who can show how far it is: read what `samples` will need, where that takes long.
+
+        Args:
+            progress: called as (files read, files in all).
+        """
+
     def fixed_manifest(self, category: str) -> str | None:
         """What identifies the category's content where that is known without reading its files, else None."""
         return None
