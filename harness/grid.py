@@ -249,7 +249,9 @@ def _training(grid: Grid, facts: Facts, values: Settings, data: Data, once: "_On
             f"encoder.init: imagenet needs weights with their BatchNorm statistics, {wanted} for {values['backbone']} "
             "has none (folded into the convolutions, or random); write encoder.init: random",
         )
-    evaluations = {}
+    evaluations: dict[str, EvaluateSpec] = {}
+    if data.train_images and not data.test_images:  # normal images only: there is nothing to score
+        return Training(spec, (), values["dataset"], path)
     for variant in once(_variants, settings, method, grid.evaluate):
         evaluation = EvaluateSpec(spec, **variant)
         evaluations.setdefault(evaluation.id, evaluation)

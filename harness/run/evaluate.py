@@ -198,7 +198,8 @@ def scores_of(seen: Inspected, test: TestSet) -> list[Score]:
 
 
 class Along:
-    """Metrics along a training, by the method's own map and score: a line for each epoch that it is called after.
+    """Metrics along a training, by the method's own map and score: a line for each epoch that it is called after, none
+    where there are no test images.
 
     Args:
         test: gives the test set, when there is something to measure.
@@ -212,6 +213,8 @@ class Along:
     def __call__(self, epoch: int, distiller: Distiller) -> None:
         started = time.perf_counter()
         spec, device, test = self.spec, self.device, self.test()
+        if not len(test.samples):
+            return
         variant = EvaluateSpec(spec, spec.method.map, spec.method.score)
         size = spec.eval_batch_size
         _, inspected = inspect(distiller, test.pixels, [variant], size, device, lambda *_: None, test.normal)
