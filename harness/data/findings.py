@@ -15,7 +15,8 @@ def remarks(looks: Looks) -> list[str]:
     for (source, category), found in looks.items():
         follows = consequences(source, found)
         if follows or "test_share" in source.options():
-            lines.append(f"{source.name} {category}: {contents(source, found)}{': ' if follows else ''}{follows}")
+            mark = "" if not follows else "; " if follows.startswith("warning") else ": "
+            lines.append(f"{source.name} {category}: {contents(source, found)}{mark}{follows}")
     return lines + depth.remarks({key: found.deep for key, found in looks.items() if found.deep})
 
 

@@ -197,7 +197,7 @@ def test_normal_images_for_testing_and_none_at_all(parts: Path, write_grid: Writ
     assert "test_share" not in dict(describe(only, "parts").options)
     said = plan_of(write_grid(**dataset(parts, normal="gut")))
     assert (
-        "folder parts: 20 normal images to train: warning: no test images: it is trained and nothing is scored" in said
+        "folder parts: 20 normal images to train; warning: no test images: it is trained and nothing is scored" in said
     )
     assert "1 trainings, 0 evaluations" in said
 
@@ -271,3 +271,37 @@ def test_a_link_that_leads_back_ends(parts: Path) -> None:
     (parts / "gut" / "loop").symlink_to(parts / "gut")
     assert len(of(parts, normal="gut").samples("parts")) == 20
     assert len(of(parts, normal="**/*.jpg").samples("parts")) == 11
+
+
+KINDS = {  # how a file is written, by its name: what is decoded must be what Pillow shows
+    "grau.png": lambda image: image.convert("L"),
+    "palette.png": lambda image: image.convert("P"),
+    "palette mit loch.png": lambda image: image.quantize(8),
+    "schwarzweiß.tif": lambda image: image.convert("1"),
+    "durchsichtig.png": lambda image: image.convert("RGBA"),
+    "grau durchsichtig.PNG": lambda image: image.convert("LA"),
+    "druck.JPG": lambda image: image.convert("CMYK"),
+    "druck.tiff": lambda image: image.convert("CMYK"),
+    "ycbcr.Jpeg": lambda image: image,
+    "lab.tif": lambda image: image.convert("LAB"),
+    "hsv bild.bmp": lambda image: image,
+    "größe.webp": lambda image: image.resize((61, 23)),
+}
+
+
+def test_every_kind_of_file_is_read_as_people_see_it(tmp_path: Path) -> None:
+    root = tmp_path / "Prüfstücke 1"
+    (root / "gut").mkdir(parents=True)
+    for seed, (name, convert) in enumerate(KINDS.items()):
+        extra = {"transparency": 3} if "loch" in name else {}
+        convert(Image.fromarray(texture(seed)[0])).save(root / "gut" / name, **extra)
+    source = of(root, normal="gut")
+    data = describe(source, "Prüfstücke 1")
+    assert data.train_images == len(KINDS)
+    category = images.load(source, data, 32)
+    for sample, pixels in zip(category.samples, category.images, strict=True):
+        with Image.open(root / sample.path) as image:
+            expected = image.convert("RGB").resize((32, 32), Image.Resampling.BILINEAR)
+        assert np.array_equal(pixels, np.asarray(expected)), sample.path
+        assert pixels.std() > 5, sample.path  # none became black or white
+    assert category.masks.shape == (0, 32, 32)
