@@ -1,5 +1,6 @@
 """Folders as people have them: masks that lack, patterns, normal images only; what is refused, and what a plan says."""
 
+import re
 import shutil
 import unicodedata
 from collections import Counter
@@ -8,12 +9,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from PIL import Image
 
 from harness.data import builtin, images, layouts  # noqa: F401  (they register their data sets)
 from harness.data.catalog import Sample, Source, get_source
 from harness.data.manifest import describe
-from tests.conftest import save, texture
+from tests.conftest import ROOT, save, texture
 from tests.faults.commands import harness, refusal
 
 WriteGrid = Callable[..., Path]
@@ -305,3 +307,19 @@ def test_every_kind_of_file_is_read_as_people_see_it(tmp_path: Path) -> None:
         assert np.array_equal(pixels, np.asarray(expected)), sample.path
         assert pixels.std() > 5, sample.path  # none became black or white
     assert category.masks.shape == (0, 32, 32)
+
+
+def test_the_readmes_patterns_read_such_folders(tmp_path: Path) -> None:
+    root = tmp_path / "factory"
+    write(root, *(f"good/{i}.png" for i in range(9)), "bad/1.png")
+    write(root, *(f"lid/ok/{i}.JPG" for i in range(9)), "lid/ng/dent/1.png")
+    write(root, "lid/truth/dent/1_mask.png", mask=True, defect=True)
+    text = (ROOT / "README.md").read_text()
+    blocks = re.findall(r"^dataset: .*(?:\n +.*)*", "\n".join(re.findall(r"```text\n(.*?)```", text, re.DOTALL)), re.M)
+    entries = [entry for block in blocks for entry in yaml.safe_load(block)["dataset"]]
+    plain, named = (
+        of(**entry | {"root": root}) for entry in [{k: v for k, v in e.items() if k != "name"} for e in entries]
+    )
+    assert kinds(plain.samples("factory"))["test", "abnormal", False] == 1
+    assert named.chosen() == ["lid"]
+    assert kinds(named.samples("lid"))["test", "dent", True] == 1
