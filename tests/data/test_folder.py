@@ -323,3 +323,38 @@ def test_the_readmes_patterns_read_such_folders(tmp_path: Path) -> None:
     assert kinds(plain.samples("factory"))["test", "abnormal", False] == 1
     assert named.chosen() == ["lid"]
     assert kinds(named.samples("lid"))["test", "dent", True] == 1
+
+
+def turned(image: Image.Image) -> tuple[Image.Image, Image.Exif]:
+    """As a camera that was held sideways writes it."""
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turn right by 90 degrees to show
+    return image.transpose(Image.Transpose.ROTATE_90), exif
+
+
+def test_one_real_picture_is_the_same_in_every_kind_of_file(mtd_root: Path, tmp_path: Path) -> None:
+    """A factory's folder of one magnetic tile, without masks: names, endings, modes, depths and rotations differ."""
+    (source_file,) = sorted((mtd_root / "MT_Blowhole" / "Imgs").glob("*.jpg"))[:1]
+    tile = Image.open(source_file).convert("L")
+    side, exif = turned(tile)
+    deep = Image.fromarray(np.asarray(tile).astype(np.uint16) * 257)
+    folder = tmp_path / "Magnetkacheln Süd" / "gut, geprüft"
+    folder.mkdir(parents=True)
+    shutil.copy(source_file, folder / "A 01.JPG")
+    for name, image in {
+        "b.png": tile,
+        "c.PNG": tile.convert("RGB"),
+        "d.tif": tile.convert("RGBA"),
+        "e.png": deep,
+    }.items():
+        image.save(folder / name)
+    deep.save(folder / "Prüfung 3.tiff")
+    tile.convert("P").save(folder / "Kachel.bmp")
+    for ending in ("png", "tif", "webp"):
+        side.convert("RGB").save(folder / f"gedreht.{ending}", exif=exif, lossless=True)
+    source = of(tmp_path / "Magnetkacheln Süd", normal="gut, geprüft")
+    category = images.load(source, describe(source, "Magnetkacheln Süd"), 48)
+    assert len(category.images) == 10
+    expected = np.asarray(tile.convert("RGB").resize((48, 48), Image.Resampling.BILINEAR))
+    for sample, pixels in zip(category.samples, category.images, strict=True):
+        assert np.array_equal(pixels, expected), sample.path
