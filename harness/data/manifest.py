@@ -323,10 +323,8 @@ def _read(path: Path, max_megapixels: float, is_mask: bool) -> Print:
         raise DataError(f"{path} is empty; remove it or put the image back")
     with decoding(path), Image.open(io.BytesIO(content)) as image:
         check_size(path, *image.size, max_megapixels)
-        size, mode, kind = _upright(content), image.mode, depth.kind_of(image)
-        if is_mask:
-            image.load()
-        elif image.format == "PNG":
+        size, mode, kind = _upright(image, content), image.mode, depth.kind_of(image)
+        if image.format == "PNG":
             image.verify()  # checks every chunk's sum without decoding
         else:
             image.draft("L", (image.width // 8, image.height // 8))  # a JPEG decodes faster at an eighth
@@ -335,18 +333,19 @@ def _read(path: Path, max_megapixels: float, is_mask: bool) -> Print:
     return Print(hashlib.sha256(content).hexdigest(), *size, mode, kind, *values)
 
 
-def _upright(content: bytes) -> tuple[int, int]:
-    """Width and height of a picture as its EXIF data turn it. Decoded only where there is no other way to tell."""
-    with Image.open(io.BytesIO(content)) as image:
-        if image.format == "PNG":  # which may have them behind its pixels
-            decode = any(mark in content for mark in (b"eXIf", b"Raw profile type exif", b"tiff:Orientation"))
-        elif image.getexif().get(ExifTags.Base.Orientation, 1) < TURNED:
-            decode = False
-        elif image.format == "TIFF":  # it is turned by loading it
-            decode = True
-        else:
-            return image.height, image.width
-        return ImageOps.exif_transpose(image).size if decode else image.size
+def _upright(image: Image.Image, content: bytes) -> tuple[int, int]:
+    """Width and height of a picture, opened, as its EXIF data turn it. Decoded only where there is no other way to
+    tell.
+    """
+    if image.format == "PNG":  # which may have them behind its pixels
+        if not any(mark in content for mark in (b"eXIf", b"Raw profile type exif", b"tiff:Orientation")):
+            return image.size
+    elif image.getexif().get(ExifTags.Base.Orientation, 1) < TURNED:
+        return image.size
+    elif image.format != "TIFF":  # which is turned by loading it
+        return image.height, image.width
+    with Image.open(io.BytesIO(content)) as decoded:
+        return ImageOps.exif_transpose(decoded).size
 
 
 def _extremes(path: Path, content: bytes, kind: str | None) -> tuple[float, float]:
