@@ -13,9 +13,9 @@ from dskd.config import ConfigError, coerce, field_types, quoted, replace, requi
 from dskd.methods import METHODS, get_method
 from dskd.switches import Method
 from harness.backbones import remember
-from harness.data import builtin, depth, layouts  # noqa: F401  (two register their data sets)
+from harness.data import builtin, findings, layouts  # noqa: F401  (two register their data sets)
 from harness.data.catalog import Source, get_source
-from harness.data.manifest import look
+from harness.data.manifest import Look, look
 from harness.environment import device_name, thread_count
 from harness.gridfile import (
     MEASURED_KEYS,
@@ -33,7 +33,7 @@ from harness.weights import is_folded, locate
 
 T = TypeVar("T")
 DEEPSPEED_PACKAGES = ("deepspeed", "transformers")  # Accelerate needs the second for the first
-DeepPictures = dict[tuple[Source, str], tuple[depth.Deep, ...]]  # of the categories that have some
+Looks = dict[tuple[Source, str], Look]  # what was found of each category
 
 DEFAULT_WEIGHTS = "imagenet"
 
@@ -50,7 +50,7 @@ class Facts:
     threads: int
     folded: frozenset[tuple[str, str]] = frozenset()
     missing: tuple[str, ...] = ()
-    deep: DeepPictures = field(default_factory=dict)
+    looks: Looks = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -69,15 +69,15 @@ class Plan:
 
     trainings: list[Training]
     benches: list[BenchSpec]
-    deep: DeepPictures = field(default_factory=dict)
+    looks: Looks = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.trainings) + sum(len(training.evaluations) for training in self.trainings) + len(self.benches)
 
     def remarks(self) -> list[str]:
-        """What there is to say of its data sets' deep pictures, a line each."""
-        chosen = {(training.source, training.spec.data.category) for training in self.trainings} if self.deep else set()
-        return depth.remarks({key: found for key, found in self.deep.items() if key in chosen})
+        """What there is to say of its data sets, a line each: what was found, and what follows from it."""
+        chosen = {(training.source, training.spec.data.category) for training in self.trainings} if self.looks else ()
+        return findings.remarks({key: found for key, found in self.looks.items() if key in chosen})
 
 
 Progress = Callable[[str, int, int], None]
@@ -99,12 +99,12 @@ def resolve(grid: Grid, device: str = "auto", progress: Progress | None = None) 
         _check_names(grid)
     blocks = [grid.axes, *grid.include]
     categories: dict[Source, list[Data]] = {}
-    deep: DeepPictures = {}
+    looks: Looks = {}
     for source in dict.fromkeys(source_of(entry) for block in blocks for entry in block["dataset"]):
         report = functools.partial(progress, f"reading {source.name}") if progress else None
-        looks = {category: look(source, category, report) for category in source.chosen()}
-        categories[source] = [found.data for found in looks.values()]
-        deep |= {(source, category): found.deep for category, found in looks.items() if found.deep}
+        own = {(source, category): look(source, category, report) for category in source.chosen()}
+        categories[source] = [found.data for found in own.values()]
+        looks |= own
     for name in _trunks(grid):
         remember(name)
     default = grid.defaults.get("weights", DEFAULT_WEIGHTS)
@@ -117,7 +117,7 @@ def resolve(grid: Grid, device: str = "auto", progress: Progress | None = None) 
     }
     folded = frozenset(key for key, (_, path) in weights.items() if path is None or is_folded(Path(path)))
     missing = tuple(name for name in DEEPSPEED_PACKAGES if importlib.util.find_spec(name) is None)
-    return Facts(categories, weights, device_name(device), thread_count(), folded, missing, deep)
+    return Facts(categories, weights, device_name(device), thread_count(), folded, missing, looks)
 
 
 def _trunks(grid: Grid) -> set[str]:
@@ -199,7 +199,7 @@ def expand(grid: Grid, facts: Facts) -> Plan:
                 trainings[training.spec.id] = training
                 for bench in _benches(training.spec, grid.bench, facts):
                     benches.setdefault(bench.id, bench)
-    return Plan(list(trainings.values()), list(benches.values()), facts.deep)
+    return Plan(list(trainings.values()), list(benches.values()), facts.looks)
 
 
 def _combinations(block: Mapping[str, list[Any]]) -> Iterator[Settings]:
@@ -249,7 +249,9 @@ def _training(grid: Grid, facts: Facts, values: Settings, data: Data, once: "_On
             f"encoder.init: imagenet needs weights with their BatchNorm statistics, {wanted} for {values['backbone']} "
             "has none (folded into the convolutions, or random); write encoder.init: random",
         )
-    evaluations = {}
+    evaluations: dict[str, EvaluateSpec] = {}
+    if data.train_images and not data.test_images:  # normal images only: there is nothing to score
+        return Training(spec, (), values["dataset"], path)
     for variant in once(_variants, settings, method, grid.evaluate):
         evaluation = EvaluateSpec(spec, **variant)
         evaluations.setdefault(evaluation.id, evaluation)

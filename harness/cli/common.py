@@ -153,7 +153,7 @@ def make_plan(
         require(bool(trainings), f"--only: no run of the grid has {' '.join(only or [])}")
         models = {(training.spec.method, training.spec.backbone) for training in trainings}
         benches = [bench for bench in plan.benches if (bench.method, bench.backbone) in models]
-        plan = Plan(trainings, benches, plan.deep)
+        plan = Plan(trainings, benches, plan.looks)
     return grid, plan
 
 

@@ -199,11 +199,16 @@ def _print_outcome(terminal: Console, plan: Plan, results: Results) -> None:
     from harness.leaderboard.render import print_failures, print_sections
     from harness.leaderboard.sections import make_sections
     from harness.leaderboard.table import boards
+    from harness.leaderboard.truth import unscored
 
     done = results.done()
-    # A training that is done is not in the table.
+    # A training that is done is not in the table, unless it has nothing to be scored on.
     wanted = {spec.id for spec in schedule.works(plan) if spec.kind != "train" or spec.id not in done}
+    wanted |= {training.spec.id for training in plan.trainings if not training.evaluations}
     found = load([results.folder], wanted)
     if found.evaluations:
         print_sections(terminal, make_sections(boards(found, allow_mixed=True)))
+    else:
+        for line in unscored(found.trainings):
+            terminal.print(line, soft_wrap=True)
     print_failures(terminal, found.failures)

@@ -24,7 +24,8 @@ Half = Literal["train", "test"]  # of a category: what is trained on or held out
 
 @dataclass(frozen=True)
 class Sample:
-    """One image of a category. Paths are relative to the source's root; `mask` is None where nothing is defective.
+    """One image of a category. Paths are relative to the source's root; `mask` is None where nothing is defective, and
+    of an anomalous image where nobody said which of its pixels are (`known`).
 
     `group`: images of one physical object share it, and are never split between training and held-out normals.
     """
@@ -42,6 +43,11 @@ class Sample:
     @property
     def half(self) -> Half:
         return "test" if self.split == "test" else "train"
+
+    @property
+    def known(self) -> bool:
+        """Whether each pixel's truth is known: of a good image, and of one with a mask."""
+        return self.mask is not None or not self.anomalous
 
 
 @dataclass(frozen=True)
@@ -84,6 +90,20 @@ class Source(ABC):
     @abstractmethod
     def samples(self, category: str) -> list[Sample]:
         """The category's samples in a fixed order. Raises DataError for what is missing or left over."""
+
+    def options(self) -> dict[str, Any]:
+        """Of the keys of its entry those that records and tables show: what decides what is measured, not where the
+        files lie.
+        """
+        hidden = ("root", "categories", "range", "max_megapixels")
+        return {key: value for key, value in to_mapping(self).items() if key not in hidden}
+
+    def prepare(self, category: str, progress: Callable[[int, int], None] | None = None) -> None:  # noqa: B027
+        """Called before `samples` by who can show how far it is: read what `samples` will need, where that takes long.
+
+        Args:
+            progress: called as (files read, files in all).
+        """
 
     def fixed_manifest(self, category: str, half: Half) -> str | None:
         """What identifies the content of a half of the category where that is known without reading its files, else

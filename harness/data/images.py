@@ -210,7 +210,7 @@ class _Files:
             if self._is_other(name, sha256):
                 raise self._changed(path) from None
             raise
-        self.prints[name] = Print(sha256, *picture.size, kind)
+        self.prints[name] = Print(sha256, *picture.size, picture.mode, kind)
         return picture, kind
 
     def _is_other(self, name: str, sha256: str) -> bool:

@@ -5,9 +5,12 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
+from dskd.config import ConfigError, require
 from harness.data.catalog import GOOD, IMAGE_SUFFIXES, DataError, Sample, Source, register_dataset
+from harness.data.manifest import Fingerprints
+from harness.data.patterns import Patterns, categories, composed, hold_out, samples
 
 
 @register_dataset("mvtec_ad")
@@ -16,6 +19,7 @@ class MVTecAD(Source):
     """`<category>/train/good`, `<category>/test/<type>`, `<category>/ground_truth/<type>/<image>_mask.png`."""
 
     expected: ClassVar[str] = "<category>/train/good, <category>/test/<type>, <category>/ground_truth/<type>"
+    may_lack: ClassVar[bool] = False  # masks, or all test images
 
     def available(self) -> list[str]:
         root = self.folder()
@@ -30,16 +34,108 @@ class MVTecAD(Source):
         root = self.folder()
         base = root if (root / "train" / GOOD).is_dir() else root / category
         train = [Sample(_relative(path, root), "train") for path in _images(base / "train" / GOOD, self.name)]
-        truth = base / "ground_truth"
+        truth, test = base / "ground_truth", base / "test"
+        if self.may_lack:
+            _check_types(self, truth, test)
         return train + _test_samples(
-            self, root, base / "test", lambda kind: base / "test" / kind, lambda kind: truth / kind, "<image>_mask.png"
+            self, root, test, lambda kind: test / kind, lambda kind: truth / kind, "<image>_mask.png", self.may_lack
         )
 
 
 @register_dataset("folder")
 @dataclass(frozen=True)
 class OwnFolder(MVTecAD):
-    """A folder of your own in MVTec AD's layout."""
+    """A folder of your own: in MVTec AD's layout, where masks may lack, or as `normal` and the other patterns say
+    (`harness.data.patterns`).
+
+    Without normal images for testing a share of them is held out, drawn by `split_seed`, never by a run's seed. Without
+    abnormal images there is nothing to score.
+
+    Args:
+        mask_threshold: a pixel is defective where the mask is above it.
+        normal: the normal images, those to train on; abnormal: those to test on; masks: of these, each as a pattern.
+        test_normal: the normal images to test on, as a pattern.
+        test_share: of the normal images, to test on; 0.2 by default where there is no `test_normal`.
+    """
+
+    mask_threshold: int = 0
+    normal: str | None = None
+    abnormal: str | None = None
+    masks: str | None = None
+    test_normal: str | None = None
+    test_share: float | None = None
+    split_seed: int = 0
+
+    may_lack: ClassVar[bool] = True
+    default_share: ClassVar[float] = 0.2
+
+    def __post_init__(self) -> None:
+        said = f"dataset {self.name}: "
+        require(self.mask_threshold >= 0, f"{said}mask_threshold {self.mask_threshold}: write 0 or more")
+        if self.normal is None:
+            others = ("abnormal", "masks", "test_normal", "test_share")
+            given = next((key for key in others if getattr(self, key) is not None), None)
+            require(given is None, f"{said}{given} needs the pattern of the normal images; write normal, too")
+            return
+        try:
+            self._patterns()
+        except ConfigError as error:
+            raise ConfigError(f"{said}{error}") from None
+        if self.test_share is not None:
+            require(self.test_normal is None, f"{said}test_share goes without test_normal; remove one of them")
+            require(self.abnormal is not None, f"{said}test_share: without abnormal images there is nothing to score")
+            require(
+                0 < self.test_share < 1,
+                f"{said}test_share {self.test_share:g} is not possible; write 0.2, say: a share",
+            )
+
+    def options(self) -> dict[str, Any]:
+        found = super().options()
+        for key in ("normal", "abnormal", "masks", "test_normal", "test_share", "split_seed"):
+            del found[key]
+        if not self.mask_threshold:
+            del found["mask_threshold"]
+        return found | ({"test_share": self._share(), "split_seed": self.split_seed} if self._draws() else {})
+
+    def available(self) -> list[str]:
+        patterns = self._patterns()
+        return super().available() if patterns is None else categories(self.name, self.folder(), patterns)
+
+    def prepare(self, category: str, progress: Callable[[int, int], None] | None = None) -> None:
+        if (patterns := self._patterns()) and self._draws():
+            self._sha256(samples(self.name, self.folder(), patterns, category), progress)
+
+    def samples(self, category: str) -> list[Sample]:
+        patterns = self._patterns()
+        if patterns is None:
+            return super().samples(category)
+        found = samples(self.name, self.folder(), patterns, category)
+        if not self._draws() or not any(sample.anomalous for sample in found):
+            return found
+        drawn, seed = hold_out(found, self._sha256(found), self._share(), self.split_seed)
+        if not drawn:
+            raise DataError(
+                f"dataset {self.name}: of the normal images of {category} test_share {self._share():g} and split_seed "
+                f"{self.split_seed} leave none to train on or none to test on; write "
+                + (f"split_seed: {seed}" if seed is not None else "test_normal: PATTERN, or add images")
+            )
+        return drawn
+
+    def _patterns(self) -> Patterns | None:
+        if self.normal is None:
+            return None
+        return Patterns(self.normal, self.abnormal, self.masks, self.test_normal)
+
+    def _draws(self) -> bool:
+        return self.normal is not None and self.abnormal is not None and self.test_normal is None
+
+    def _share(self) -> float:
+        return self.default_share if self.test_share is None else self.test_share
+
+    def _sha256(self, found: list[Sample], progress: Callable[[int, int], None] | None = None) -> dict[str, str]:
+        files = [sample.path for sample in found if sample.split == "train"]
+        prints = Fingerprints(self.folder()).of(files, progress, self.max_megapixels)
+        return {name: each.sha256 for name, each in prints.items()}
 
 
 @register_dataset("mvtec_3d_ad")
@@ -163,8 +259,13 @@ def _test_samples(
     images_of: Callable[[str], Path],
     masks_of: Callable[[str], Path],
     mask_name: str,
+    may_lack: bool = False,
 ) -> list[Sample]:
-    """The samples of every type (`good` or a defect) under the folder `test`; the callables give a type's folders."""
+    """The samples of every type (`good` or a defect) under the folder `test`; the callables give a type's folders.
+
+    Args:
+        may_lack: masks, or all of the images.
+    """
     samples: list[Sample] = []
     for kind in (folder.name for folder in _folders(test)):
         images = _images(images_of(kind), source.name)
@@ -173,27 +274,56 @@ def _test_samples(
             continue
         truth = masks_of(kind)
         files = _images(truth, source.name) if truth.is_dir() else []
-        masks = {path.stem.removesuffix("_mask"): path for path in files}
-        samples += _paired(source, root, images, masks, "test", kind, truth / mask_name)
-    if not samples:
+        masks = {composed(path.stem.removesuffix("_mask")): path for path in files}
+        samples += _paired(source, root, images, masks, "test", kind, truth / mask_name, may_lack)
+    if not samples and not may_lack:
         raise DataError(f"dataset {source.name}: {test} holds no test images")
     return samples
 
 
 def _paired(
-    source: Source, root: Path, images: list[Path], masks: dict[str, Path], split: str, defect: str, wanted: Path
+    source: Source,
+    root: Path,
+    images: list[Path],
+    masks: dict[str, Path],
+    split: str,
+    defect: str,
+    wanted: Path,
+    may_lack: bool = False,
 ) -> list[Sample]:
-    """Samples of images with their masks. Raises DataError for a mask or an image that stands alone."""
-    alone = [path for path in images if path.stem not in masks]
-    if alone:
+    """Samples of images with their masks, by their composed stem. Raises DataError for a mask that stands alone, and
+    for such an image unless masks `may_lack`.
+    """
+    alone = [path for path in images if composed(path.stem) not in masks]
+    if alone and not may_lack:
+        hint = " (name: folder takes images without masks)" if isinstance(source, MVTecAD) else ""
         raise DataError(
-            f"dataset {source.name}: {len(alone)} image(s) without a mask, first {alone[0]}; expected {wanted}"
+            f"dataset {source.name}: {len(alone)} image(s) without a mask, first {alone[0]}; expected {wanted}{hint}"
         )
-    stems = {path.stem for path in images}
+    stems = {composed(path.stem) for path in images}
     left = [mask for stem, mask in masks.items() if stem not in stems]
     if left:
         raise DataError(f"dataset {source.name}: {len(left)} mask(s) without an image, first {left[0]}")
-    return [Sample(_relative(path, root), split, defect, _relative(masks[path.stem], root)) for path in images]
+    return [
+        Sample(
+            _relative(path, root),
+            split,
+            defect,
+            _relative(mask, root) if (mask := masks.get(composed(path.stem))) else None,
+        )
+        for path in images
+    ]
+
+
+def _check_types(source: Source, truth: Path, test: Path) -> None:
+    """Raises DataError where a type has no masks and masks have no type: they may be one that is spelt in two ways."""
+    types, masks = ({folder.name for folder in _folders(place)} - {GOOD} for place in (test, truth))
+    if types - masks and masks - types:
+        without, left = sorted(types - masks)[0], sorted(masks - types)[0]
+        raise DataError(
+            f"dataset {source.name}: {test / without} has no masks and {truth / left} no images; give both folders one "
+            "name, or move the masks away"
+        )
 
 
 def _folders(folder: Path) -> list[Path]:
@@ -202,13 +332,15 @@ def _folders(folder: Path) -> list[Path]:
 
 def _images(folder: Path, dataset: str) -> list[Path]:
     """The image files of a folder, sorted. Raises DataError if there is none."""
-    paths = (
-        sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES) if folder.is_dir() else []
-    )
+    paths = sorted(path for path in folder.iterdir() if _is_image(path)) if folder.is_dir() else []
     if not paths:
         state = "holds no images" if folder.is_dir() else "does not exist"
         raise DataError(f"dataset {dataset}: {folder} {state} ({', '.join(sorted(IMAGE_SUFFIXES))})")
     return paths
+
+
+def _is_image(path: Path) -> bool:
+    return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith("._")  # a Mac leaves such beside images
 
 
 def _relative(path: Path, root: Path) -> str:

@@ -6,16 +6,15 @@ import io
 import json
 import os
 import stat
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from PIL import Image, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
-from dskd.config import to_mapping
 from harness.data import depth
 from harness.data.catalog import PIXEL_REVISION, DataError, Half, Sample, Source, readable
 from harness.files import cache_folder, write_cache
@@ -25,7 +24,9 @@ from harness.text import one_line
 Progress = Callable[[int, int], None]
 
 HALVES: tuple[Half, ...] = ("train", "test")
-STORE = 2  # raised when a fingerprint holds more, so that older ones are made again
+STORE = 3  # raised when a fingerprint holds more, so that older ones are made again
+MOST_NAMED = 10  # files that cannot be used; the others are counted
+TURNED = 5  # the least of EXIF's orientations that exchange width and height
 KINDS = {
     stat.S_ISDIR: "a folder",
     stat.S_ISFIFO: "a pipe",
@@ -36,13 +37,15 @@ KINDS = {
 
 
 class Print(NamedTuple):
-    """The fingerprint of an image file. `kind`: the type of its values if it is deep (`depth.kind_of`), with the least
-    and the greatest of them.
+    """The fingerprint of an image file. `width`, `height`: pixels as its EXIF data turn it; `mode`: Pillow's, of the
+    file. `kind`: the type of its values if it is deep (`depth.kind_of`). `least`, `greatest`: of the values of a deep
+    picture, and of a mask's grey ones.
     """
 
     sha256: str
     width: int
     height: int
+    mode: str = ""
     kind: str | None = None
     least: float = 0.0
     greatest: float = 0.0
@@ -50,9 +53,13 @@ class Print(NamedTuple):
 
 @dataclass(frozen=True)
 class Look:
-    """A category as a run's spec holds it, and what there is to say of its deep pictures."""
+    """A category as a run's spec holds it, and what it was made from: `samples`, the `prints` of their files by path
+    (empty where the source stands for its files, see `fixed_manifest`), and what there is to say of deep pictures.
+    """
 
     data: Data
+    samples: tuple[Sample, ...] = ()
+    prints: Mapping[str, Print] = field(default_factory=dict)
     deep: tuple[depth.Deep, ...] = ()
 
 
@@ -61,24 +68,22 @@ def describe(source: Source, category: str, progress: Progress | None = None) ->
     options) and sizes.
 
     Raises:
-        DataError: files that are missing, unpaired, empty or unreadable, or masks of another size than their image.
+        DataError: files that are missing, unpaired, empty or unreadable, masks of another size than their image, or a
+            normal image's with defective pixels.
     """
     return look(source, category, progress).data
 
 
 def look(source: Source, category: str, progress: Progress | None = None) -> Look:
-    """As `describe`, with what there is to say of deep pictures."""
+    """As `describe`, with what it was made from."""
     with readable(source.name):
+        source.prepare(category, progress)
         samples = source.samples(category)
         fixed = {half: source.fixed_manifest(category, half) for half in HALVES}
     _check_names(source, category, samples)
     prints = {} if any(fixed.values()) else _checked(source, samples, progress)
     deep = [prints[sample.path] for sample in samples if prints and prints[sample.path].kind]
-    options = {
-        key: str(value)
-        for key, value in to_mapping(source).items()
-        if key not in ("root", "categories", "range", "max_megapixels")
-    }
+    options = {key: str(value) for key, value in source.options().items()}
     # Only there it decides pixels: elsewhere no table should tell runs apart by it.
     if source.range is not None and (deep or not prints):
         options["range"] = depth.text_of(source.range)
@@ -93,7 +98,8 @@ def look(source: Source, category: str, progress: Progress | None = None) -> Loo
         test_images=len(halves["test"]),
         test_manifest=manifests["test"],
     )
-    return Look(data, depth.summary(source, ((each.kind, each.least, each.greatest) for each in deep)))
+    found = depth.summary(source, ((each.kind, each.least, each.greatest) for each in deep))
+    return Look(data, tuple(samples), prints, found)
 
 
 def earlier_manifest(source: Source, category: str) -> str:
@@ -152,11 +158,21 @@ def _check_names(source: Source, category: str, samples: Sequence[Sample]) -> No
 def _checked(source: Source, samples: Sequence[Sample], progress: Progress | None) -> dict[str, Print]:
     root = source.folder()
     files = sorted({name for sample in samples for name in files_of(sample)})
-    prints = Fingerprints(root).of(files, progress, source.max_megapixels)
+    masks = {sample.mask for sample in samples if sample.mask}
+    prints = Fingerprints(root).of(files, progress, source.max_megapixels, masks)
+    other = [sample for sample in samples if sample.mask and prints[sample.path][1:3] != prints[sample.mask][1:3]]
+    if other:
+        image, mask = ("x".join(map(str, prints[name or ""][1:3])) for name in (other[0].path, other[0].mask))
+        raise DataError(
+            f"dataset {source.name}: {root / (other[0].mask or '')} is {mask} pixels, its image is {image}"
+            + (f"; so are {len(other) - 1} more" if len(other) > 1 else "")
+        )
     for sample in samples:
-        if sample.mask and prints[sample.path][1:3] != prints[sample.mask][1:3]:
-            image, mask = ("x".join(map(str, prints[name][1:3])) for name in (sample.path, sample.mask))
-            raise DataError(f"dataset {source.name}: {root / sample.mask} is {mask} pixels, its image is {image}")
+        if sample.mask and not sample.anomalous and prints[sample.mask].greatest > source.mask_threshold:
+            raise DataError(
+                f"dataset {source.name}: {root / sample.path} is a normal image, but its mask {root / sample.mask} has "
+                "defective pixels; move the image to the abnormal ones, or correct the mask"
+            )
     return prints
 
 
@@ -181,23 +197,41 @@ class Fingerprints:
         return known if isinstance(known, dict) else {}
 
     def of(
-        self, files: Sequence[str], progress: Progress | None = None, max_megapixels: float = Source.max_megapixels
+        self,
+        files: Sequence[str],
+        progress: Progress | None = None,
+        max_megapixels: float = Source.max_megapixels,
+        masks: Collection[str] = (),
     ) -> dict[str, Print]:
-        """Raises DataError for the first file that is empty, no readable image, or has more than `max_megapixels`."""
+        """Raises DataError for files that are empty, no readable image, or have more than `max_megapixels`: the first
+        ones by name, and how many they are.
+
+        Args:
+            masks: those of the files whose least and greatest value is asked for.
+        """
         known = self.known()
         keys = {name: list(_key(f"{self.root}/{name}")) for name in files}
-        new = [name for name in files if not _is_print(known.get(name), keys[name])]
+        new = [name for name in files if not _is_print(known.get(name), keys[name], name in masks)]
         if new:
+            failed: dict[str, DataError] = {}
 
-            def read(name: str) -> Print:
-                return _read(self.root / name, max_megapixels)
+            def read(name: str) -> Print | DataError:
+                try:
+                    return _read(self.root / name, max_megapixels, name in masks)
+                except DataError as error:
+                    return error
 
             with any_size(), ThreadPoolExecutor(os.cpu_count()) as pool:
                 for done, (name, found) in enumerate(zip(new, pool.map(read, new), strict=True), start=1):
-                    known[name] = [keys[name], *(found if found.kind else found[:3])]
+                    if isinstance(found, DataError):
+                        failed[name] = found
+                    else:
+                        known[name] = [keys[name], *(found if found.kind or name in masks else found[:4])]
                     if progress:
                         progress(done, len(new))
             write_cache(self.store, json.dumps(known))
+            if failed:
+                raise _unusable(failed)
         prints = {name: Print(*known[name][1:]) for name in files}
         for name, each in prints.items():
             check_size(self.root / name, each.width, each.height, max_megapixels)
@@ -209,8 +243,18 @@ class Fingerprints:
             self.store.unlink()
 
 
-def _is_print(row: Any, key: list[int]) -> bool:
-    return isinstance(row, list) and len(row) in (4, 1 + len(Print._fields)) and row[0] == key
+def _unusable(failed: Mapping[str, DataError]) -> DataError:
+    """The first failure, with the names of the first others and how many they are."""
+    first, *others = failed
+    if not others:
+        return failed[first]
+    named = ", ".join(others[: MOST_NAMED - 1]) + (", ..." if len(others) >= MOST_NAMED else "")
+    return DataError(f"{failed[first]}; {len(others)} more files cannot be used: {named}")
+
+
+def _is_print(row: Any, key: list[int], whole: bool) -> bool:
+    lengths = (1 + len(Print._fields), *(() if whole else (5,)))  # a row without the values that few files have
+    return isinstance(row, list) and len(row) in lengths and row[0] == key
 
 
 def _key(path: str) -> tuple[int, int]:
@@ -288,28 +332,47 @@ def decoding(path: Path | str) -> Iterator[None]:
         raise DataError(f"{path} is not a readable image ({reason})") from None
 
 
-def _read(path: Path, max_megapixels: float) -> Print:
+def _read(path: Path, max_megapixels: float, is_mask: bool) -> Print:
     content = read_file(str(path))
     if not content:
         raise DataError(f"{path} is empty; remove it or put the image back")
     with decoding(path), Image.open(io.BytesIO(content)) as image:
-        size, kind = image.size, depth.kind_of(image)
-        check_size(path, *size, max_megapixels)
+        check_size(path, *image.size, max_megapixels)
+        size, mode, kind = _upright(image, content), image.mode, depth.kind_of(image)
         if image.format == "PNG":
             image.verify()  # checks every chunk's sum without decoding
         else:
             image.draft("L", (image.width // 8, image.height // 8))  # a JPEG decodes faster at an eighth
             image.load()
-    return Print(hashlib.sha256(content).hexdigest(), *size, *(_extremes(path, content, kind) if kind else ()))
+    values = _extremes(path, content, kind) if kind or is_mask else (0.0, 0.0)
+    return Print(hashlib.sha256(content).hexdigest(), *size, mode, kind, *values)
 
 
-def _extremes(path: Path, content: bytes, kind: str) -> tuple[str, float, float]:
+def _upright(image: Image.Image, content: bytes) -> tuple[int, int]:
+    """Width and height of a picture, opened, as its EXIF data turn it. Decoded only where there is no other way to
+    tell.
+    """
+    if image.format == "PNG":  # which may have them behind its pixels
+        if not any(mark in content for mark in (b"eXIf", b"Raw profile type exif", b"tiff:Orientation")):
+            return image.size
+    elif image.getexif().get(ExifTags.Base.Orientation, 1) < TURNED:
+        return image.size
+    elif image.format != "TIFF":  # which is turned by loading it
+        return image.height, image.width
+    with Image.open(io.BytesIO(content)) as decoded:
+        return ImageOps.exif_transpose(decoded).size
+
+
+def _extremes(path: Path, content: bytes, kind: str | None) -> tuple[float, float]:
+    """The least and the greatest value of a deep picture, or of any other one in grey."""
     with decoding(path), Image.open(io.BytesIO(content)) as image:
+        if kind is None:
+            return image.convert("L").getextrema()
         values = depth.values_of(image, kind)
         least, greatest = float(values.min()), float(values.max())
     if not (abs(least) < float("inf") and abs(greatest) < float("inf")):
         raise DataError(f"{path} has values that are not finite; put numbers in their place")
-    return kind, least, greatest
+    return least, greatest
 
 
 def file_sha256(path: Path) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pandas as pd
 
 from dskd.config import ConfigError, require, suggest
+from harness.leaderboard import truth
 from harness.leaderboard.evidence import Scores, difference_cells, paired
 from harness.leaderboard.frame import (
     LABELS,
@@ -157,7 +158,10 @@ def _differences(first: Found, second: Found, matched: pd.DataFrame, metrics: Se
                     cells["after"] = Cell(float(sum(pair.first.mean() for pair in pairs) / len(pairs)))
                 cells["equal"] = Cell(sum(int((pair.first == pair.second).sum()) for pair in pairs))
                 rows.append(((str(dataset), metric, *map(str, key)), cells))
+    ids = {*matched["id"], *matched["id" + AFTER]}
+    compared = [record for side in (first, second) for record in side.evaluations if record.id in ids]
     notes = ["▲ ▼: better or worse beyond noise (the 95 % interval excludes 0); equal: runs equal to the last digit"]
+    notes += truth.notes(compared, (), metrics)
     return Table("differences", "Differences", ["dataset", "metric", *by], COLUMNS, rows, notes)
 
 

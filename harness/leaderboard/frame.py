@@ -13,6 +13,7 @@ import pandas as pd
 from dskd.config import ConfigError, flat, require, suggest, to_mapping
 from dskd.methods import METHODS, get_method
 from harness.foreign import Damaged
+from harness.leaderboard import truth
 from harness.records import Failure, FolderError, Record, Results
 from harness.run_folder import ResultsFolder, RunFolder, is_metric
 from harness.spec import EvaluateSpec, TrainSpec, later, settings
@@ -101,7 +102,8 @@ def frame(found: Found) -> pd.DataFrame:
     Raises:
         ConfigError: there is no evaluation.
     """
-    require(bool(found.evaluations), "no finished evaluation to show; `harness plan --grid GRID` tells what is to do")
+    why = "; ".join(truth.unscored(found.trainings)) or "`harness plan --grid GRID` tells what is to do"
+    require(bool(found.evaluations), f"no finished evaluation to show; {why}")
     known: dict[bytes, int] = {}
     configurations: list[dict[str, str]] = []
     names: dict[str, str] = {}  # of weights by their hash: the first that a record calls them

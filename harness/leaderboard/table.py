@@ -9,6 +9,7 @@ import pandas as pd
 
 from dskd.config import ConfigError, require, suggest
 from harness.leaderboard import frame as tidy
+from harness.leaderboard import truth
 from harness.leaderboard.frame import SHOWN, SPEED, Found, is_protocol, metric_title
 from harness.leaderboard.statistics import Interval, caution, deviation, t_interval
 
@@ -196,7 +197,10 @@ def scores(board: Board, sort: str = "") -> Table:
         for device, values in fast[fast["model"].isin(part["model"])].groupby("device")[SPEED]:
             cells[speed_keys[device]] = Cell(float(values.iloc[0]))
         rows.append((key, cells))
-    table = Table("scores", "Scores", board.by, columns, rows, _remarks(rows))
+    ids = set(board.lines["id"])
+    own = [record for record in board.found.evaluations if record.id in ids]
+    notes = _remarks(rows) + truth.notes(own, board.found.trainings, board.metrics)
+    table = Table("scores", "Scores", board.by, columns, rows, notes)
     return arranged(table, sort)
 
 

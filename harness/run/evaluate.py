@@ -32,7 +32,8 @@ class TestSet:
     """The test images of a category with their truth.
 
     Attributes:
-        samples: the N images in their order; labels: bool (N,), whether they are anomalous.
+        samples: the N images in their order; labels: bool (N,), whether they are anomalous; known: bool (N,), whether
+            each pixel's truth is known: of good images and of those with a mask.
         pixels: uint8 (N, S, S, 3); normal: those of the training images.
         masks: bool (N, S, S); regions: the defective ones in them; regions_before: their number before masks were
             resized.
@@ -41,7 +42,8 @@ class TestSet:
     def __init__(self, category: images.Category, regions: metrics.Regions) -> None:
         test = category.test
         self.samples = test.samples
-        self.labels = np.array([sample.anomalous for sample in self.samples])
+        self.labels = np.array([sample.anomalous for sample in self.samples], np.bool_)
+        self.known = np.array([sample.known for sample in self.samples], np.bool_)
         self.pixels, self.normal = np.asarray(test.images), category.train.of("train")
         self.masks = np.asarray(test.masks)
         self.regions, self.regions_before = regions, int(test.regions.sum())
@@ -159,21 +161,24 @@ def _room(variant: EvaluateSpec, shape: tuple[int, ...], scratch: Path | None) -
 
 def measure(seen: Inspected, test: TestSet, spec: EvaluateSpec, place: torch.device) -> dict[str, Any]:
     """All metrics of one variant, with what a reader needs to judge them: counts, and regions that resizing lost;
-    and with `metrics: histogram` how far each estimated metric may be from the exact one.
+    and with `metrics: histogram` how far each estimated metric may be from the exact one. Pixel metrics are over the
+    images whose truth is known.
 
     Args:
         place: of the networks; a GPU sorts pixels too.
     """
     given = seen.scores, test.labels, seen.maps, test.masks, test.regions, spec.aupro_limits
+    known = None if test.known.all() else test.known
     with section("metrics"):
         if spec.metrics == "histogram":
-            values, bounds = streaming.evaluate(*given)
+            values, bounds = streaming.evaluate(*given, known)
         else:
-            values, bounds = metrics.evaluate(*given, place if place.type == "cuda" else None), {}
+            values, bounds = metrics.evaluate(*given, place if place.type == "cuda" else None, known), {}
     image, pixel = values["image_auroc"], values["pixel_auroc"]
     # A collapsed run must not be averaged silently.
     degenerate = (image is not None and image <= 0.5) or (pixel is not None and pixel < 0.5)
-    with_mask = test.masks.any(axis=(1, 2))
+    without = int((~test.known).sum())
+    defective = test.masks.any(axis=(1, 2))
     return {
         **values,
         "degenerate": bool(degenerate),
@@ -181,7 +186,8 @@ def measure(seen: Inspected, test: TestSet, spec: EvaluateSpec, place: torch.dev
         "test_anomalous": int(test.labels.sum()),
         "regions": len(test.regions.sizes),
         "regions_lost": max(0, test.regions_before - len(test.regions.sizes)),
-        "anomalous_without_mask": int((test.labels & ~with_mask).sum()),
+        "anomalous_without_mask": int((test.labels & test.known & ~defective).sum()),
+        **({"test_without_mask": without} if without else {}),
         **({"error_bounds": bounds, "bins": streaming.BINS} if spec.metrics == "histogram" else {}),
     }
 
@@ -193,7 +199,8 @@ def scores_of(seen: Inspected, test: TestSet) -> list[Score]:
 
 
 class Along:
-    """Metrics along a training, by the method's own map and score: a line for each epoch that it is called after.
+    """Metrics along a training, by the method's own map and score: a line for each epoch that it is called after, none
+    where there are no test images.
 
     Args:
         test: gives the test set, when there is something to measure.
@@ -207,6 +214,8 @@ class Along:
     def __call__(self, epoch: int, distiller: Distiller) -> None:
         started = time.perf_counter()
         spec, device, test = self.spec, self.device, self.test()
+        if not len(test.samples):
+            return
         variant = EvaluateSpec(spec, spec.method.map, spec.method.score)
         size = spec.eval_batch_size
         _, inspected = inspect(distiller, test.pixels, [variant], size, device, lambda *_: None, test.normal)

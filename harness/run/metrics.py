@@ -87,6 +87,7 @@ def evaluate(
     regions: Regions | None = None,
     aupro_limits: Sequence[float] = (0.3, 0.05),
     place: torch.device | None = None,
+    known: np.ndarray | None = None,
 ) -> dict[str, float | None]:
     """All metrics of one test set: shares in [0, 1], or None where one class, or every region, is absent.
 
@@ -98,17 +99,19 @@ def evaluate(
         regions: `regions(masks)`, if at hand.
         aupro_limits: false positive rates in (0, 1], at most two decimals.
         place: the device that sorts and counts pixels, None for NumPy on the host; the numbers are the same.
+        known: (N,) bool, the images whose pixels' truth is known; None for all. The others count as images only.
 
     Keys: image_auroc, image_ap, image_f1_max, the same three for pixel_, and aupro_0.30, aupro_0.05: one a limit.
     AUPRO follows Bergmann et al., "The MVTec Anomaly Detection Dataset", IJCV 2021: the false positive rate is over all
     normal pixels of the test set, every region weighs the same, and only the axis of the rate is normalised.
 
     Raises:
-        ValueError: a wrong type or shape, NaN, a defective pixel in a normal image, or regions of other masks.
+        ValueError: a wrong type or shape, NaN, a defective pixel in a normal image or in one whose truth is not known,
+            or regions of other masks.
     """
-    check(image_scores, labels, maps, masks, aupro_limits)
+    check(image_scores, labels, maps, masks, aupro_limits, known)
     image = ranking(image_scores[~labels], image_scores[labels])
-    pixel, aupros = _localisation(maps, masks, regions, aupro_limits, place)
+    pixel, aupros = _localisation(maps, masks, regions, aupro_limits, place, known)
     values = {f"aupro_{limit:.2f}": value for limit, value in zip(aupro_limits, aupros, strict=True)}
     values = {name: None if math.isnan(value) else value for name, value in values.items()}
     return named("image", image) | named("pixel", pixel) | values
@@ -120,7 +123,12 @@ def named(level: str, found: Ranking) -> dict[str, float | None]:
 
 
 def check(
-    image_scores: np.ndarray, labels: np.ndarray, maps: np.ndarray, masks: np.ndarray, aupro_limits: Sequence[float]
+    image_scores: np.ndarray,
+    labels: np.ndarray,
+    maps: np.ndarray,
+    masks: np.ndarray,
+    aupro_limits: Sequence[float],
+    known: np.ndarray | None = None,
 ) -> None:
     """Raises ValueError for what `evaluate` refuses, in one line."""
     _expect("image_scores", image_scores, np.floating, 1)
@@ -132,12 +140,23 @@ def check(
         raise ValueError(f"image_scores, labels, maps and masks do not match: {shapes}")
     _refuse_nan("image_scores", image_scores)
     _refuse_nan("maps", maps)
-    contradictions = masks.any(axis=(1, 2)) & ~labels
-    if contradictions.any():
-        raise ValueError(f"masks[{contradictions.argmax()}] has defective pixels, but its label says normal")
+    defective = masks.any(axis=(1, 2))
+    for contradictions, said in ((~labels, "label says normal"), (~known_of(known, labels), "truth is not known")):
+        if (contradictions & defective).any():
+            raise ValueError(f"masks[{(contradictions & defective).argmax()}] has defective pixels, but its {said}")
     for limit in aupro_limits:
         if not 0 < limit <= 1 or round(limit, 2) != limit:
             raise ValueError(f"AUPRO limit {limit} is not in (0, 1] with at most two decimals")
+
+
+def known_of(known: np.ndarray | None, labels: np.ndarray) -> np.ndarray:
+    """`known`, or all True in its place. Raises ValueError for another type or shape."""
+    if known is None:
+        return np.ones(len(labels), np.bool_)
+    _expect("known", known, np.bool_, 1)
+    if known.shape != labels.shape:
+        raise ValueError(f"known and labels do not match: {known.shape}, {labels.shape}")
+    return known
 
 
 def _localisation(
@@ -146,17 +165,20 @@ def _localisation(
     found: Regions | None,
     limits: Sequence[float],
     place: torch.device | None,
+    known: np.ndarray | None,
 ) -> tuple[Ranking, list[float]]:
-    defective = maps[masks]
+    defective, normal = maps[masks], ~masks
+    if known is not None:
+        normal &= known[:, None, None]
     most = maps.size // max(_SMALLEST_SLICE, _SEARCH_IN_SORTED * defective.size) if place is None else 1
     count = max(1, min(_THREADS, most))
-    parts = (np.array_split(array.ravel(), count) for array in (maps, ~masks))
+    parts = (np.array_split(array.ravel(), count) for array in (maps, normal))
     with ThreadPoolExecutor(count) as beside:
         slices = beside.map(lambda scores, normal: _ascending(scores[normal], place), *parts)
         found = regions(masks) if found is None else found
         if found.labels.size != defective.size:
             raise ValueError(f"regions hold {found.labels.size} defective pixels, but masks have {defective.size}")
-        if defective.size in (0, maps.size):
+        if not defective.size or not normal.any():
             return Ranking(math.nan, math.nan, math.nan), [math.nan] * len(limits)
         defective, labels = _by_score(defective, found.labels)
         share = 1 / (found.sizes.size * found.sizes)  # of the mean overlap, for one pixel of each region

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageDraw
 from scipy import ndimage
 
 from harness.data.catalog import Sample
@@ -15,6 +15,7 @@ from harness.run_folder import picture_name
 # grey.
 _COLOURS = np.array([[10, 10, 60], [110, 20, 120], [210, 60, 80], [250, 150, 40], [255, 250, 180]], np.float64)
 OUTLINE = (0, 255, 60)
+DIMMED = 0.3  # of its brightness, the image on which is written that its mask is not known
 
 
 def choose(samples: Sequence[Sample], count: int) -> list[int]:
@@ -29,7 +30,8 @@ def choose(samples: Sequence[Sample], count: int) -> list[int]:
 def save_maps(
     folder: Path, samples: Sequence[Sample], images: np.ndarray, masks: np.ndarray, maps: np.ndarray, count: int
 ) -> None:
-    """Write `count` triptychs as PNG, all on one colour scale so that they can be compared.
+    """Write `count` triptychs as PNG, all on one colour scale so that they can be compared. Where no mask is known its
+    place says so: an image without an outline would look like a good one.
 
     Args:
         images: uint8 (N, S, S, 3); masks: bool (N, S, S); maps: float32 (N, S, S), of the samples.
@@ -43,10 +45,23 @@ def save_maps(
         image = np.asarray(images[position])
         level = np.clip((maps[position] - low) / max(high - low, 1e-12), 0, 1)
         heat = np.stack([np.interp(level, np.linspace(0, 1, 5), _COLOURS[:, i]) for i in range(3)], axis=-1)
-        outlined = image.copy()
-        outlined[ndimage.binary_dilation(masks[position], iterations=2) & ~masks[position]] = OUTLINE
+        outlined = _outlined(image, masks[position]) if samples[position].known else _without_mask(image)
         cover = 0.15 + 0.7 * level[..., None]  # little where the score is low, so that the image stays visible
         overlay = ((1 - cover) * image + cover * heat).astype(np.uint8)
         triptych = Image.fromarray(np.concatenate([image, outlined, overlay], axis=1))
         name = picture_name(position, samples[position].defect, samples[position].path)
         write_atomic(folder / name, lambda stream, t=triptych: t.save(stream, "PNG"))
+
+
+def _outlined(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    outlined = image.copy()
+    outlined[ndimage.binary_dilation(mask, iterations=2) & ~mask] = OUTLINE
+    return outlined
+
+
+def _without_mask(image: np.ndarray) -> np.ndarray:
+    picture = Image.fromarray((DIMMED * image).astype(np.uint8))
+    height, width = image.shape[:2]
+    size = max(8, min(height, width) // 8)
+    ImageDraw.Draw(picture).text((width / 2, height / 2), "no mask", fill=(255, 255, 255), font_size=size, anchor="mm")
+    return np.asarray(picture)

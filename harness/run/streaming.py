@@ -5,7 +5,7 @@ pixels in bins of equal width. Scores of one bin then count as tied, and what th
 limit where the true curve runs within a bin. Image metrics are exact.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -39,6 +39,7 @@ def evaluate(
     masks: np.ndarray,
     regions: metrics.Regions,
     aupro_limits: Sequence[float] = (0.3, 0.05),
+    known: np.ndarray | None = None,
 ) -> tuple[dict[str, float | None], dict[str, float]]:
     """The metrics of `metrics.evaluate`, which takes the same arguments, and for each that is estimated a bound: the
     exact value is no further away. `maps` and `masks` may lie in memory-mapped files.
@@ -46,15 +47,24 @@ def evaluate(
     Raises:
         ValueError: as `metrics.evaluate`, and for scores that are not finite.
     """
-    metrics.check(image_scores, labels, maps, masks, aupro_limits)
+    metrics.check(image_scores, labels, maps, masks, aupro_limits, known)
     values = metrics.named("image", metrics.ranking(image_scores[~labels], image_scores[labels]))
-    pixel, bounds = localisation(histogram(maps, masks, regions), aupro_limits)
+    pixel, bounds = localisation(histogram(maps, masks, regions, known=known), aupro_limits)
     return values | pixel, bounds
 
 
-def histogram(maps: np.ndarray, masks: np.ndarray, regions: metrics.Regions, bins: int = BINS) -> Histogram:
-    """Count the pixels of (N, H, W) float maps. Raises ValueError for regions of other masks, or infinite scores."""
-    lowest, highest = (float(maps.min()), float(maps.max())) if maps.size else (0.0, 0.0)
+def histogram(
+    maps: np.ndarray,
+    masks: np.ndarray,
+    regions: metrics.Regions,
+    bins: int = BINS,
+    known: np.ndarray | None = None,
+) -> Histogram:
+    """Count the pixels of (N, H, W) float maps, of those images that are `known` ((N,) bool; None for all). Raises
+    ValueError for regions of other masks, or infinite scores.
+    """
+    ends = [(float(scores.min()), float(scores.max())) for scores, _ in _pieces(maps, masks, known)] or [(0.0, 0.0)]
+    lowest, highest = min(low for low, _ in ends), max(high for _, high in ends)
     width = highest - lowest
     if not np.isfinite(width):
         raise ValueError("maps hold scores that are not finite, over which no bins can be laid; write metrics: exact")
@@ -62,9 +72,7 @@ def histogram(maps: np.ndarray, masks: np.ndarray, regions: metrics.Regions, bin
     normal, defective = np.zeros(bins, np.int64), np.zeros(bins, np.int64)
     overlap = np.zeros(bins)
     seen = 0
-    step = max(1, _CHUNK // max(1, maps[:1].size))
-    for start in range(0, len(maps), step):
-        scores, mask = maps[start : start + step], masks[start : start + step]
+    for scores, mask in _pieces(maps, masks, known):
         # Rounding keeps the order, so no pixel comes into a bin below that of a lower score.
         place = np.subtract(scores, lowest, dtype=np.float64) / (width or 1) * bins
         place = np.minimum(place.astype(np.int64), bins - 1)
@@ -78,6 +86,18 @@ def histogram(maps: np.ndarray, masks: np.ndarray, regions: metrics.Regions, bin
     if seen != regions.labels.size:
         raise ValueError(f"regions hold {regions.labels.size} defective pixels, but masks have {seen}")
     return Histogram(normal, defective, overlap)
+
+
+def _pieces(maps: np.ndarray, masks: np.ndarray, known: np.ndarray | None) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Maps and masks of the known images, a few at a time, none of them empty."""
+    step = max(1, _CHUNK // max(1, maps[:1].size))
+    for start in range(0, len(maps), step):
+        piece = slice(start, start + step)
+        scores, mask = maps[piece], masks[piece]
+        if known is not None and not known[piece].all():
+            scores, mask = scores[known[piece]], mask[known[piece]]
+        if scores.size:
+            yield scores, mask
 
 
 def localisation(counts: Histogram, limits: Sequence[float]) -> tuple[dict[str, float | None], dict[str, float]]:

@@ -92,7 +92,9 @@ def test_images_and_masks_that_stand_alone(tree: Path) -> None:
     shutil.copy(mask, mask.with_name("009_mask.png"))
     refused("folder", tree, "cloth", r"1 mask\(s\) without an image, first .*009_mask.png")
     mask.unlink()
-    refused("folder", tree, "cloth", r"1 image\(s\) without a mask, first .*hole/001.png; expected .*<image>_mask.png")
+    refused(
+        "mvtec_ad", tree, "cloth", r"1 image\(s\) without a mask, first .*hole/001.png; expected .*<image>_mask.png"
+    )
 
 
 def test_files_that_are_no_images(tree: Path) -> None:

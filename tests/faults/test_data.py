@@ -310,3 +310,13 @@ def test_a_plugin_that_names_another_content_than_the_plans_is_refused(
     monkeypatch.setattr(layouts.OwnFolder, "fixed_manifest", lambda self, category, half: "second")
     with pytest.raises(DataError, match="cloth changed since it was planned"):
         images.load(source, data, 32)
+
+
+def test_files_that_cannot_be_used_are_named_and_counted(tree: Path, write_grid: WriteGrid) -> None:
+    paths = sorted((tree / "cloth").glob("t*/*/*.png"))  # train and test
+    for path in paths:
+        path.write_bytes(path.read_bytes()[:100])
+    line = refusal("plan", "--grid", write_grid(tree))
+    assert line.startswith(f"{paths[0]} is not a readable image (")
+    named = ", ".join(str(path.relative_to(tree)) for path in paths[1:10])
+    assert line.endswith(f"; 11 more files cannot be used: {named}, ...")

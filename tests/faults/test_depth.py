@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from harness.data import builtin, images, layouts  # noqa: F401  (they register their data sets)
+from harness.data.catalog import DataError
 from harness.data.manifest import describe, earlier_manifest
 from harness.spec import digest
 from tests.conftest import texture, write_mvtec
@@ -179,3 +180,25 @@ def test_pictures_are_turned_as_exif_says(is_deep: bool, tree: Path) -> None:
     pixels = images.load(source, describe(source, "cloth"), 40).train.images[3]
     upright = mapped(values, 0, 65535)[:, :, None] if is_deep else values
     assert np.array_equal(pixels, np.broadcast_to(np.rot90(upright, -1), (40, 40, 3)))
+
+
+@pytest.mark.parametrize("ending", ["jpg", "png", "tif", "webp"])
+def test_a_mask_fits_its_image_as_people_see_both(ending: str, tree: Path) -> None:
+    """The camera was held upright, the mask was drawn on the picture as it is shown: the files' own sizes differ."""
+    image = tree / f"cloth/test/hole/000.{ending}"
+    (tree / "cloth/test/hole/000.png").unlink()
+    mask = tree / "cloth/ground_truth/hole/000_mask.png"
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(texture(1)[0][:20]).save(image, exif=exif)
+    with pytest.raises(DataError, match=r"000_mask.png is 40x40 pixels, its image is 20x40"):
+        describe(of(tree), "cloth")
+    drawn = np.zeros((40, 20), np.uint8)
+    drawn[:10, :5] = 255
+    Image.fromarray(drawn).save(mask)
+    category = images.load(of(tree), describe(of(tree), "cloth"), 40)
+    assert np.array_equal(category.test.masks[3], np.kron(drawn > 0, np.ones((1, 2), bool)))
+    turned = np.rot90(np.asarray(Image.open(image).convert("RGB")), 0 if ending == "tif" else -1)
+    assert turned.shape == (40, 20, 3)
+    resized = Image.fromarray(turned).resize((40, 40), Image.Resampling.BILINEAR)
+    assert np.array_equal(category.test.images[3], np.asarray(resized))

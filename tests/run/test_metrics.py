@@ -260,3 +260,26 @@ def test_ranking_refuses_nan(place):
     scores[place][1] = np.nan
     with pytest.raises(ValueError, match=r"\[1\] is or holds NaN"):
         ranking(*scores)
+
+
+@given(test_set=labelled_maps(), data=st.data())
+@settings(max_examples=150, deadline=None)
+def test_images_of_unknown_truth_count_as_images_only(test_set, data):
+    """Pixel metrics are those of the known images alone, image metrics those of all."""
+    known = data.draw(hnp.arrays(bool, len(test_set["labels"]))) | ~test_set["labels"]
+    test_set["masks"] &= known[:, None, None]
+    values = evaluate(**test_set, known=known, aupro_limits=LIMITS)
+    of_known = evaluate(**{name: array[known] for name, array in test_set.items()}, aupro_limits=LIMITS)
+    of_all = evaluate(**test_set, aupro_limits=LIMITS)
+    for name, value in values.items():
+        assert value == (of_all if name.startswith("image") else of_known)[name]
+
+
+def test_a_mask_of_unknown_truth_is_refused():
+    test_set = example()
+    known = np.ones(6, bool)
+    known[3] = False
+    with pytest.raises(ValueError, match=r"masks\[3\] has defective pixels, but its truth is not known"):
+        evaluate(**test_set, known=known)
+    with pytest.raises(ValueError, match="known and labels do not match"):
+        evaluate(**test_set, known=known[:2])

@@ -8,7 +8,8 @@ from PIL import Image
 from harness.data.catalog import Sample
 from harness.run.pictures import OUTLINE, choose, save_maps
 
-SAMPLES = [Sample(f"{i}.png", "test", defect) for i, defect in enumerate(["good"] * 5 + ["hole"] * 3 + ["cut"])]
+KINDS = ["good"] * 5 + ["hole"] * 3 + ["cut"]
+SAMPLES = [Sample(f"{i}.png", "test", kind, None if kind == "good" else "mask.png") for i, kind in enumerate(KINDS)]
 
 
 def test_every_kind_has_its_turn() -> None:
@@ -33,3 +34,14 @@ def test_triptychs(tmp_path: Path) -> None:
     assert picture[15, 64 + 15].sum() > picture[2, 64 + 2].sum() + 200  # brighter where the score is high
     save_maps(tmp_path / "none", SAMPLES, images, masks, maps, 0)
     assert not (tmp_path / "none").exists()
+
+
+def test_where_no_mask_is_known_the_picture_says_so(tmp_path: Path) -> None:
+    images = np.full((2, 64, 64, 3), 90, np.uint8)
+    samples = [Sample("0.png", "test", "hole"), Sample("1.png", "test")]
+    save_maps(tmp_path, samples, images, np.zeros((2, 64, 64), bool), np.zeros((2, 64, 64), np.float32), 2)
+    pictures = (np.asarray(Image.open(path)) for path in sorted(tmp_path.iterdir()))
+    unknown, good = (picture[:, 64:128] for picture in pictures)
+    assert (good == 90).all()
+    assert (unknown[:8] == 27).all()
+    assert (unknown[24:40] > 100).any()  # the words

@@ -32,6 +32,18 @@ def test_the_exact_value_is_within_the_bound(test_set, bins):
             assert 0 <= bounds[name] <= 1 + 1e-12
 
 
+@given(test_set=labelled_maps(), data=st.data())
+@settings(max_examples=100, deadline=None)
+def test_images_of_unknown_truth_are_as_if_they_were_not_there(test_set, data):
+    known = np.array([data.draw(st.booleans()) or not label for label in test_set["labels"]])
+    test_set["masks"] &= known[:, None, None]
+    found = metrics.regions(test_set["masks"])
+    counts = histogram(test_set["maps"], test_set["masks"], found, 9, known)
+    alone = histogram(test_set["maps"][known], test_set["masks"][known], found, 9)
+    for name, values in vars(counts).items():
+        assert np.array_equal(values, vars(alone)[name])
+
+
 @given(labelled_maps())
 @settings(max_examples=50, deadline=None)
 def test_scores_that_do_not_share_a_bin_leave_no_error_of_areas(test_set):

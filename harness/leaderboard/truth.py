@@ -1,0 +1,83 @@
+"""What test images a metric is of, where not each has a mask, or there are none: lines under a table. Pure."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from harness.records import Record
+from harness.run_folder import is_metric
+
+MOST_NAMED = 5  # categories of one kind in a line
+
+
+def notes(evaluations: Iterable[Record], trainings: Iterable[Record], metrics: Sequence[str]) -> list[str]:
+    """Why cells are holes, or over fewer test images than there are: one line for each data set and reason.
+
+    Args:
+        evaluations: of a table; of those of a category the last one counts.
+        trainings: those that were found with them, of which some may have nothing to be scored on.
+        metrics: of the table's columns.
+    """
+    localised = any(is_metric(metric) and not metric.startswith("image") for metric in metrics)
+    last = {_place(record.spec["train"]["data"]): record.result for record in evaluations}
+    reasons: dict[tuple[str, str], list[tuple[str, Mapping[str, Any]]]] = {}
+    for (dataset, category), result in sorted(last.items()):
+        for reason in _reasons(result, localised):
+            reasons.setdefault((dataset, reason), []).append((category, result))
+    lines = []
+    for (dataset, reason), found in reasons.items():
+        total = {key: sum(result.get(key, 0) for _, result in found) for key in _COUNTS}
+        images = total["test_normal"] + total["test_anomalous"]
+        known = images - total["test_without_mask"]
+        said = reason.format(**total, images=images, known=known)
+        lines.append(f"{dataset} {_listed([category for category, _ in found])}: {said}")
+    return lines + unscored(trainings)
+
+
+def unscored(trainings: Iterable[Record]) -> list[str]:
+    """A line for each data set of which categories were trained that have no test images."""
+    found: dict[str, set[str]] = {}
+    for record in trainings:
+        data = record.spec["data"]
+        if data.get("train_images") and data.get("test_images") == 0:
+            found.setdefault(data["name"], set()).add(data["category"])
+    return [
+        f"{name} {_listed(sorted(categories))}: trained and not scored, as there are no test images"
+        for name, categories in sorted(found.items())
+    ]
+
+
+_COUNTS = ("test_normal", "test_anomalous", "test_without_mask", "anomalous_without_mask")
+_NO_ABNORMAL = "no metric is defined, as there is no abnormal test image"
+_NO_NORMAL = "image metrics are undefined, as there is no normal test image"
+_NO_MASKS = "pixel metrics are undefined, as none of the {test_anomalous} abnormal test images has a mask"
+_SOME_MASKS = (
+    "pixel metrics are over {known} of {images} test images, as {test_without_mask} of the {test_anomalous} abnormal "
+    "ones have no mask"
+)
+_EMPTY = "pixel metrics are undefined, as no mask of the {test_anomalous} abnormal test images has a defective pixel"
+
+
+def _reasons(result: Mapping[str, Any], localised: bool) -> list[str]:
+    normal, abnormal = result.get("test_normal"), result.get("test_anomalous")
+    if normal is None or abnormal is None:  # another program's record
+        return []
+    if not abnormal:
+        return [_NO_ABNORMAL]
+    found = [] if normal else [_NO_NORMAL]
+    without = result.get("test_without_mask", 0)
+    if not localised:
+        return found
+    if without == abnormal:
+        return [*found, _NO_MASKS]
+    if result.get("anomalous_without_mask", 0) + without == abnormal:
+        return [*found, _EMPTY]
+    return [*found, _SOME_MASKS] if without else found
+
+
+def _place(data: Mapping[str, Any]) -> tuple[str, str]:
+    return data["name"], data["category"]
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
+    return ", ".join(names[:MOST_NAMED]) + more
