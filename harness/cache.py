@@ -14,6 +14,7 @@ ABOUT = {
     "images": "decoded images, one entry for each category and size",
     "surfaces": "files of the built-in data set",
     "fingerprints": "hashes of image files, one entry for each data set",
+    "maxima": "which masks are empty, one entry for each data set",
     "hashes": "hashes of weights files",
     "weights": "which weights files were checked",
     "backbones": "what was read off timm's models",

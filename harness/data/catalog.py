@@ -24,6 +24,7 @@ class Sample:
     """One image of a category. Paths are relative to the source's root; `mask` is None where nothing is defective.
 
     `group`: images of one physical object share it, and are never split between training and held-out normals.
+    `more_masks`: of an image with several; a pixel is defective where any of them says so.
     """
 
     path: str
@@ -31,10 +32,16 @@ class Sample:
     defect: str = GOOD
     mask: str | None = None
     group: str = ""
+    more_masks: tuple[str, ...] = ()
 
     @property
     def anomalous(self) -> bool:
         return self.defect != GOOD
+
+    @property
+    def masks(self) -> tuple[str, ...]:
+        """All of its masks; none where nothing is defective."""
+        return (self.mask, *self.more_masks) if self.mask else ()
 
 
 @dataclass(frozen=True)
@@ -59,6 +66,8 @@ class Source(ABC):
 
     name: ClassVar[str]
     mask_threshold: ClassVar[int] = 0  # a pixel is defective where the mask is above it
+    # Keys of an entry that say where the data lie and how they are read: they are not among a run's options.
+    apart: ClassVar[frozenset[str]] = frozenset({"root", "categories", "range", "max_megapixels"})
 
     def folder(self) -> Path:
         """The folder that holds the data. Raises DataError if there is none."""

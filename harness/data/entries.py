@@ -159,7 +159,7 @@ def _samples(held: BinaryIO, streams: Mapping[str, BinaryIO], manifest: str, siz
     for name, stream in streams.items():
         if _sha256(stream) != document["sha256"][name]:
             raise ValueError(f"{name} is not what was written")
-    return [Sample(*sample) for sample in document["samples"]]
+    return [Sample(*sample[:5], *map(tuple, sample[5:])) for sample in document["samples"]]
 
 
 def _sha256(stream: BinaryIO) -> str:

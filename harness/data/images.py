@@ -125,8 +125,8 @@ def _decode(source: Source, data: Data, size: int, folder: Path) -> None:
             def fill(row: int) -> None:
                 sample = samples[row]
                 images.put(row, _resized(files.image(sample.path), size, source.resize, Image.Resampling.BILINEAR))
-                if sample.mask is not None:  # of a training image, too: its hash is part of the manifest
-                    defective = files.mask(sample.mask)
+                if sample.masks:  # of a training image, too: their hashes are part of the manifest
+                    defective = np.logical_or.reduce([files.mask(name) for name in sample.masks])
                     if row in place:
                         regions[place[row]] = ndimage.label(defective, np.ones((3, 3)))[1]
                         small = Image.fromarray(defective.view(np.uint8))

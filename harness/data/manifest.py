@@ -72,11 +72,7 @@ def look(source: Source, category: str, progress: Progress | None = None) -> Loo
     _check_names(source, category, samples)
     prints = {} if fixed else _checked(source, samples, progress)
     deep = [prints[sample.path] for sample in samples if prints and prints[sample.path].kind]
-    options = {
-        key: str(value)
-        for key, value in to_mapping(source).items()
-        if key not in ("root", "categories", "range", "max_megapixels")
-    }
+    options = {key: str(value) for key, value in to_mapping(source).items() if key not in source.apart}
     # Only there it decides pixels: elsewhere no table should tell runs apart by it.
     if source.range is not None and (deep or fixed):
         options["range"] = depth.text_of(source.range)
@@ -118,7 +114,7 @@ def manifest_of(source: Source, samples: Sequence[Sample], prints: Mapping[str, 
         kinds = {kind for sample in samples if (kind := prints[sample.path].kind)}
         deep = [list(bounds) for bounds in sorted({depth.range_of(source, kind) for kind in kinds})]
         # Fractions count as defective since deep pictures are read as what they are.
-        deep += ["f32"] if any(sample.mask and prints[sample.mask].kind == "f32" for sample in samples) else []
+        deep += ["f32"] if any(prints[mask].kind == "f32" for sample in samples for mask in sample.masks) else []
     return digest([content, PIXEL_REVISION, source.resize, source.mask_threshold, *([deep] if deep else [])])
 
 
@@ -139,15 +135,16 @@ def _checked(source: Source, samples: Sequence[Sample], progress: Progress | Non
     files = sorted({name for sample in samples for name in files_of(sample)})
     prints = Fingerprints(root).of(files, progress, source.max_megapixels)
     for sample in samples:
-        if sample.mask and prints[sample.path][1:3] != prints[sample.mask][1:3]:
-            image, mask = ("x".join(map(str, prints[name][1:3])) for name in (sample.path, sample.mask))
-            raise DataError(f"dataset {source.name}: {root / sample.mask} is {mask} pixels, its image is {image}")
+        for mask in sample.masks:
+            if prints[sample.path][1:3] != prints[mask][1:3]:
+                image, other = ("x".join(map(str, prints[name][1:3])) for name in (sample.path, mask))
+                raise DataError(f"dataset {source.name}: {root / mask} is {other} pixels, its image is {image}")
     return prints
 
 
 def files_of(sample: Sample) -> list[str]:
-    """The image's file and, where there is one, the mask's."""
-    return [sample.path, sample.mask] if sample.mask else [sample.path]
+    """The image's file and, where there are some, those of its masks."""
+    return [sample.path, *sample.masks]
 
 
 class Fingerprints:
