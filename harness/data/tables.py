@@ -106,7 +106,7 @@ class Table(Listed):
                 f"{self._about()} holds its images itself ({', '.join(content.others)}); write "
                 f"{{name: hub, data_files: {{train: [{self._file()}]}}}}"
             )
-        return columns_of(self._about(), content.columns, self.columns, self.train_share)
+        return columns_of(self._about(), content.columns, self.columns, self.train_share is None)
 
     def _rows(self) -> dict[str, list[Row]]:
         """By category, in the order of the table."""
@@ -131,7 +131,7 @@ class Table(Listed):
         return rows
 
 
-def columns_of(about: str, there: tuple[str, ...], columns: Any, train_share: float | None) -> dict[str, str]:
+def columns_of(about: str, there: tuple[str, ...], columns: Any, split_needed: bool) -> dict[str, str]:
     """By role the column that it has, of those that are there; `columns`: a dataclass with a field for each role, whose
     first is that of the images. Raises DataError for one that is not there, with the near match.
     """
@@ -146,7 +146,7 @@ def columns_of(about: str, there: tuple[str, ...], columns: Any, train_share: fl
     listed = suggest(roles[0], there) if there else "there are none"
     if roles[0] not in named:
         raise DataError(f"{about} has no column {roles[0]!r}; write columns: {{{roles[0]}: NAME}}: {listed}")
-    if "split" not in named and train_share is None:
+    if "split" not in named and split_needed:
         raise DataError(
             f"{about} has no column 'split'; write columns: {{split: NAME}} ({suggest('split', there)}), or "
             "train_share: 0.8 to draw a split"
