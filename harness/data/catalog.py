@@ -66,8 +66,6 @@ class Source(ABC):
 
     name: ClassVar[str]
     mask_threshold: ClassVar[int] = 0  # a pixel is defective where the mask is above it
-    # Keys of an entry that say where the data lie and how they are read: they are not among a run's options.
-    apart: ClassVar[frozenset[str]] = frozenset({"root", "categories", "range", "max_megapixels"})
 
     def folder(self) -> Path:
         """The folder that holds the data. Raises DataError if there is none."""
@@ -86,6 +84,13 @@ class Source(ABC):
     @abstractmethod
     def samples(self, category: str) -> list[Sample]:
         """The category's samples in a fixed order. Raises DataError for what is missing or left over."""
+
+    def options(self) -> dict[str, Any]:
+        """Of the keys of its entry those that records and tables show: what decides what is measured, not where the
+        files lie.
+        """
+        hidden = ("root", "categories", "range", "max_megapixels")
+        return {key: value for key, value in to_mapping(self).items() if key not in hidden}
 
     def fixed_manifest(self, category: str) -> str | None:
         """What identifies the category's content where that is known without reading its files, else None."""

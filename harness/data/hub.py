@@ -76,9 +76,9 @@ class Hub(Listed):
             "dataset hub: `path` goes with neither `repo` nor `data_files`; write one of them",
         )
 
-    @property
-    def apart(self) -> frozenset[str]:  # type: ignore[override]
-        return super().apart | {"repo", "config", "revision", "path", "data_files"}
+    def options(self) -> dict[str, Any]:
+        hidden = ("repo", "config", "revision", "path", "data_files")
+        return {key: value for key, value in super().options().items() if key not in hidden}
 
     def folder(self) -> Path:
         """The folder in the cache, written now if it is not there. Raises DataError and CacheError."""

@@ -13,7 +13,7 @@ from harness.data.catalog import GOOD, IMAGE_SUFFIXES, DataError, Sample, Source
 @register_dataset("mvtec_ad")
 @dataclass(frozen=True)
 class MVTecAD(Source):
-    """`<category>/train/good`, `<category>/test/<type>`, `<category>/ground_truth/<type>/<image>_mask.png`."""
+    """MVTec AD: `<category>/train/good`, `test/<type>`, `ground_truth/<type>/<image>_mask.png`."""
 
     expected: ClassVar[str] = "<category>/train/good, <category>/test/<type>, <category>/ground_truth/<type>"
 
@@ -45,7 +45,7 @@ class OwnFolder(MVTecAD):
 @register_dataset("mvtec_3d_ad")
 @dataclass(frozen=True)
 class MVTec3DAD(Source):
-    """`<category>/{train,validation,test}/<type>/{rgb,gt}/NNN.png`; RGB only, `xyz` is not read.
+    """MVTec 3D-AD: `<category>/{train,validation,test}/<type>/{rgb,gt}/NNN.png`; RGB only, `xyz` is not read.
 
     The validation normals are the held-out ones of a recipe that selects its epoch on normals.
     """

@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 
 from PIL import Image, UnidentifiedImageError
 
-from dskd.config import to_mapping
 from harness.data import depth
 from harness.data.catalog import PIXEL_REVISION, DataError, Sample, Source, readable
 from harness.files import cache_folder, write_cache
@@ -72,7 +71,7 @@ def look(source: Source, category: str, progress: Progress | None = None) -> Loo
     _check_names(source, category, samples)
     prints = {} if fixed else _checked(source, samples, progress)
     deep = [prints[sample.path] for sample in samples if prints and prints[sample.path].kind]
-    options = {key: str(value) for key, value in to_mapping(source).items() if key not in source.apart}
+    options = {key: str(value) for key, value in source.options().items()}
     # Only there it decides pixels: elsewhere no table should tell runs apart by it.
     if source.range is not None and (deep or fixed):
         options["range"] = depth.text_of(source.range)

@@ -88,10 +88,9 @@ class Listed(Source):
             f"{where}: train_share {self.train_share} is not possible; write a number between 0 and 1, such as 0.8",
         )
 
-    @property
-    def apart(self) -> frozenset[str]:  # type: ignore[override]
-        drawn = frozenset() if self.train_share is not None else frozenset({"train_share", "split_seed"})
-        return Source.apart | {"normal", "columns"} | drawn
+    def options(self) -> dict[str, Any]:
+        hidden = {"normal", "columns", *(("train_share", "split_seed") if self.train_share is None else ())}
+        return {key: value for key, value in super().options().items() if key not in hidden}
 
     def rules(self, labelled: bool) -> Rules:
         normal = frozenset(word.strip().lower() for word in self.normal)

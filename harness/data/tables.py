@@ -50,8 +50,14 @@ class Table(Listed):
     """A CSV, JSON lines or Parquet file with a row for each image: path, split, label, mask, category, group.
 
     Paths are relative to `root`, by default the table's folder. Only path, one of label and mask, and split (or
-    `train_share`) are needed. Without a column of categories there is one, called as the file. Samples have the order
-    of the table. Rows of one `group` show one object: they are not torn apart where the harness draws a split.
+    `train_share`) are needed. `columns` maps those that are called otherwise. Samples have the order of the table.
+
+    split: train, val or test (also training; valid, validation, dev; testing). label: good, normal, ok, 0 or false for
+    a normal image, 1, true or the defect's name for a defective one; other numbers and words that may mean either
+    (yes, none, pass, ...) are refused, unless `normal: [WORD]` names them. Without labels an image is defective where
+    its mask is not empty. mask: empty cells where nothing is defective, or where the defective pixels are not known.
+    category: without such a column there is one, called as the file. Rows of one group show one object: they are not
+    torn apart where the harness draws a split.
     """
 
     file: str = ""
@@ -61,9 +67,8 @@ class Table(Listed):
         "a .csv, .jsonl or .parquet file with the columns path, split, label, mask, category, group"
     )
 
-    @property
-    def apart(self) -> frozenset[str]:  # type: ignore[override]
-        return super().apart | {"file"}
+    def options(self) -> dict[str, Any]:
+        return {key: value for key, value in super().options().items() if key != "file"}
 
     def folder(self) -> Path:
         return super().folder() if self.root else self._file().parent
