@@ -6,6 +6,7 @@ are read as those of any folder. What identifies an image is so its bytes, where
 
 import functools
 import os
+import re
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +20,8 @@ from harness.files import user_path
 from harness.spec import digest
 
 FORMATS = {".parquet": "parquet", ".arrow": "arrow"}
+_PART = re.compile(r"-\d+-of-\d+$")
+_SPLIT = re.compile(r"[-_. ]?(train|test|val|validation)$")
 
 
 @dataclass(frozen=True)
@@ -134,18 +137,18 @@ class Hub(Listed):
         export.write(work, found, self.categories)
 
     def _named(self) -> str:
-        """The category's name where nothing else tells it."""
-        name = self.repo or self.path.rstrip("/") or self._local()[0].stem
-        return os.path.basename(name)
+        """The category where nothing else tells it; `bottle` for data/bottle.train-00000-of-00001.parquet."""
+        stem = "" if self.repo or self.path else _PART.sub("", self._local()[0].stem)
+        return os.path.basename(self.repo or self.path.rstrip("/")) or _SPLIT.sub("", stem) or stem
 
     def _splits(self, work: Path) -> dict[str, Any]:
         """By name the data set's splits (`datasets.Dataset`); what is prepared of local files goes to `work`."""
         from harness.network import is_offline, reachable
 
         if self.repo and not is_offline():
-            import huggingface_hub
+            from huggingface_hub import constants
 
-            if not reachable(huggingface_hub.constants.ENDPOINT):
+            if not reachable(constants.ENDPOINT):
                 raise DataError(
                     f"dataset {self.name}: {self.repo} is not in the cache and the hub cannot be reached; plan once "
                     "where there is a network, set HF_HUB_OFFLINE=1 to take what `datasets` has in its own cache, or "

@@ -4,7 +4,7 @@ import csv
 import functools
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, ClassVar
@@ -74,15 +74,24 @@ class Table(Listed):
         return super().folder() if self.root else self._file().parent
 
     def available(self) -> list[str]:
-        return list(self._rows())
+        content = self._content()
+        named = self._named(content)
+        if not content.rows:
+            raise DataError(f"{self._about()} holds no rows; write one for each image")
+        return list(dict.fromkeys(category for category, _, _ in self._by_category(content, named)))
 
     def samples(self, category: str) -> list[Sample]:
         with readable(self.name):
-            rows, root = self._rows()[category], self.folder()
-        about = self._about()
-        _check_files(about, rows, root)
+            about, content, root = self._about(), self._content(), self.folder()
+            named, base = self._named(content), str(root.absolute())
+            mine = [row[1:] for row in self._by_category(content, named) if row[0] == category]
+            rows = [
+                _row(about, base, where, {role: cells.get(column) for role, column in named.items()})
+                for where, cells in mine
+            ]
+            _check_files(about, rows, root)
         read = functools.partial(maxima.greatest, root, max_megapixels=self.max_megapixels)
-        return to_samples(about, rows, self.rules("label" in self._named(self._content())), read)
+        return to_samples(about, rows, self.rules("label" in named), read)
 
     def _about(self) -> str:
         return f"dataset {self.name}: {self._file()}"
@@ -113,27 +122,24 @@ class Table(Listed):
             )
         return columns_of(self._about(), content.columns, self.columns, self.train_share is None)
 
-    def _rows(self) -> dict[str, list[Row]]:
-        """By category, in the order of the table."""
-        about, content, root = self._about(), self._content(), str(self.folder().absolute())
-        named = self._named(content)
-        rows: dict[str, list[Row]] = {}
+    def _by_category(self, content: Content, named: Mapping[str, str]) -> Iterator[tuple[str, str, Cells]]:
+        """Each row as (category, where, cells)."""
+        about, column, alone = self._about(), named.get("category"), self._file().stem
         for where, cells in content.rows:
-            cell = {role: cells.get(column) for role, column in named.items()}
-            category = _needed(about, where, cell, "category") if "category" in named else self._file().stem
-            mask = cell.get("mask")
-            row = Row(
-                where,
-                inside(about, where, _needed(about, where, cell, "path"), root),
-                cell.get("split"),
-                cell.get("label"),
-                () if is_empty(mask) else (inside(about, where, str(mask), root),),
-                cell.get("group"),
-            )
-            rows.setdefault(category, []).append(row)
-        if not rows:
-            raise DataError(f"{about} holds no rows; write one for each image")
-        return rows
+            yield alone if column is None else _needed(about, where, cells.get(column), "category"), where, cells
+
+
+def _row(about: str, root: str, where: str, cell: Cells) -> Row:
+    """`cell`: by role."""
+    mask = cell.get("mask")
+    return Row(
+        where,
+        inside(about, where, _needed(about, where, cell["path"], "path"), root),
+        cell.get("split"),
+        cell.get("label"),
+        () if is_empty(mask) else (inside(about, where, _needed(about, where, mask, "mask"), root),),
+        cell.get("group"),
+    )
 
 
 def columns_of(about: str, there: tuple[str, ...], columns: Any, split_needed: bool) -> dict[str, str]:
@@ -244,8 +250,7 @@ def _refuse_equal(about: str, columns: tuple[str, ...]) -> None:
         raise DataError(f"{about} has two columns {quoted(twice)}; rename one of them")
 
 
-def _needed(about: str, where: str, cell: Mapping[str, Any], role: str) -> str:
-    value = cell[role]
+def _needed(about: str, where: str, value: Any, role: str) -> str:
     if is_empty(value) or isinstance(value, (dict, list)):
         raise DataError(f"{about}, {where}: {role} {quoted(value)} is not possible; write a text")
     return value if isinstance(value, str) else text_of(value)

@@ -135,6 +135,12 @@ def test_equal_pictures_keep_a_row_each_and_damage_is_mended(tmp_path: Path) -> 
 def test_what_is_not_asked_for_is_not_written(parquet: dict[str, list[str]]) -> None:
     source = get_source({"name": "hub", "data_files": parquet, "columns": COLUMNS, "categories": ["screw"]})
     assert source.chosen() == ["screw"]
+    one = {
+        "train": [parquet["train"][0].replace("/*.", "/bottle.")],
+        "test": [parquet["test"][0].replace("/*.", "/bottle.")],
+    }
+    unnamed = {"name": "hub", "data_files": one, "columns": {**COLUMNS, "category": ""}}
+    assert get_source(unnamed).chosen() == ["bottle"]
     assert len(list((source.folder() / "images").iterdir())) == 8
     with pytest.raises(DataError, match="unknown category 'scew'; did you mean 'screw'"):
         get_source({"name": "hub", "data_files": parquet, "columns": COLUMNS, "categories": ["scew"]}).chosen()

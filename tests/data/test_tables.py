@@ -2,6 +2,8 @@
 
 import csv
 import json
+import subprocess
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,9 +16,22 @@ from harness.data import layouts, tables  # noqa: F401
 from harness.data.catalog import DataError, Sample, entry_of, get_source
 from harness.data.manifest import describe
 from tests.conftest import save, texture
+from tests.data.test_layouts import write_mtd
 
 Rows = Sequence[Mapping[str, Any]]
 FORMATS = ("csv", "jsonl", "parquet")
+RESULTS = {
+    "train": ("kept_epoch", "loss_first", "loss_last", "train_images", "held_out_images"),
+    "evaluate": (
+        "image_auroc",
+        "image_ap",
+        "pixel_auroc",
+        "pixel_ap",
+        "aupro_0.30",
+        "regions",
+        "anomalous_without_mask",
+    ),
+}
 
 
 def write_table(path: Path, rows: Rows) -> Path:
@@ -137,6 +152,38 @@ def test_a_drawn_split_keeps_groups_and_moves_nothing_else(tmp_path: Path) -> No
     assert more.samples("all")[1:] == before
     other = source_of(tmp_path / "all.jsonl", train_share=0.8, split_seed=1).samples("all")[1:]
     assert [s.split for s in other] != [s.split for s in before]
+
+
+def as_table(source: Any, category: str, file: Path) -> dict[str, Any]:
+    """The entry of a table with what another source says, masks of normal images among it; `category` is its name."""
+    rows = []
+    for s in source.samples(category):
+        mask = s.mask or str(Path(s.path).with_suffix(".png"))
+        rows.append({"path": s.path, "split": s.split, "label": s.defect, "mask": mask, "group": s.group})
+    write_table(file, rows)
+    return {"name": "table", "file": str(file), "root": source.root, "mask_threshold": source.mask_threshold}
+
+
+@pytest.mark.parametrize("real", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_metrics_of_magnetic_tiles_as_tables_are_those_of_mtd(
+    real: bool, tmp_path: Path, write_grid: Callable[..., Path], request: pytest.FixtureRequest
+) -> None:
+    root = request.getfixturevalue("mtd_root") if real else write_mtd(tmp_path / "mtd")
+    mtd = {"name": "mtd", "root": str(root)}
+    files = (tmp_path / "tables" / name for name in ("a.csv", "b.parquet"))  # two categories, or they were one run
+    entries = [mtd, *(as_table(get_source(mtd), "magnetic_tile", file) for file in files)]
+    grid = write_grid(axes={"dataset": entries}, defaults={"train.select": "val_normal"})
+    command = [sys.executable, "-m", "harness", "run", "--grid", str(grid), "--out", str(tmp_path), "--devices", "cpu"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    found: dict[str, list[Any]] = {"train": [], "evaluate": []}
+    for path in (tmp_path / "tiny").glob("*/record.json"):
+        record = json.loads(path.read_text())
+        found[record["kind"]].append({key: record["result"].get(key) for key in RESULTS[record["kind"]]})
+    for kind, results in found.items():
+        assert results == [results[0]] * 3, kind
+    assert found["train"][0]["held_out_images"]
+    assert found["evaluate"][0]["pixel_auroc"] > 0
 
 
 def change(row: int, **cells: Any) -> Callable[[list[dict[str, Any]]], None]:
