@@ -13,13 +13,15 @@ from harness.files import CacheError, cache_root, in_cache, is_left, remove_fold
 ABOUT = {
     "images": "decoded images, one entry for each category and size",
     "surfaces": "files of the built-in data set",
+    "hub": "images of Hugging Face data sets, as files",
     "fingerprints": "hashes of image files, one entry for each data set",
+    "maxima": "which masks are empty, one entry for each data set",
     "hashes": "hashes of weights files",
     "weights": "which weights files were checked",
     "backbones": "what was read off timm's models",
     "records": "which records were found whole",
 }
-LARGE = ("images", "surfaces")  # the rest is small, and takes a look at every file to make again
+LARGE = ("images", "surfaces", "hub")  # the rest is small, and takes a look at every file to make again
 
 # Only what is named so is ours: $HARNESS_CACHE may be a folder that holds other things, too.
 _OWN = re.compile(r"[0-9a-f]{16}(\.\w+)?")

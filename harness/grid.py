@@ -13,7 +13,7 @@ from dskd.config import ConfigError, coerce, field_types, quoted, replace, requi
 from dskd.methods import METHODS, get_method
 from dskd.switches import Method
 from harness.backbones import remember
-from harness.data import builtin, findings, layouts  # noqa: F401  (two register their data sets)
+from harness.data import builtin, findings, hub, layouts, presets, tables  # noqa: F401  (all but one register theirs)
 from harness.data.catalog import Source, get_source
 from harness.data.manifest import Look, look
 from harness.environment import device_name, thread_count

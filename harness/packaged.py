@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dskd.config import ConfigError
-from harness.data.manifest import file_sha256
+from harness.data.fingerprints import file_sha256
 from harness.files import cache_folder, in_cache, write_cache
 from harness.spec import Weights, digest
 

@@ -4,21 +4,19 @@ file.
 
 import hashlib
 import os
-import socket
 import stat
 from pathlib import Path
-from urllib.parse import urlparse
 
 from dskd.backbones import lacks_statistics
 from dskd.config import ConfigError, suggest
 from dskd.lookup import get_backbone
 from harness import packaged
 from harness.data.catalog import DataError
-from harness.data.manifest import file_sha256, forget_sha256
+from harness.data.fingerprints import file_sha256, forget_sha256
 from harness.files import cache_folder, user_path, write_cache
+from harness.network import is_offline, reachable
 from harness.spec import Weights, digest
 
-CONNECT_TIMEOUT_S = 3.0
 CHECK = 2  # raised when a file is checked for more, so that those of before are checked again
 
 
@@ -104,8 +102,8 @@ def _imagenet(backbone: str) -> Path:
     cached = huggingface_hub.try_to_load_from_cache(repository, file)
     if isinstance(cached, str):
         return Path(cached)
-    offline = os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}
-    if not offline and _reachable(huggingface_hub.constants.ENDPOINT):
+    offline = is_offline()
+    if not offline and reachable(huggingface_hub.constants.ENDPOINT):
         try:
             return Path(huggingface_hub.hf_hub_download(repository, file))
         except Exception as error:  # the hub raises many kinds; each means that the file cannot be had
@@ -116,15 +114,3 @@ def _imagenet(backbone: str) -> Path:
         f"weights: imagenet for {backbone} is not in the local cache and {reason}; where there is a network run "
         f"`hf download {repository} {file}`, or write `weights: PATH` of a safetensors file, or `weights: random`"
     )
-
-
-def _reachable(endpoint: str) -> bool:
-    """Whether a connection can be opened within CONNECT_TIMEOUT_S: the hub's own client tries for most of a minute."""
-    if any(os.environ.get(name) for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")):
-        return True  # only the proxy can tell
-    url = urlparse(endpoint)
-    try:
-        with socket.create_connection((url.hostname, url.port or 443), CONNECT_TIMEOUT_S):
-            return True
-    except OSError:
-        return False

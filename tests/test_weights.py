@@ -38,7 +38,7 @@ def test_imagenet_weights_come_from_the_hubs_cache(hub: Path) -> None:
 
 def test_without_a_network_it_is_said_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("HF_HUB_OFFLINE")
-    monkeypatch.setattr("harness.weights._reachable", lambda _: False)
+    monkeypatch.setattr("harness.weights.reachable", lambda _: False)
     with pytest.raises(ConfigError, match="the hub cannot be reached; where there is a network run `hf download"):
         locate("imagenet", "resnet18")
 

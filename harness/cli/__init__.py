@@ -26,6 +26,7 @@ COMMANDS = [
     "profile",
     "methods",
     "backbones",
+    "datasets",
     "cache",
     "migrate",
     "init",

@@ -28,6 +28,7 @@ class Sample:
     of an anomalous image where nobody said which of its pixels are (`known`).
 
     `group`: images of one physical object share it, and are never split between training and held-out normals.
+    `more_masks`: of an image with several; a pixel is defective where any of them says so.
     """
 
     path: str
@@ -35,6 +36,7 @@ class Sample:
     defect: str = GOOD
     mask: str | None = None
     group: str = ""
+    more_masks: tuple[str, ...] = ()
 
     @property
     def anomalous(self) -> bool:
@@ -48,6 +50,11 @@ class Sample:
     def known(self) -> bool:
         """Whether each pixel's truth is known: of a good image, and of one with a mask."""
         return self.mask is not None or not self.anomalous
+
+    @property
+    def masks(self) -> tuple[str, ...]:
+        """All of its masks; none where nothing is defective."""
+        return (self.mask, *self.more_masks) if self.mask else ()
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,8 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from harness.data.catalog import Sample
-from harness.data.manifest import Print, files_of
+from harness.data.fingerprints import Print
+from harness.data.manifest import files_of
 from harness.spec import digest
 
 FILE = "entry.json"  # all that the arrays do not hold: manifest, size, samples, hashes
@@ -159,7 +160,7 @@ def _samples(held: BinaryIO, streams: Mapping[str, BinaryIO], manifest: str, siz
     for name, stream in streams.items():
         if _sha256(stream) != document["sha256"][name]:
             raise ValueError(f"{name} is not what was written")
-    return [Sample(*sample) for sample in document["samples"]]
+    return [Sample(*sample[:5], *map(tuple, sample[5:])) for sample in document["samples"]]
 
 
 def _sha256(stream: BinaryIO) -> str:

@@ -19,7 +19,8 @@ from scipy import ndimage
 
 from harness.data import depth, entries
 from harness.data.catalog import DataError, Half, Sample, Source, readable
-from harness.data.manifest import Fingerprints, Print, any_size, check_size, decoding, manifest_of, read_file
+from harness.data.fingerprints import Fingerprints, Print, any_size, check_size, decoding, read_file
+from harness.data.manifest import manifest_of
 from harness.files import CacheError, cache_folder, new_folder
 from harness.spec import Data, digest
 
@@ -137,8 +138,8 @@ def _decode(source: Source, category: str, half: Half, manifest: str, size: int,
             def fill(row: int) -> None:
                 sample = samples[row]
                 images.put(row, _resized(files.image(sample.path), size, source.resize, Image.Resampling.BILINEAR))
-                if sample.mask is not None:  # of a training image, too: its hash is part of the manifest
-                    defective = files.mask(sample.mask)
+                if sample.masks:  # of a training image, too: their hashes are part of the manifest
+                    defective = np.logical_or.reduce([files.mask(name) for name in sample.masks])
                     if row in place:
                         regions[place[row]] = ndimage.label(defective, np.ones((3, 3)))[1]
                         small = Image.fromarray(defective.view(np.uint8))

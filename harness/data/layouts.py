@@ -9,14 +9,14 @@ from typing import Any, ClassVar, Literal
 
 from dskd.config import ConfigError, require
 from harness.data.catalog import GOOD, IMAGE_SUFFIXES, DataError, Sample, Source, register_dataset
-from harness.data.manifest import Fingerprints
+from harness.data.fingerprints import Fingerprints
 from harness.data.patterns import Patterns, categories, composed, hold_out, samples
 
 
 @register_dataset("mvtec_ad")
 @dataclass(frozen=True)
 class MVTecAD(Source):
-    """`<category>/train/good`, `<category>/test/<type>`, `<category>/ground_truth/<type>/<image>_mask.png`."""
+    """MVTec AD: `<category>/train/good`, `test/<type>`, `ground_truth/<type>/<image>_mask.png`."""
 
     expected: ClassVar[str] = "<category>/train/good, <category>/test/<type>, <category>/ground_truth/<type>"
     may_lack: ClassVar[bool] = False  # masks, or all test images
@@ -141,7 +141,7 @@ class OwnFolder(MVTecAD):
 @register_dataset("mvtec_3d_ad")
 @dataclass(frozen=True)
 class MVTec3DAD(Source):
-    """`<category>/{train,validation,test}/<type>/{rgb,gt}/NNN.png`; RGB only, `xyz` is not read.
+    """MVTec 3D-AD: `<category>/{train,validation,test}/<type>/{rgb,gt}/NNN.png`; RGB only, `xyz` is not read.
 
     The validation normals are the held-out ones of a recipe that selects its epoch on normals.
     """

@@ -20,7 +20,7 @@ from safetensors.torch import save as serialize
 from dskd.config import to_mapping
 from dskd.distiller import Distiller
 from harness import events
-from harness.data import builtin, images, layouts  # noqa: F401  (they register their data sets)
+from harness.data import builtin, hub, images, layouts, presets, tables  # noqa: F401  (they register their data sets)
 from harness.data.catalog import DataError, get_source
 from harness.files import write_atomic
 from harness.job import BenchJob, Job, TrainJob

@@ -107,6 +107,7 @@ def test_every_command_explains_itself() -> None:
         "status",
         "methods",
         "backbones",
+        "datasets",
         "init",
     ):
         assert command in overview

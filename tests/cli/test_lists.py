@@ -1,8 +1,9 @@
-"""`harness methods` and `harness backbones`: their numbers are counted, and bad input is one line.
+"""`harness methods`, `backbones` and `datasets`: numbers are counted, and bad input is one line.
 
 In this process, because importing torch for each command would take longer than all that is tested here.
 """
 
+import dataclasses
 import importlib
 import re
 import sys
@@ -10,13 +11,17 @@ from collections.abc import Callable, Iterator
 
 import pytest
 import torch
+import yaml
 from torch import Tensor, nn
 
 from dskd.backbones import BACKBONES, TRUNKS
 from dskd.config import ConfigError, replace
 from dskd.costs import of_backbone, of_method
 from dskd.methods import ABOUT, METHODS, get_method
+from harness import grid  # noqa: F401  (it registers the data sets)
 from harness.cli import main
+from harness.data.catalog import SOURCES, get_source
+from harness.data.references import REFERENCES
 
 Harness = Callable[..., str]
 
@@ -174,9 +179,30 @@ def test_backbones_takes_patterns(harness: Harness, monkeypatch: pytest.MonkeyPa
     assert row(output, "resnet18")[1] == "64, 128, 256"
 
 
+def test_datasets_lists_what_can_be_read(harness: Harness) -> None:
+    output = harness("datasets")
+    assert all(f"│ {name} " in output for name in SOURCES)
+    assert set(REFERENCES) <= set(SOURCES)
+    assert "\nbtad: https://avires.dimi.uniud.it/papers/btad/btad.zip\n" in output
+    assert row(output, "mvtec_loco")[2] == "CC BY-NC-SA 4.0"
+
+
+def test_one_data_set_is_shown_with_what_its_entry_takes(harness: Harness) -> None:
+    output = harness("datasets", "ksdd2")
+    assert "`10301 (copy).png`" in output
+    assert f"\ncite: {REFERENCES['ksdd2'].citation}\n" in output
+    for name in SOURCES:
+        output = harness("datasets", name)
+        (line,) = [line for line in output.splitlines() if line.startswith("in a grid: ")]
+        (entry,) = yaml.safe_load(line.partition("dataset: ")[2])
+        assert get_source(entry).name == name  # what is printed can be copied
+        assert all(f"\n  {field.name}: " in output for field in dataclasses.fields(SOURCES[name]))
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["datasets", "vsa"], "unknown dataset 'vsa'; did you mean 'visa'"),
         (["methods", "dsdk"], "unknown method 'dsdk'; did you mean 'dskd'"),
         (["methods", "--backbone", "resnet81"], "unknown backbone 'resnet81'; did you mean 'resnet18'"),
         (
