@@ -85,7 +85,7 @@ def affinity(job: Job) -> tuple[object, ...]:
     if isinstance(job, BenchJob):
         return (job.spec.backbone, job.spec.image_size, job.spec.precision)
     spec = job.spec
-    return (spec.backbone, spec.weights, spec.data, spec.side, spec.precision, spec.method.train.batch_size)
+    return (spec.backbone, spec.weights, spec.data, spec.sides, spec.precision, spec.method.train.batch_size)
 
 
 MESSAGE_CHARACTERS, TRACEBACK_CHARACTERS = 500, 2000  # attempts stay small; a run's log has the rest

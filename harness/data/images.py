@@ -17,6 +17,7 @@ import numpy as np
 from PIL import Image, ImageOps
 from scipy import ndimage
 
+from dskd.size import Size, sides
 from harness.data import depth, entries
 from harness.data.catalog import DataError, Sample, Source, readable
 from harness.data.manifest import Fingerprints, Print, any_size, check_size, decoding, manifest_of, read_file
@@ -30,7 +31,7 @@ _DECODER = datasets.Image()  # turns a picture as its EXIF data say
 class Category:
     """One category's pixels at one size, memory-mapped.
 
-    `images`: uint8 (N, S, S, 3), in the order of `samples`; `masks`: bool (T, S, S) of the T test samples, in their
+    `images`: uint8 (N, H, W, 3), in the order of `samples`; `masks`: bool (T, H, W) of the T test samples, in their
     order; `regions`: int64 (T,), 8-connected defective regions of each test sample's mask before it was resized.
     `held`: keeps the entry of the cache from being pruned.
     """
@@ -46,7 +47,7 @@ class Category:
         return np.array([i for i, sample in enumerate(self.samples) if sample.split == split], dtype=np.int64)
 
     def of(self, split: str) -> np.ndarray:
-        """Images of the split: uint8 (N, S, S, 3), in the file itself where they lie there in one piece."""
+        """Images of the split: uint8 (N, H, W, 3), in the file itself where they lie there in one piece."""
         found = self.indices(split)
         if len(found) and found[-1] - found[0] + 1 == len(found):
             return np.asarray(self.images[found[0] : found[-1] + 1])
@@ -80,8 +81,9 @@ def as_dataset(source: Source, samples: list[Sample]) -> datasets.Dataset:
     return datasets.Dataset.from_dict(columns, features=features)
 
 
-def load(source: Source, data: Data, size: int, crop: int = 0) -> Category:
-    """The category's pixels at `size`, from the cache or decoded into it; of these the middle of side `crop`, if given.
+def load(source: Source, data: Data, size: Size, crop: int = 0) -> Category:
+    """The category's pixels at `size`, from the cache or decoded into it; of these the middle square of side `crop`, if
+    given.
 
     Raises:
         DataError: a file changed or vanished since the plan, or cannot be decoded.
@@ -103,12 +105,12 @@ def load(source: Source, data: Data, size: int, crop: int = 0) -> Category:
         )
     arrays = entry.arrays
     if crop:
-        middle = slice((size - crop) // 2, (size - crop) // 2 + crop)
-        arrays = arrays | {name: arrays[name][:, middle, middle] for name in ("images", "masks")}
+        rows, columns = (slice((side - crop) // 2, (side - crop) // 2 + crop) for side in sides(size))
+        arrays = arrays | {name: arrays[name][:, rows, columns] for name in ("images", "masks")}
     return Category(entry.samples, **arrays, held=entry.held)
 
 
-def _decode(source: Source, data: Data, size: int, folder: Path) -> None:
+def _decode(source: Source, data: Data, size: Size, folder: Path) -> None:
     """Write the category's entry of the cache. Raises DataError if it would not be what was planned."""
     with readable(source.name):
         files = _Files(source, data.category)
@@ -118,8 +120,8 @@ def _decode(source: Source, data: Data, size: int, folder: Path) -> None:
     with new_folder(folder, lambda found: entries.read(found, data.manifest, size) is not None) as work:
         regions = np.zeros(len(tests), np.int64)
         with (
-            entries.Room(work / "images.npy", np.uint8, (len(samples), size, size, 3)) as images,
-            entries.Room(work / "masks.npy", np.bool_, (len(tests), size, size)) as masks,
+            entries.Room(work / "images.npy", np.uint8, (len(samples), *sides(size), 3)) as images,
+            entries.Room(work / "masks.npy", np.bool_, (len(tests), *sides(size))) as masks,
         ):
 
             def fill(row: int) -> None:
@@ -210,10 +212,11 @@ class _Files:
         return DataError(f"dataset {self.source.name}: {what} changed since it was planned; run the grid again")
 
 
-def _resized(image: Image.Image, size: int, resize: str, resampling: Image.Resampling) -> np.ndarray:
+def _resized(image: Image.Image, size: Size, resize: str, resampling: Image.Resampling) -> np.ndarray:
+    height, width = sides(size)
     if resize == "pad":
-        return np.asarray(ImageOps.pad(image, (size, size), method=resampling))
-    return np.asarray(image if image.size == (size, size) else image.resize((size, size), resampling))
+        return np.asarray(ImageOps.pad(image, (width, height), method=resampling))
+    return np.asarray(image if image.size == (width, height) else image.resize((width, height), resampling))
 
 
 def hold_out(samples: list[Sample], train: np.ndarray, share: float) -> tuple[np.ndarray, np.ndarray]:

@@ -32,7 +32,7 @@ def save_maps(
     """Write `count` triptychs as PNG, all on one colour scale so that they can be compared.
 
     Args:
-        images: uint8 (N, S, S, 3); masks: bool (N, S, S); maps: float32 (N, S, S), of the samples.
+        images: uint8 (N, H, W, 3); masks: bool (N, H, W); maps: float32 (N, H, W), of the samples.
     """
     if not count:
         return
