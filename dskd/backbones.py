@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
 from dskd.config import require
+from dskd.size import Size, sides, simplest
 
 T = TypeVar("T", bound=type)
 IMAGENET_MEAN = (0.485, 0.456, 0.406)  # of pixels in [0, 1]; images reach every network normalised by these
@@ -65,9 +66,10 @@ class Backbone:
         """What the side of an image must be a multiple of: the embedding halves the coarsest map."""
         return 2 * self.strides[2]
 
-    def nearest_side(self, side: int) -> int:
-        """The possible side of an image that is nearest to `side`: that one itself if it is possible."""
-        return max(self.multiple, round(side / self.multiple) * self.multiple)
+    def nearest_size(self, size: Size) -> Size:
+        """The possible size of an image that is nearest to `size`, side by side: that one itself if it is possible."""
+        height, width = (max(self.multiple, round(side / self.multiple) * self.multiple) for side in sides(size))
+        return simplest((height, width))
 
 
 def _resnet(name: str, depths: tuple[int, int, int], gmac: tuple[float, float, float], parameters: int) -> Backbone:

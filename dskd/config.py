@@ -11,7 +11,7 @@ import math
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 T = TypeVar("T")
 MOST_SHOWN = 200  # characters of a value in a message
@@ -54,7 +54,7 @@ def _text(value: object, write: Callable[[object], str]) -> str:
 
 @functools.cache
 def field_types(cls: type) -> dict[str, Any]:
-    hints = typing.get_type_hints(cls)
+    hints = typing.get_type_hints(cls, include_extras=True)
     return {field.name: hints[field.name] for field in dataclasses.fields(cls)}
 
 
@@ -97,6 +97,8 @@ def replace(config: T, values: Mapping[str, Any], where: str = "") -> T:
 def coerce(value: Any, kind: Any, key: str) -> Any:
     """`value` as the annotation `kind` wants it (7 as 7.0 for a float, a list as a tuple, "1e-3" as YAML leaves it).
 
+    Of several kinds the first that takes it counts; one that is `Annotated` with a text is called so in messages.
+
     Raises:
         ConfigError: the value does not fit; the message names `key` and what would be right.
     """
@@ -107,11 +109,12 @@ def coerce(value: Any, kind: Any, key: str) -> Any:
         raise ConfigError(
             f"{key}: {quoted(value)} is not possible; {suggest(value, [str(option) for option in arguments])}"
         )
+    if origin is Annotated:
+        return coerce(value, arguments[0], key)
     if origin in (typing.Union, types.UnionType):
         if value is None and type(None) in arguments:
             return None
-        (kind,) = [argument for argument in arguments if argument is not type(None)]
-        return coerce(value, kind, key)
+        return _first_of([argument for argument in arguments if argument is not type(None)], value, key)
     if origin is tuple:
         if not isinstance(value, (list, tuple)):
             raise ConfigError(f"{key}: {quoted(value)} is not possible; write a list")
@@ -135,11 +138,29 @@ def coerce(value: Any, kind: Any, key: str) -> Any:
     if kind is int and isinstance(value, float) and value.is_integer():
         value = int(value)
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-        names = {int: "a whole number", bool: "true or false", str: "a text", dict: "a mapping"}
-        raise ConfigError(f"{key}: {quoted(value)} is not possible; write {names.get(kind, kind.__name__)}")
+        raise ConfigError(f"{key}: {quoted(value)} is not possible; write {_called(kind)}")
     if kind is int and not WHOLE[0] <= value <= WHOLE[1]:
         raise ConfigError(f"{key}: {quoted(value)} is not possible; write a whole number of at most 19 digits")
     return value
+
+
+def _first_of(kinds: list[Any], value: Any, key: str) -> Any:
+    if len(kinds) == 1:
+        return coerce(value, kinds[0], key)
+    for kind in kinds:
+        try:
+            return coerce(value, kind, key)
+        except ConfigError:
+            continue
+    raise ConfigError(f"{key}: {quoted(value)} is not possible; write {' or '.join(map(_called, kinds))}")
+
+
+def _called(kind: Any) -> str:
+    """A kind of values in a message."""
+    if typing.get_origin(kind) is Annotated:
+        return str(typing.get_args(kind)[1])
+    names = {int: "a whole number", bool: "true or false", str: "a text", dict: "a mapping"}
+    return names.get(kind, kind.__name__)
 
 
 def from_mapping(cls: type[T], mapping: Mapping[str, Any], where: str = "") -> T:

@@ -13,6 +13,7 @@ from dskd.distiller import Students
 from dskd.embedding import DeepFeatureEmbedding
 from dskd.lookup import get_backbone
 from dskd.methods import STUDENTS
+from dskd.size import Size, sides, simplest, size_text
 from dskd.students import DecoderStudent
 from dskd.switches import Method
 from dskd.trunk import build_trunk
@@ -31,54 +32,55 @@ class Costs:
     gmac: float
 
 
-def check_side(backbone: str | Backbone, side: int) -> None:
-    """Raises ConfigError unless images of `side` x `side` pixels go through the backbone with a decoder."""
+def check_size(backbone: str | Backbone, size: Size) -> None:
+    """Raises ConfigError unless images of that size go through the backbone with a decoder."""
     facts = get_backbone(backbone)
-    near = facts.nearest_side(side)
+    near = facts.nearest_size(size)
     require(
-        side == near,
-        f"image size {side} is not possible, {facts.name} with a decoder needs a multiple of {facts.multiple}; "
-        f"write {near}",
+        simplest(size) == near,
+        f"image size {size_text(size)} is not possible, {facts.name} with a decoder needs a multiple of "
+        f"{facts.multiple}; write {size_text(near)}",
     )
 
 
-def of_method(method: Method, backbone: str, side: int = 256) -> Costs:
-    """The trainable parameters of the students, and the multiply-adds of teacher and students for an image of
-    `side` x `side` pixels.
+def of_method(method: Method, backbone: str, size: Size = 256) -> Costs:
+    """The trainable parameters of the students, and the multiply-adds of teacher and students for an image of `size`
+    pixels.
 
     Raises:
-        ConfigError: a side that the backbone does not take, or students that cannot be made or run with it.
+        ConfigError: a size that the backbone does not take, or students that cannot be made or run with it.
     """
     facts = get_backbone(backbone)
-    check_side(facts, side)
+    check_size(facts, size)
     try:
         with torch.device("meta"), torch.no_grad():
             trunk = build_trunk(facts).eval()
             students = STUDENTS.get(method.name, Students)(method, backbone).eval()
-            image = torch.empty(1, 3, side, side)
+            image = torch.empty(1, 3, *sides(size))
             of_teacher, pyramid = count(trunk, image)
             of_students, _ = count(students, image, pyramid)
     except ConfigError:
         raise
     except Exception as error:  # a student of a plug-in may raise anything
-        raise ConfigError(f"it cannot be counted on {backbone} at {side}x{side} ({_one_line(error)})") from None
+        at = size_text(sides(size))
+        raise ConfigError(f"it cannot be counted on {backbone} at {at} ({_one_line(error)})") from None
     learned = sum(parameter.numel() for parameter in students.parameters() if parameter.requires_grad)
     return Costs(learned, of_teacher / 1e9 + of_students / 1e9)
 
 
-def of_backbone(backbone: str | Backbone, side: int = 256) -> dict[str, Costs]:
-    """Of the `trunk`, and of the `embedding` and the `decoder` that go with it by default, for an image of
-    `side` x `side` pixels.
+def of_backbone(backbone: str | Backbone, size: Size = 256) -> dict[str, Costs]:
+    """Of the `trunk`, and of the `embedding` and the `decoder` that go with it by default, for an image of `size`
+    pixels.
 
     Raises:
-        ConfigError: a side that the backbone does not take.
+        ConfigError: a size that the backbone does not take.
     """
     facts = get_backbone(backbone)
-    check_side(facts, side)
+    check_size(facts, size)
     costs = {}
     try:
         with torch.device("meta"), torch.no_grad():
-            value: Tensor | Sequence[Tensor] = torch.empty(1, 3, side, side)
+            value: Tensor | Sequence[Tensor] = torch.empty(1, 3, *sides(size))
             parts = {"trunk": build_trunk(facts), "embedding": DeepFeatureEmbedding(facts)}
             for name, part in {**parts, "decoder": DecoderStudent(facts)}.items():
                 macs, value = count(part.eval(), value)
@@ -86,7 +88,8 @@ def of_backbone(backbone: str | Backbone, side: int = 256) -> dict[str, Costs]:
     except ConfigError:
         raise
     except Exception as error:  # timm has many ways to refuse a size
-        raise ConfigError(f"{facts.name} does not take images of {side}x{side} ({_one_line(error)})") from None
+        taken = f"{facts.name} does not take images of {size_text(sides(size))}"
+        raise ConfigError(f"{taken} ({_one_line(error)})") from None
     return costs
 
 

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 from dskd.config import ConfigError, coerce, field_types, quoted, replace, require, suggest
 from dskd.methods import METHODS, get_method
+from dskd.size import simplest, size_text
 from dskd.switches import Method
 from harness.backbones import remember
 from harness.data import builtin, findings, hub, layouts, presets, tables  # noqa: F401  (all but one register theirs)
@@ -168,12 +169,12 @@ def _check_names(grid: Grid) -> None:
         values["backbone"] += [remember(name).name for name in block["backbone"]]
         values["dataset"] += [source_of(entry).name for entry in block["dataset"]]
         for axis in block.keys() - {"method", "backbone", "dataset"}:
-            values[axis] += [str(value) for value in block[axis]]
+            values[axis] += [_option(axis, value) for value in block[axis]]
     rules = [("exclude", rule) for rule in grid.exclude] + [("overrides.when", when) for when, _ in grid.overrides]
     for where, rule in rules:
         for key, wanted in rule.items():
             for value in wanted if isinstance(wanted, list) else [wanted]:
-                if key in values and str(value) not in values[key]:
+                if key in values and _option(key, value) not in values[key]:
                     raise ConfigError(
                         f"{where}: {key} {quoted(value)} is not in the grid; "
                         f"{suggest(value, dict.fromkeys(values[key]))}"
@@ -208,12 +209,19 @@ def _combinations(block: Mapping[str, list[Any]]) -> Iterator[Settings]:
 
 
 def matches(labels: Mapping[str, Any], rule: Mapping[str, Any]) -> bool:
-    """Whether every key of the rule has one of the rule's values; values are compared as text (`0` is `"0"`)."""
+    """Whether every key of the rule has one of the rule's values; values are compared as text (`0` is `"0"`), sizes
+    as `256x640`.
+    """
     for key, wanted in rule.items():
         options = wanted if isinstance(wanted, (list, tuple)) else [wanted]
-        if str(labels.get(key)) not in {str(option) for option in options}:
+        if _option(key, labels.get(key)) not in {_option(key, option) for option in options}:
             return False
     return True
+
+
+def _option(key: str, value: Any) -> str:
+    is_size = key == "image_size" and isinstance(value, list) and len(value) == 2
+    return size_text(simplest(value)) if is_size else str(value)
 
 
 def _training(grid: Grid, facts: Facts, values: Settings, data: Data, once: "_Once") -> Training | None:
@@ -324,7 +332,7 @@ def _dated(value: Any) -> bool:
 def _benches(spec: TrainSpec, bench: Bench | None, facts: Facts) -> list[BenchSpec]:
     if bench is None:
         return []
-    model = (spec.method, spec.backbone, spec.side, spec.precision, facts.device, facts.threads)
+    model = (spec.method, spec.backbone, spec.sides, spec.precision, facts.device, facts.threads)
     return [BenchSpec(*model, bench.batch_sizes, bench.seconds, compiled) for compiled in bench.compile]
 
 

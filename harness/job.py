@@ -86,7 +86,7 @@ def affinity(job: Job) -> tuple[object, ...]:
         return (job.spec.backbone, job.spec.image_size, job.spec.precision)
     spec = job.spec
     data = spec.data.name, spec.data.category, spec.data.manifest  # whatever they are tested on
-    return (spec.backbone, spec.weights, data, spec.side, spec.precision, spec.method.train.batch_size)
+    return (spec.backbone, spec.weights, data, spec.sides, spec.precision, spec.method.train.batch_size)
 
 
 MESSAGE_CHARACTERS, TRACEBACK_CHARACTERS = 500, 2000  # attempts stay small; a run's log has the rest

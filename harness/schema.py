@@ -4,12 +4,13 @@ Strict about what is read and silent about the rest, so that records of all earl
 one that has more to say.
 """
 
-from harness.shapes import Each, Null, Number, OneOf, Part, Time
+from harness.shapes import AnyOf, Each, Null, Number, OneOf, Part, Time
 
 NUMBER = Number("a finite number")
 NOT_NEGATIVE = Number("a number of 0 or more", low=0)
 POSITIVE = Number("a number above 0", low=0, above=True)
 COUNT = Number("a whole number of 1 or more", low=1, whole=True)
+SIZE = AnyOf((COUNT, (COUNT, COUNT)), "a whole number of 1 or more, or a list of two such numbers,")
 SHARE = Null(Number("a share from 0 to 1 or null", low=0, high=1 + 1e-6))  # sums of floats may end above 1
 SEED = Number("a whole number", low=-(2**64), high=2**64, whole=True)
 KIND = OneOf(("train", "evaluate", "bench"))
@@ -39,7 +40,7 @@ _TRAIN = {
         }
     ),
     "seed": SEED,
-    "image_size": COUNT,
+    "image_size": SIZE,
     "eval_batch_size": COUNT,
 }
 _FACTS = {"device?": str, "device_type?": str}
@@ -51,7 +52,7 @@ _SPECS = {
     "bench": {
         "method": {"name": str},
         "backbone": str,
-        "image_size": COUNT,
+        "image_size": SIZE,
         "precision": str,
         "device": str,
         "threads": object,

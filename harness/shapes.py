@@ -64,6 +64,14 @@ class OneOf:
 
 
 @dataclass(frozen=True)
+class AnyOf:
+    """What has one of these shapes; `what`: all of them, in a message."""
+
+    shapes: tuple[Any, ...]
+    what: str
+
+
+@dataclass(frozen=True)
 class Time:
     """An ISO time, as `2026-01-31T12:00:00+00:00`."""
 
@@ -126,6 +134,9 @@ def checker(shape: Shape) -> Check:
             return _part(checker(shape.shape))
         case OneOf():
             return lambda value: "" if value in shape.options else _wrong(value, f"one of {', '.join(shape.options)}")
+        case AnyOf():
+            checks = [checker(inner) for inner in shape.shapes]
+            return lambda value: "" if any(not check(value) for check in checks) else _wrong(value, shape.what)
         case Time():
             return _time
     return lambda value: "" if isinstance(value, shape) else _wrong(value, _NAMES[shape])

@@ -15,11 +15,12 @@ from typing import Any, ClassVar, Literal
 import dskd.methods
 from dskd.backbones import BACKBONES, Backbone
 from dskd.config import ConfigError, difference, require, to_mapping
+from dskd.size import Size, sides, simplest
 from dskd.switches import Map, Method, Score
 
 METRIC_REVISION = 1  # raised by hand when a fix in `harness.run` changes metrics or maps; part of the ids
 BENCH_REVISION = 2  # of the throughput protocol (docs/protocol.md)
-MOST_SIDE = 16_384  # pixels: a batch of one such image is 3 GiB
+MOST_SIDE = 16_384  # pixels: a batch of one such square is 3 GiB
 MOST_IMAGES = 65_536  # of a batch
 
 Precision = Literal["auto", "fp32", "tf32", "bf16"]
@@ -129,7 +130,7 @@ class TrainSpec:
     """One training: method and recipe × backbone × category × seed. Its id is the id of the trained students.
 
     Attributes:
-        image_size: pixels to which the sides of an image are resized.
+        image_size: pixels to which an image is resized, the side of a square or (height, width); (S, S) becomes S.
         precision: `auto` stays `auto` here, and the record says what it became; so it is with `compile`.
         crop: side in pixels of the square that is cut from the middle of the resized image, 0 for all of it.
         evaluate_at: epochs after which the metrics are recorded too; they select nothing.
@@ -147,7 +148,7 @@ class TrainSpec:
     weights: Weights = field(metadata=setting("weights", protocol=3))
     data: Data
     seed: int = field(default=0, metadata=setting("seed", column=False))  # a label
-    image_size: int = field(default=256, metadata=setting("image_size", protocol=1))
+    image_size: Size = field(default=256, metadata=setting("image_size", protocol=1))
     precision: Precision = field(default="auto", metadata=setting("precision", protocol=4))
     eval_batch_size: int = field(default=32, metadata=setting("eval.batch_size"))
     crop: int = field(default=0, metadata=setting("crop", later=True, protocol=2))
@@ -160,8 +161,13 @@ class TrainSpec:
     kind: ClassVar[Kind] = "train"
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "image_size", simplest(self.image_size))
+        written = to_mapping(self.image_size)
+        require(
+            min(sides(self.image_size)) >= 1 and max(sides(self.image_size)) <= MOST_SIDE,
+            f"image_size: {written} is not possible; write 1 or more, up to {MOST_SIDE}",
+        )
         for name, value, least, most in (
-            ("image_size", self.image_size, 1, MOST_SIDE),
             ("crop", self.crop, 0, MOST_SIDE),
             ("eval.batch_size", self.eval_batch_size, 1, MOST_IMAGES),
             ("processes", self.processes, 1, MOST_IMAGES),
@@ -169,12 +175,13 @@ class TrainSpec:
             if not least <= value <= most:
                 raise ConfigError(f"{name}: {value} is not possible; write {least} or more, up to {most}")
         teacher = BACKBONES.get(self.backbone)
-        if teacher and self.side != (near := teacher.nearest_side(self.side)):
+        seen = simplest(self.sides)
+        if teacher and seen != (near := teacher.nearest_size(seen)):
             raise ConfigError(
-                f"{'crop' if self.crop else 'image_size'}: {self.side} is not possible, {self.backbone} with a decoder "
-                f"needs a multiple of {teacher.multiple}; write {near}"
+                f"{'crop' if self.crop else 'image_size'}: {to_mapping(seen)} is not possible, {self.backbone} with a "
+                f"decoder needs a multiple of {teacher.multiple}; write {to_mapping(near)}"
             )
-        require(self.crop <= self.image_size, f"crop: {self.crop} is more than image_size: {self.image_size}")
+        require(self.crop <= min(sides(self.image_size)), f"crop: {self.crop} is more than image_size: {written}")
         require(
             all(1 <= epoch <= self.method.train.epochs for epoch in self.evaluate_at)
             and list(self.evaluate_at) == sorted(set(self.evaluate_at)),
@@ -219,9 +226,9 @@ class TrainSpec:
         )
 
     @property
-    def side(self) -> int:
-        """Of the images that the networks see, and of the maps."""
-        return self.crop or self.image_size
+    def sides(self) -> tuple[int, int]:
+        """Height and width of the images that the networks see, and of the maps."""
+        return sides(self.crop or self.image_size)
 
     @property
     def process_batch_size(self) -> int:
@@ -310,7 +317,7 @@ class BenchSpec:
 
     method: Method
     backbone: str
-    image_size: int
+    image_size: Size
     precision: Precision
     device: str
     threads: int
@@ -321,6 +328,7 @@ class BenchSpec:
     kind: ClassVar[Kind] = "bench"
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "image_size", simplest(self.image_size))
         sizes = list(self.batch_sizes)
         require(
             bool(sizes) and min(sizes) >= 1 and max(sizes) <= MOST_IMAGES,

@@ -1,5 +1,6 @@
 """From a grid file to runs: axes, rules, ids, and everything that is refused before anything runs."""
 
+import json
 import re
 from datetime import date
 from pathlib import Path
@@ -196,6 +197,10 @@ def test_weights_decide_by_content() -> None:
         ({"defaults": {"recipe": "comon", "weights": "random"}}, "did you mean 'common'"),
         ({"defaults": {"evaluate.at": [1, 500], "weights": "random"}}, "write rising epochs from 1 to 200"),
         ({"defaults": {"crop": 288, "weights": "random"}}, "crop: 288 is more than image_size: 256"),
+        (
+            {"defaults": {"crop": 96, "image_size": [64, 96], "weights": "random"}},
+            r"crop: 96 is more than image_size: \[64, 96\]",
+        ),
         ({"defaults": {"crop": 100, "weights": "random"}}, "crop: 100 is not possible, .* multiple of 32; write 96"),
         ({"axes": DOCUMENT["axes"] | {"backbone": ["vit_tiny_patch16_224"]}}, "strides 16, 16, 16; three that double"),
         (
@@ -238,7 +243,39 @@ def test_names_are_looked_up_when_a_grid_is_resolved(tmp_path: Path) -> None:
 
 def test_a_spec_looks_up_no_backbone() -> None:
     spec = TrainSpec(get_method("smaller_student"), "of_a_plugin", Weights(), Data("a", "b", "c"), image_size=100)
-    assert spec.side == 100
+    assert spec.sides == (100, 100)
+
+
+def test_sizes_are_sides_of_squares_or_height_and_width() -> None:
+    """On an axis a list holds values, elsewhere it is one; a square by both sides is the square."""
+    axes = DOCUMENT["axes"] | {"dataset": [{"name": "surfaces", "categories": ["granite"]}], "seed": [0]}
+
+    def sizes(more: dict | None = None, **sections: object) -> list:
+        return [t.spec.image_size for t in plan(axes=axes | {"method": ["dskd"]} | (more or {}), **sections).trainings]
+
+    assert sizes({"image_size": [64, 96]}) == [64, 96]
+    assert sizes({"image_size": [64, [64, 96], [96, 64], [64, 64]]}) == [64, (64, 96), (96, 64)]
+    assert sizes(defaults=DOCUMENT["defaults"] | {"image_size": [64, 96]}) == [(64, 96)]
+    strip = {"when": {"image_size": "64x96"}, "set": {"image_size": [96, 64]}}
+    assert sizes({"image_size": [64, [64, 96]]}, overrides=[strip]) == [64, (96, 64)]
+    for rule in (["64x96"], [[64, 96]], "64x96"):
+        assert sizes({"image_size": [[64, 64], [64, 96]]}, exclude=[{"image_size": rule}]) == [64]
+    with pytest.raises(ConfigError, match="exclude: image_size '96x64' is not in the grid; one of: 64x96"):
+        sizes({"image_size": [[64, 96]]}, exclude=[{"image_size": "96x64"}])
+
+
+def test_a_strip_has_an_id_of_its_own_and_a_bench_of_its_size() -> None:
+    made = plan(defaults={"weights": "random", "image_size": [64, 96]}, bench={"seconds": 1})
+    training, bench = made.trainings[0].spec, made.benches[0]
+    assert (training.sides, bench.image_size) == ((64, 96), (64, 96))
+    turned = plan(defaults={"weights": "random", "image_size": [96, 64]}, bench={"seconds": 1})
+    assert training.id != turned.trainings[0].spec.id
+    assert bench.id != turned.benches[0].id
+    for spec in (training, bench):
+        again = from_mapping(type(spec), json.loads(json.dumps(to_mapping(spec))))
+        assert (again, again.id) == (spec, spec.id)
+    cropped = plan(defaults={"weights": "random", "image_size": [64, 96], "crop": 64}, bench={"seconds": 1})
+    assert (cropped.trainings[0].spec.sides, cropped.benches[0].image_size) == ((64, 64), 64)
 
 
 def test_weights_of_another_backbone_are_refused(imagenet_weights: Path) -> None:

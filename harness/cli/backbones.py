@@ -9,9 +9,10 @@ from rich.text import Text
 
 from dskd.backbones import BACKBONES, TRIED, TRUNKS, Backbone
 from dskd.config import ConfigError, require
+from dskd.size import Size, parse_size, sides, size_text
 from harness import plugins
 from harness.backbones import remember
-from harness.cli.common import PluginOption, console
+from harness.cli.common import ImageSizeOption, PluginOption, console
 
 MOST = 40  # models of one pattern: inspecting one takes a second the first time
 
@@ -24,7 +25,7 @@ def backbones(
             help="Any timm models or plug-in trunks; a name may be a shell pattern in quotes: 'regnet*'.",
         ),
     ] = None,
-    image_size: Annotated[int, typer.Option(help="Side of the square image that the GMAC are counted for.")] = 256,
+    image_size: ImageSizeOption = "256",
     plugin: PluginOption = None,
 ) -> None:
     """List backbones: the three maps that are tapped, and what trunk, embedding and decoder cost.
@@ -37,6 +38,7 @@ def backbones(
     that the two students are of one scale. Models are built without weights, so nothing is downloaded.
     """
     plugins.load(plugin or ())
+    size = parse_size(image_size, "--image-size")
     notes = console(stderr=True)
     rows: list[tuple[str, ...]] = []
     remarks: list[str] = []
@@ -54,7 +56,7 @@ def backbones(
                 unusable.append(name)
                 continue
             try:
-                numbers = _numbers(facts, image_size)
+                numbers = _numbers(facts, size)
             except ConfigError as error:
                 refusals.append(str(error))
                 numbers = ("–",) * 5
@@ -69,7 +71,7 @@ def backbones(
         )
     terminal = console()
     if rows:
-        terminal.print(_table(rows, image_size))
+        terminal.print(_table(rows, size))
     for remark in [*refusals, *remarks]:
         terminal.print(remark, soft_wrap=True)
 
@@ -92,17 +94,17 @@ def _named(names: list[str], remarks: list[str]) -> tuple[list[str], list[str]]:
     return exact, matched
 
 
-def _numbers(facts: Backbone, image_size: int) -> tuple[str, ...]:
+def _numbers(facts: Backbone, size: Size) -> tuple[str, ...]:
     from dskd.costs import of_backbone
 
-    costs = of_backbone(facts, image_size)
+    costs = of_backbone(facts, size)
     trunk, decoder = costs["trunk"].parameters, costs["decoder"].parameters
     gmac = (f"{part.gmac:.3f}" for part in costs.values())
     return (f"{trunk / 1e6:.3f}", *gmac, f"{decoder / trunk:.2f}")
 
 
-def _table(rows: list[tuple[str, ...]], image_size: int) -> Table:
-    title = f"backbones, images of {image_size}x{image_size}"
+def _table(rows: list[tuple[str, ...]], size: Size) -> Table:
+    title = f"backbones, images of {size_text(sides(size))}"
     table = Table("backbone", "channels", "strides", title=title, title_justify="left")
     for column in ("trunk\nM", "trunk\nGMAC", "embedding\nGMAC", "decoder\nGMAC", "decoder :\ntrunk"):
         table.add_column(column, justify="right")

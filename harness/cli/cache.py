@@ -8,6 +8,7 @@ import typer
 from rich.table import Table
 
 from dskd.config import require
+from dskd.size import size_text
 from harness.cli.common import console
 
 DAY_S = 24 * 3600.0
@@ -75,11 +76,11 @@ def _kinds(found: Sequence) -> Table:
 
 def _images(pictures: Sequence) -> Table:
     table = Table("data set", "category", title="decoded images", title_justify="left")
-    for column in ("side", "images", "size", "last used"):
+    for column in ("pixels", "images", "size", "last used"):
         table.add_column(column, justify="right")
     for item, about in sorted(pictures, key=lambda pair: -pair[0].used_at):
         names = str(about.get("dataset", "(not known)")), str(about.get("category", ""))
-        numbers = (str(about.get(key, "")) for key in ("size", "images"))
+        numbers = size_text(about.get("size", "")), str(about.get("images", ""))
         used = time.strftime("%Y-%m-%d", time.localtime(item.used_at))
         table.add_row(*names, *numbers, _size([item]), used)
     return table

@@ -36,6 +36,10 @@ OnlyOption = Annotated[
     list[str] | None,
     typer.Option("--only", help="Only runs whose label has this value: method=dskd, seed=0; may be given again."),
 ]
+ImageSizeOption = Annotated[
+    str,
+    typer.Option(metavar="SIZE", help="Of the image that is counted for: a square's side, or HEIGHTxWIDTH as 256x640."),
+]
 PluginOption = Annotated[
     list[str] | None,
     typer.Option(

@@ -9,10 +9,11 @@ from rich.text import Text
 
 from dskd.config import ConfigError, to_mapping
 from dskd.methods import ABOUT, METHODS, get_method
+from dskd.size import parse_size, sides, size_text
 from dskd.switches import Method, Train
 from harness import plugins
 from harness.backbones import remember
-from harness.cli.common import PluginOption, console
+from harness.cli.common import ImageSizeOption, PluginOption, console
 from harness.gridfile import METHOD_KEYS
 from harness.spec import check_students
 
@@ -25,7 +26,7 @@ def methods(
         typer.Argument(metavar="NAME", help="Only these methods; one alone is shown with all its switches."),
     ] = None,
     backbone: Annotated[str, typer.Option(help="The teacher's trunk that the costs are counted for.")] = "resnet18",
-    image_size: Annotated[int, typer.Option(help="Side of the square image that the costs are counted for.")] = 256,
+    image_size: ImageSizeOption = "256",
     plugin: PluginOption = None,
 ) -> None:
     """List the methods: their students, what they cost, and the recipe that each was published with.
@@ -38,7 +39,8 @@ def methods(
     """
     plugins.load(plugin or ())
     chosen = [get_method(name) for name in dict.fromkeys(names or METHODS)]
-    table = Table(title=f"methods on {backbone}, images of {image_size}x{image_size}", title_justify="left")
+    size = parse_size(image_size, "--image-size")
+    table = Table(title=f"methods on {backbone}, images of {size_text(sides(size))}", title_justify="left")
     table.add_column("method")
     table.add_column("students", max_width=24)
     table.add_column("decoder reads")
@@ -48,15 +50,15 @@ def methods(
     table.add_column("what it is")
     remarks = []
     with console(stderr=True).status("counting"):
-        from dskd.costs import check_side, of_method
+        from dskd.costs import check_size, of_method
 
         teacher = remember(backbone)
-        check_side(backbone, image_size)
+        check_size(backbone, size)
         for method in chosen:
             numbers = ("–", "–")
             try:
                 check_students(method, teacher, remember(method.encoder.backbone or backbone))
-                costs = of_method(method, backbone, image_size)
+                costs = of_method(method, backbone, size)
                 numbers = (f"{costs.parameters / 1e6:.3f}", f"{costs.gmac:.3f}")
             except ConfigError as error:
                 remarks.append(f"{method.name}: {error}")

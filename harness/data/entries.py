@@ -18,6 +18,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from dskd.size import Size, simplest
 from harness.data.catalog import Sample
 from harness.data.fingerprints import Print
 from harness.data.manifest import files_of
@@ -82,7 +83,7 @@ def write(
     folder: Path,
     of: Mapping[str, Any],
     manifest: str,
-    size: int,
+    size: Size,
     samples: Sequence[Sample],
     prints: Mapping[str, Print],
 ) -> None:
@@ -106,7 +107,7 @@ def write(
     _checked[folder] = tuple(_signature(os.stat(work / name)) for name in files), list(samples)
 
 
-def read(folder: Path, manifest: str, size: int) -> Entry | None:
+def read(folder: Path, manifest: str, size: Size) -> Entry | None:
     """The entry in `folder` if there is one whose content is what its hashes say, of this manifest and size."""
     held = None
     try:
@@ -151,11 +152,11 @@ def is_used(folder: Path) -> bool:
     return False
 
 
-def _samples(held: BinaryIO, streams: Mapping[str, BinaryIO], manifest: str, size: int) -> list[Sample]:
+def _samples(held: BinaryIO, streams: Mapping[str, BinaryIO], manifest: str, size: Size) -> list[Sample]:
     """Raises ValueError, KeyError or TypeError for an entry that is not what it should be."""
     document = json.loads(held.read())
     content = {key: value for key, value in document.items() if key != "digest"}
-    if (document["digest"], document["manifest"], document["size"]) != (digest(content), manifest, size):
+    if (document["digest"], document["manifest"], simplest(document["size"])) != (digest(content), manifest, size):
         raise ValueError("another entry, or a damaged one")
     for name, stream in streams.items():
         if _sha256(stream) != document["sha256"][name]:

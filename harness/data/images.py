@@ -17,6 +17,7 @@ import numpy as np
 from PIL import Image, ImageOps
 from scipy import ndimage
 
+from dskd.size import Size, sides
 from harness.data import depth, entries
 from harness.data.catalog import DataError, Half, Sample, Source, readable
 from harness.data.fingerprints import Fingerprints, Print, any_size, check_size, decoding, read_file
@@ -31,7 +32,7 @@ _DECODER = datasets.Image()  # turns a picture as its EXIF data say
 class Pixels:
     """One half of a category at one size, memory-mapped.
 
-    `images`: uint8 (N, S, S, 3), in the order of `samples`; `masks`: bool (T, S, S) of those that are test samples, all
+    `images`: uint8 (N, H, W, 3), in the order of `samples`; `masks`: bool (T, H, W) of those that are test samples, all
     or none, in their order; `regions`: int64 (T,), 8-connected defective regions of each one's mask before it was
     resized. `held`: keeps the entry of the cache from being pruned.
     """
@@ -47,7 +48,7 @@ class Pixels:
         return np.array([i for i, sample in enumerate(self.samples) if sample.split == split], dtype=np.int64)
 
     def of(self, split: str) -> np.ndarray:
-        """Images of the split: uint8 (N, S, S, 3), in the file itself where they lie there in one piece."""
+        """Images of the split: uint8 (N, H, W, 3), in the file itself where they lie there in one piece."""
         found = self.indices(split)
         if len(found) and found[-1] - found[0] + 1 == len(found):
             return np.asarray(self.images[found[0] : found[-1] + 1])
@@ -86,8 +87,9 @@ def as_dataset(source: Source, samples: list[Sample]) -> datasets.Dataset:
     return datasets.Dataset.from_dict(columns, features=features)
 
 
-def load(source: Source, data: Data, size: int, crop: int = 0) -> Category:
-    """The category's pixels at `size`, from the cache or decoded into it; of these the middle of side `crop`, if given.
+def load(source: Source, data: Data, size: Size, crop: int = 0) -> Category:
+    """The category's pixels at `size`, from the cache or decoded into it; of these the middle square of side `crop`, if
+    given.
 
     Raises:
         DataError: a file changed or vanished since the plan, or cannot be decoded.
@@ -99,7 +101,7 @@ def load(source: Source, data: Data, size: int, crop: int = 0) -> Category:
     )
 
 
-def _load(source: Source, category: str, half: Half, manifest: str, size: int, crop: int) -> Pixels:
+def _load(source: Source, category: str, half: Half, manifest: str, size: Size, crop: int) -> Pixels:
     folder = cache_folder("images") / digest([manifest, size])
     entry = entries.read(folder, manifest, size)
     if entry is None:
@@ -116,12 +118,12 @@ def _load(source: Source, category: str, half: Half, manifest: str, size: int, c
         )
     arrays = entry.arrays
     if crop:
-        middle = slice((size - crop) // 2, (size - crop) // 2 + crop)
-        arrays = arrays | {name: arrays[name][:, middle, middle] for name in ("images", "masks")}
+        rows, columns = (slice((side - crop) // 2, (side - crop) // 2 + crop) for side in sides(size))
+        arrays = arrays | {name: arrays[name][:, rows, columns] for name in ("images", "masks")}
     return Pixels(entry.samples, **arrays, held=entry.held)
 
 
-def _decode(source: Source, category: str, half: Half, manifest: str, size: int, folder: Path) -> None:
+def _decode(source: Source, category: str, half: Half, manifest: str, size: Size, folder: Path) -> None:
     """Write an entry of the cache. Raises DataError if it would not be what was planned."""
     with readable(source.name):
         files = _Files(source, category, half)
@@ -131,8 +133,8 @@ def _decode(source: Source, category: str, half: Half, manifest: str, size: int,
     with new_folder(folder, lambda found: entries.read(found, manifest, size) is not None) as work:
         regions = np.zeros(len(tests), np.int64)
         with (
-            entries.Room(work / "images.npy", np.uint8, (len(samples), size, size, 3)) as images,
-            entries.Room(work / "masks.npy", np.bool_, (len(tests), size, size)) as masks,
+            entries.Room(work / "images.npy", np.uint8, (len(samples), *sides(size), 3)) as images,
+            entries.Room(work / "masks.npy", np.bool_, (len(tests), *sides(size))) as masks,
         ):
 
             def fill(row: int) -> None:
@@ -223,10 +225,11 @@ class _Files:
         return DataError(f"dataset {self.source.name}: {what} changed since it was planned; run the grid again")
 
 
-def _resized(image: Image.Image, size: int, resize: str, resampling: Image.Resampling) -> np.ndarray:
+def _resized(image: Image.Image, size: Size, resize: str, resampling: Image.Resampling) -> np.ndarray:
+    height, width = sides(size)
     if resize == "pad":
-        return np.asarray(ImageOps.pad(image, (size, size), method=resampling))
-    return np.asarray(image if image.size == (size, size) else image.resize((size, size), resampling))
+        return np.asarray(ImageOps.pad(image, (width, height), method=resampling))
+    return np.asarray(image if image.size == (width, height) else image.resize((width, height), resampling))
 
 
 def hold_out(samples: list[Sample], train: np.ndarray, share: float) -> tuple[np.ndarray, np.ndarray]:

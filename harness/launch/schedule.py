@@ -2,6 +2,7 @@
 
 import heapq
 import itertools
+import math
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -9,7 +10,6 @@ from dataclasses import dataclass, replace
 from dskd.backbones import BACKBONES
 from dskd.config import ConfigError, from_mapping, quoted, require
 from dskd.lookup import get_backbone
-from dskd.switches import Method
 from harness.data.catalog import entry_of
 from harness.grid import Plan, Training
 from harness.job import BenchJob, Job, TrainJob, group_of
@@ -162,20 +162,21 @@ def estimate_s(job: Job | Training | BenchSpec, rate: float, done: Collection[st
 
 def training_gmac(spec: TrainSpec) -> float:
     """Multiply-adds (1e9) of a training: forward and backward of the students every epoch, the teacher once."""
-    teacher, students = _gmac(spec.method, spec.backbone, spec.side)
+    teacher, students = _gmac(spec)
     return spec.data.train_images * (teacher + 3 * students * spec.method.train.epochs)
 
 
 def evaluation_gmac(spec: TrainSpec, evaluations: Collection[EvaluateSpec]) -> float:
     """Multiply-adds (1e9) of one pass over the test images; map and metrics of a variant count as half a pass."""
-    return spec.data.test_images * sum(_gmac(spec.method, spec.backbone, spec.side)) * (1 + len(evaluations) / 2)
+    return spec.data.test_images * sum(_gmac(spec)) * (1 + len(evaluations) / 2)
 
 
-def _gmac(method: Method, backbone: str, side: int) -> tuple[float, float]:
+def _gmac(spec: TrainSpec) -> tuple[float, float]:
     """Of the teacher and of the students, about: switches that make the embedding lighter are not counted."""
-    trunk, embedding, decoder = get_backbone(backbone).gmac
-    encoder = get_backbone(method.encoder.backbone or backbone).gmac[0] * method.encoder.count
-    area = (side / 256) ** 2
+    method = spec.method
+    trunk, embedding, decoder = get_backbone(spec.backbone).gmac
+    encoder = get_backbone(method.encoder.backbone or spec.backbone).gmac[0] * method.encoder.count
+    area = math.prod(spec.sides) / 256**2
     return trunk * area, (encoder * method.has_encoder + (embedding + decoder) * method.has_decoder) * area
 
 

@@ -12,6 +12,7 @@ import pandas as pd
 
 from dskd.config import ConfigError, flat, require, suggest, to_mapping
 from dskd.methods import METHODS, get_method
+from dskd.size import size_text
 from harness.foreign import Damaged
 from harness.leaderboard import truth
 from harness.records import Failure, FolderError, Record, Results
@@ -256,6 +257,7 @@ def _settings(record: Record, names: dict[str, str]) -> dict[str, str]:
     known = {
         "weights": _weights(train["weights"]["name"], train["weights"]["sha256"], names),
         "precision": record.result["precision"],  # what `auto` became
+        "image_size": size_text(train["image_size"]),
     }
     found = {
         **_columns(TrainSpec, train | known),

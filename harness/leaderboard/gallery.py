@@ -14,7 +14,7 @@ from harness.foreign import Damaged
 from harness.leaderboard.table import Board
 from harness.run_folder import RunFolder, note, pictures, position_of, read_scores
 
-SIDE = 224  # pixels of a picture on the page
+SIDE = 224  # pixels of a square picture on the page; others have about as many in all
 QUALITY = 78  # of WebP
 MOST_PER_ROW = 4  # best and worst cases each, of a row and category
 
@@ -44,6 +44,7 @@ class Case:
     scored: dict[str, Scored]
     roles: list[str] = field(default_factory=list)
     panels: dict[str, list[str]] = field(default_factory=dict)  # data URIs of the three, of those that were decoded
+    aspect: float = 1.0  # width by height, of the panels
 
     @property
     def title(self) -> str:
@@ -52,6 +53,11 @@ class Case:
     @property
     def defect(self) -> str:
         return next((scored.defect for scored in self.scored.values()), "")
+
+    @property
+    def scale(self) -> float:
+        """How many times as wide as a square it is shown: so that areas are equal, but for extreme aspects."""
+        return scale_of(self.aspect)
 
     def standing(self, name: str) -> float | None:
         return self.scored[name].standing if name in self.scored else None
@@ -68,7 +74,9 @@ class Case:
         """Make the panels; False where no picture is left: those that are damaged go, and are named in `skipped`."""
         for name, path in list(self.pictures.items()):
             try:
-                self.panels[name] = [_encode(panel) for panel in _panels(path)]
+                panels = _panels(path)
+                self.panels[name] = [_encode(panel) for panel in panels]
+                self.aspect = panels[0].width / panels[0].height
             except Exception as error:  # whatever the decoder makes of what is no picture
                 note(skipped, path, f"is no picture of a map ({type(error).__name__})")
                 del self.pictures[name]
@@ -155,15 +163,22 @@ def _scores(folder: RunFolder, skipped: list[Damaged]) -> list[Scored]:
 
 def _panels(path: Path) -> Sequence[Image.Image]:
     with Image.open(path) as triptych:
-        side = triptych.height
-        if triptych.width != 3 * side:
-            raise ValueError("not three squares")
-        return [triptych.crop((i * side, 0, (i + 1) * side, side)).convert("RGB") for i in range(3)]
+        width, rest = divmod(triptych.width, 3)
+        if rest:
+            raise ValueError("not three panels of one width")
+        return [triptych.crop((i * width, 0, (i + 1) * width, triptych.height)).convert("RGB") for i in range(3)]
+
+
+def scale_of(aspect: float) -> float:
+    """By which a picture is wider than a square of its area, within what a page can show."""
+    return min(max(aspect**0.5, 0.6), 4.5)
 
 
 def _encode(panel: Image.Image) -> str:
     """A data URI."""
-    panel.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
+    aspect = panel.width / panel.height
+    width = SIDE * scale_of(aspect)
+    panel.thumbnail((width, width / aspect), Image.Resampling.LANCZOS)
     stream = BytesIO()
     panel.save(stream, "WEBP", quality=QUALITY, method=4)
     return f"data:image/webp;base64,{b64encode(stream.getvalue()).decode()}"

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from dskd.methods import METHODS as KNOWN
+from dskd.size import sides, size_text
 from harness.leaderboard.frame import METRICS as TITLES
 from harness.leaderboard.frame import SHOWN, provenance
 from harness.leaderboard.recipes import IMAGE, PIXEL, Comparer, Key, Study, place_of, recipe_of
@@ -138,7 +139,7 @@ class Page:
         runs = {(key, seed): study.runs[key][seed] for key in self.keys for seed in sorted(study.runs[key])}
         evaluations = [run.evaluation for run in runs.values()]
         train, result = evaluations[0].spec["train"], evaluations[0].result
-        size = train.get("crop") or train["image_size"]
+        size = size_text(sides(train.get("crop") or train["image_size"]))
         measured = provenance(evaluations)
         test = f"{result['test_normal']} normal and {result['test_anomalous']} anomalous images to test"
         wanted = [(key, seed) for key in self.keys for seed in study.seeds]
@@ -150,7 +151,7 @@ class Page:
             "Records that cannot be read": [str(damaged.folder) for damaged in study.damaged],
             f"Rows called common that differ from {self.subject[0]}'s recipe": [f"{m} ({r})" for m, r in self.unlike],
         }
-        title = f"Architecture and recipe: {train['data']['name']}, {train['backbone']}, {size}x{size}"
+        title = f"Architecture and recipe: {train['data']['name']}, {train['backbone']}, {size}"
         return [
             f"# {markdown(title)}",
             "",

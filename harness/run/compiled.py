@@ -7,6 +7,7 @@ CUDA graphs, which know weights by their address: all runs of a shape train the 
 
 import copy
 import logging
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -41,14 +42,14 @@ def is_compiled(spec: TrainSpec, device: Device) -> bool:
     if spec.compile != "auto":
         return spec.compile
     kind = "amx" if device.place.type == "cpu" and device.precision == "bf16" and "amx_bf16" in cpu_flags() else ""
-    passes = spec.method.train.epochs * spec.data.train_images * (spec.side / 256) ** 2
+    passes = spec.method.train.epochs * spec.data.train_images * math.prod(spec.sides) / 256**2
     return spec.processes == 1 and passes >= PAYS.get(kind, float("inf"))
 
 
 def shape_of(spec: TrainSpec, device: Device) -> tuple[object, ...]:
     """What a graph depends on."""
     method = {key: value for key, value in difference(spec.method).items() if key not in ("map", "score", "train")}
-    return repr(method), spec.backbone, spec.process_batch_size, spec.side, device.precision, device.place
+    return repr(method), spec.backbone, spec.process_batch_size, spec.sides, device.precision, device.place
 
 
 class Compiled:

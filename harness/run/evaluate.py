@@ -34,8 +34,8 @@ class TestSet:
     Attributes:
         samples: the N images in their order; labels: bool (N,), whether they are anomalous; known: bool (N,), whether
             each pixel's truth is known: of good images and of those with a mask.
-        pixels: uint8 (N, S, S, 3); normal: those of the training images.
-        masks: bool (N, S, S); regions: the defective ones in them; regions_before: their number before masks were
+        pixels: uint8 (N, H, W, 3); normal: those of the training images.
+        masks: bool (N, H, W); regions: the defective ones in them; regions_before: their number before masks were
             resized.
     """
 
@@ -51,7 +51,7 @@ class TestSet:
 
 @dataclass(frozen=True)
 class Inspected:
-    """The test images as one variant sees them: float32 `maps` (N, S, S), maybe in a file, float64 `scores` (N,)."""
+    """The test images as one variant sees them: float32 `maps` (N, H, W), maybe in a file, float64 `scores` (N,)."""
 
     maps: np.ndarray
     scores: np.ndarray
@@ -67,7 +67,7 @@ def inspect(
     normal: np.ndarray,
     scratch: Path | None = None,
 ) -> tuple[int, list[Inspected]]:
-    """Run the test images (uint8 (N, S, S, 3)) once through the networks and make each variant's maps and scores.
+    """Run the test images (uint8 (N, H, W, 3)) once through the networks and make each variant's maps and scores.
 
     Batches are all of one size, the last filled up, so that maps do not depend on how the set divides, nor on the
     number of processes: they are dealt to the ranks, and rank 0 gets them all.
@@ -120,9 +120,9 @@ def _inspect(
         # The last batch is filled up with its last image: of hundreds of images that weighs nothing.
         batches = whole_batches(len(normal), batch_size)
         calibration = calibrate(discrepancies(normal, positions) for positions, _ in batches)
-    count, side = pixels.shape[:2]
+    count, *size = pixels.shape[:3]
     seen = [
-        Inspected(_room(variant, (count, side, side), scratch), np.empty(count, np.float64))
+        Inspected(_room(variant, (count, *size), scratch), np.empty(count, np.float64))
         for variant in (variants if device.main else ())
     ]
     arrived = np.zeros(count, np.int64)
@@ -134,7 +134,7 @@ def _inspect(
         rows = received(batches, sent)
         for place, variant in enumerate(variants):
             with section("maps"):
-                made = anomaly_map(found, variant.map, (side, side), calibration)
+                made = anomaly_map(found, variant.map, tuple(size), calibration)
                 score = torch.zeros(batch_size, dtype=torch.float64, device=device.place)
                 score[:real] = image_scores(made[:real], variant.score)
                 all_maps, all_scores = device.gather(made), device.gather(score)

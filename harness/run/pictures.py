@@ -34,7 +34,7 @@ def save_maps(
     place says so: an image without an outline would look like a good one.
 
     Args:
-        images: uint8 (N, S, S, 3); masks: bool (N, S, S); maps: float32 (N, S, S), of the samples.
+        images: uint8 (N, H, W, 3); masks: bool (N, H, W); maps: float32 (N, H, W), of the samples.
     """
     if not count:
         return

@@ -78,7 +78,7 @@ def _count(job: TrainJob, device: Device) -> dict[str, tuple[float, float]]:
     model = Distiller(spec.method, spec.backbone).to(device.place, memory_format=torch.channels_last)
     found = {}
 
-    batch = to_images(torch.zeros(size, spec.side, spec.side, 3, dtype=torch.uint8, device=device.place))
+    batch = to_images(torch.zeros(size, *spec.sides, 3, dtype=torch.uint8, device=device.place))
     with device.autocast():
         with torch.no_grad():
             found["teacher"], features = _counted(lambda: model.teacher(batch))

@@ -14,6 +14,7 @@ from dskd.anomaly_map import anomaly_map, gaussian_filter, image_scores
 from dskd.config import replace
 from dskd.count import count
 from dskd.distiller import Distiller
+from dskd.size import sides
 from harness.run.batches import to_images
 from harness.run.device import Device
 from harness.run.machine import Watch
@@ -86,7 +87,7 @@ class _Model:
 
     def __init__(self, spec: BenchSpec, device: Device) -> None:
         method = replace(spec.method, {"encoder.init": "random"})  # as all weights here
-        self.device, self.side = device, spec.image_size
+        self.device, self.sides = device, sides(spec.image_size)
         self.distiller = Distiller(method, spec.backbone).to(device.place, memory_format=torch.channels_last).eval()
         self.map, self.sigma = replace(method.map, {"sigma": 0}), method.map.sigma
         self.score = method.score
@@ -96,11 +97,11 @@ class _Model:
             self.discrepancies = torch.compile(self.distiller.discrepancies, dynamic=False)
 
     def inspect(self, pixels: torch.Tensor, mark: Callable[[], None]) -> tuple[torch.Tensor, torch.Tensor]:
-        """uint8 (B, S, S, 3) on the device to maps and scores on it; `mark` after model, map and smoothing."""
+        """uint8 (B, H, W, 3) on the device to maps and scores on it; `mark` after model, map and smoothing."""
         with self.device.autocast():
             found = self.discrepancies(to_images(pixels))
         mark()
-        maps = anomaly_map(found, self.map, (self.side, self.side))
+        maps = anomaly_map(found, self.map, self.sides)
         mark()
         if self.sigma:
             maps = gaussian_filter(maps, self.sigma)
@@ -109,7 +110,7 @@ class _Model:
 
     def gmac(self) -> float:
         """1e9 multiply-adds of teacher and students for one image, by torch's counter (convolutions, products)."""
-        images = torch.zeros(1, 3, self.side, self.side, device=self.device.place)
+        images = torch.zeros(1, 3, *self.sides, device=self.device.place)
         macs, _ = count(self.distiller.discrepancies, images)
         return round(macs / 1e9, 3)
 
@@ -119,7 +120,7 @@ class _Batches:
 
     def __init__(self, draw: np.random.Generator, size: int, model: _Model) -> None:
         self.size, self.model = size, model
-        self.files = [[_png(draw, model.side) for _ in range(min(size, 8))] for _ in range(INPUTS)]
+        self.files = [[_png(draw, model.sides) for _ in range(min(size, 8))] for _ in range(INPUTS)]
         self.pixels = [self._decode(number).to(model.device.place) for number in range(INPUTS)]
 
     def _decode(self, number: int) -> torch.Tensor:
@@ -221,10 +222,12 @@ def _offline(batches: _Batches, seconds: float, watch: Watch) -> dict[str, Any]:
     return found | ({"energy_per_1000_images_j": round(energy[0] / images * 1000, 2)} if energy else {})
 
 
-def _png(draw: np.random.Generator, side: int) -> bytes:
+def _png(draw: np.random.Generator, size: tuple[int, int]) -> bytes:
     """A texture-like image as a PNG file: noise over several scales, neither flat nor incompressible."""
-    small = [Image.fromarray(draw.integers(256, size=(n, n, 3), dtype=np.uint8)) for n in (4, 16, side)]
-    layers = [np.asarray(image.resize((side, side), Image.Resampling.BILINEAR), np.float32) for image in small]
+    height, width = size
+    grains = ((4, 4), (16, 16), size)
+    small = [Image.fromarray(draw.integers(256, size=(*grain, 3), dtype=np.uint8)) for grain in grains]
+    layers = [np.asarray(image.resize((width, height), Image.Resampling.BILINEAR), np.float32) for image in small]
     mixed = 0.5 * layers[0] + 0.4 * layers[1] + 0.1 * layers[2]
     stream = io.BytesIO()
     Image.fromarray(mixed.astype(np.uint8)).save(stream, "PNG")

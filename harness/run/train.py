@@ -187,4 +187,4 @@ def mean_map(
             discrepancies = distiller.discrepancies(images, features[positions[batch]])
         maps = anomaly_map(discrepancies, spec.method.map, tuple(images.shape[-2:]))
         total += maps[:real].double().sum()
-    return (device.sum(total) / (len(positions) * spec.side**2)).item()
+    return (device.sum(total) / (len(positions) * math.prod(spec.sides))).item()

@@ -66,7 +66,7 @@ class Warm:
         """The teacher's features of the normal images.
 
         Args:
-            images: uint8 (N, S, S, 3), the category's that are not for tests; normal: positions among them.
+            images: uint8 (N, H, W, 3), the category's that are not for tests; normal: positions among them.
         """
         spec, batch = job.spec, job.spec.process_batch_size
 
@@ -80,7 +80,7 @@ class Warm:
         return self._features.get((affinity(job), own), make)
 
     def regions(self, spec: TrainSpec, masks: np.ndarray) -> metrics.Regions:
-        """The defective regions of the category's masks, bool (N, S, S)."""
+        """The defective regions of the category's masks, bool (N, H, W)."""
         with section("metrics"):
             key = spec.data.test_manifest, spec.image_size, spec.crop
             return self._regions.get(key, lambda: metrics.regions(masks))

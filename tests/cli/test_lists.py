@@ -81,6 +81,7 @@ def test_costs_are_those_that_are_known() -> None:
     whole, quarter = (of_method(METHODS["dskd"], "resnet18", side) for side in (256, 128))
     assert whole.parameters == quarter.parameters == 18_165_952
     assert whole.gmac == pytest.approx(4 * quarter.gmac)
+    assert of_method(METHODS["dskd"], "resnet18", (128, 512)).gmac == pytest.approx(whole.gmac)
 
 
 def test_costs_follow_the_switches() -> None:
@@ -150,7 +151,11 @@ def test_backbones_lists_channels_costs_and_weights(harness: Harness) -> None:
     numbers = ["2.783", "1.832", "0.931", "1.560", "1.33"]
     assert row(output, "resnet18") == ["resnet18", "64, 128, 256", "4, 8, 16", *numbers, "resnet18.tv_in1k"]
     assert row(output, "mobilenetv3_large_100")[1] == "24, 40, 112"
-    assert row(harness("backbones", "resnet18", "--image-size", "128"), "resnet18")[4:7] == ["0.458", "0.233", "0.390"]
+    for size in ("128", "64x256"):
+        output = harness("backbones", "resnet18", "--image-size", size)
+        assert row(output, "resnet18")[4:7] == ["0.458", "0.233", "0.390"]
+    assert "images of 64x256" in output
+    assert "images of 64x256" in harness("methods", "stfpm", "--image-size", "64x256")
 
 
 def test_backbones_lists_by_default_the_table_the_tried_and_the_plugins(
@@ -209,6 +214,9 @@ def test_one_data_set_is_shown_with_what_its_entry_takes(harness: Harness) -> No
             ["methods", "--image-size", "250"],
             "image size 250 is not possible, resnet18 with a decoder needs a multiple",
         ),
+        (["methods", "--image-size", "250x640"], "image size 250x640 is not possible, resnet18 with a decoder"),
+        (["backbones", "resnet18", "--image-size", "250x640"], "needs a multiple of 32; write 256x640"),
+        (["methods", "--image-size", "256x"], "--image-size: '256x' is not possible; write a side such as 256, or"),
         (["methods", "--plugin", "gone.py"], "--plugin: there is no file"),
         (["backbones", "resnet81"], "unknown backbone 'resnet81'; did you mean 'resnet18'"),
         (["backbones", "regnat*"], "no timm model matches 'regnat*'"),

@@ -1,14 +1,17 @@
 """Files to pixels: the data set, the cache, resizing, held-out normals."""
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from harness.data import builtin, images, layouts  # noqa: F401
+from harness.data import builtin, entries, images, layouts  # noqa: F401
 from harness.data.catalog import Sample, get_source
 from harness.data.manifest import describe
+from harness.files import cache_folder
+from harness.spec import digest
 from tests.conftest import save
 
 
@@ -40,6 +43,46 @@ def test_padding_keeps_the_aspect(tree: Path) -> None:
     assert (first[8:24] == 200).all()
     assert (first[:8] == 0).all()
     assert (first[24:] == 0).all()
+
+
+def test_pixels_of_images_that_are_not_squares(tree: Path) -> None:
+    """40 x 40 pixels stretched to 32 high and 64 wide; padded; and the middle square cut out."""
+    source = get_source({"name": "folder", "root": str(tree)})
+    data = describe(source, "cloth")
+    category = images.load(source, data, (32, 64))
+    wide = category.test
+    assert (wide.images.shape[1:], wide.masks.shape[1:]) == ((32, 64, 3), (32, 64))
+    for half in (category.train, wide):
+        for sample, pixels in zip(half.samples, half.images, strict=True):
+            with Image.open(tree / sample.path) as image:
+                expected = np.asarray(image.convert("RGB").resize((64, 32), Image.Resampling.BILINEAR))
+            assert np.array_equal(pixels, expected)
+    for sample, mask in zip(wide.samples, wide.masks, strict=True):
+        if sample.mask:
+            with Image.open(tree / sample.mask) as image:
+                assert np.array_equal(mask, np.asarray(image.resize((64, 32), Image.Resampling.NEAREST)) > 0)
+    assert images.load(source, data, (64, 32)).train.images.shape[1:] == (64, 32, 3)
+    middle = images.load(source, data, (32, 64), crop=16).test
+    assert np.array_equal(middle.images, wide.images[:, 8:24, 24:40])
+    assert np.array_equal(middle.masks, wide.masks[:, 8:24, 24:40])
+    padded = get_source({"name": "folder", "root": str(tree), "resize": "pad"})
+    first = images.load(padded, describe(padded, "cloth"), (32, 64)).train.images[0]
+    assert (first[:, 16:48] > 0).any(axis=-1).all()
+    assert (first[:, :16] == 0).all()
+    assert (first[:, 48:] == 0).all()
+
+
+def test_entries_of_the_cache_are_kept_by_the_sides(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A square's is where it was before there were other sizes; a strip is decoded once too."""
+    source = get_source({"name": "folder", "root": str(tree)})
+    data = describe(source, "cloth")
+    images.load(source, data, 32), images.load(source, data, (32, 64))
+    square = cache_folder("images") / digest([data.manifest, 32])
+    assert json.loads((square / entries.FILE).read_text())["size"] == 32
+    entries._checked.clear()  # as a new process
+    monkeypatch.setattr(images, "_decode", None)
+    assert images.load(source, data, 32).train.images.shape[1:] == (32, 32, 3)
+    assert images.load(source, data, (32, 64)).test.images.shape[1:] == (32, 64, 3)
 
 
 def test_samples_travel_as_a_hugging_face_dataset(tree: Path) -> None:

@@ -40,8 +40,8 @@ def count(module: torch.nn.Module) -> float:
     return round(sum(parameter.numel() for parameter in module.parameters()) / 1e6, 4)
 
 
-def images(batch: int = 2, side: int = 64, seed: int = 0) -> torch.Tensor:
-    return torch.randn(batch, 3, side, side, generator=torch.Generator().manual_seed(seed))
+def images(batch: int = 2, side: int = 64, seed: int = 0, width: int | None = None) -> torch.Tensor:
+    return torch.randn(batch, 3, side, width or side, generator=torch.Generator().manual_seed(seed))
 
 
 def distiller(method: str = "dskd", **values: object) -> Distiller:
@@ -187,33 +187,38 @@ def test_a_size_that_the_decoder_cannot_match_is_refused() -> None:
         distiller().loss(torch.zeros(1, 3, 48, 64))
 
 
-def test_stfpm_loss_and_map_are_those_of_the_official_code() -> None:
+SIZES = pytest.mark.parametrize(("height", "width"), [(96, 96), (64, 96), (96, 32)])
+
+
+@SIZES
+def test_stfpm_loss_and_map_are_those_of_the_official_code(height: int, width: int) -> None:
     """gdwang08/STFPM@2598a5e: mean of the squared distance; product at 64x64, then resized; no smoothing."""
     model = distiller("stfpm").eval()
-    batch = images(2, 96)
+    batch, finest = images(2, height, width=width), (height // 4, width // 4)
     with torch.inference_mode():
         teacher, students = model.features(batch)
         pairs = list(zip(teacher, students["encoder"], strict=True))
         squared = [(functional.normalize(t) - functional.normalize(s)).pow(2).sum(1) for t, s in pairs]
-        product = torch.ones(2, 24, 24)
+        product = torch.ones(2, *finest)
         for distance in squared:
-            product = product * functional.interpolate(distance[:, None], size=24, mode="bilinear")[:, 0]
-        expected = functional.interpolate(product[:, None], size=96, mode="bilinear")[:, 0]
+            product = product * functional.interpolate(distance[:, None], size=finest, mode="bilinear")[:, 0]
+        expected = functional.interpolate(product[:, None], size=(height, width), mode="bilinear")[:, 0]
         torch.testing.assert_close(model.loss(batch), sum(distance.mean() for distance in squared))
         torch.testing.assert_close(model.anomaly_map(batch), expected)
 
 
-def test_reverse_distillation_loss_and_map_are_those_of_the_official_code() -> None:
+@SIZES
+def test_reverse_distillation_loss_and_map_are_those_of_the_official_code(height: int, width: int) -> None:
     """hq-deng/RD4AD@6554076: cosine of the flattened maps; sum with aligned corners; scipy's Gaussian of sigma 4."""
     model = distiller("reverse_distillation").eval()
-    batch = images(2, 96)
+    batch = images(2, height, width=width)
     with torch.inference_mode():
         teacher, students = model.features(batch)
         pairs = list(zip(teacher, students["decoder"], strict=True))
         loss = sum((1 - functional.cosine_similarity(t.flatten(1), s.flatten(1))).mean() for t, s in pairs)
         total = sum(
             functional.interpolate(
-                (1 - functional.cosine_similarity(t, s))[:, None], 96, mode="bilinear", align_corners=True
+                (1 - functional.cosine_similarity(t, s))[:, None], (height, width), mode="bilinear", align_corners=True
             )
             for t, s in pairs
         )

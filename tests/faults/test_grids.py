@@ -107,6 +107,12 @@ SECTIONS = [
         {"defaults": {"image_size": 3_200_000}}, "image_size: 3200000 is not possible", id="image-size-absurd"
     ),
     pytest.param({"defaults": {"image_size": -32}}, "image_size: -32 is not possible", id="image-size-negative"),
+    pytest.param({"defaults": {"image_size": [256]}}, "write a whole number or [HEIGHT, WIDTH]", id="one-side"),
+    pytest.param({"defaults": {"image_size": [256, 640, 3]}}, "image_size: [256, 640, 3] is not", id="three-sides"),
+    pytest.param({"defaults": {"image_size": [256, "x"]}}, "image_size: [256, 'x'] is not possible", id="side-a-text"),
+    pytest.param({"defaults": {"image_size": [256, 0]}}, "image_size: [256, 0] is not possible", id="side-of-0"),
+    pytest.param({"defaults": {"image_size": "256x640"}}, "or [HEIGHT, WIDTH]", id="sides-as-tables-have-them"),
+    pytest.param({"axes": {"image_size": [[250, 640]]}}, "multiple of 32; write [256, 640]", id="sides-of-no-decoder"),
     pytest.param({"defaults": {"crop": -32}}, "crop: -32 is not possible", id="crop-negative"),
     pytest.param({"defaults": {"train.epochs": 10**18}}, "train.epochs: 1000000000000000000 is", id="epochs-absurd"),
     pytest.param({"defaults": {"train.batch_size": 10**18}}, "batch_size: 1000000000000000000", id="batch-size-absurd"),

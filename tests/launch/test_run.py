@@ -10,7 +10,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from harness.records import Failure, Record, Results
 
@@ -91,6 +93,37 @@ def test_a_grid_becomes_records_and_a_second_call_has_nothing_to_do(tree: Path, 
     assert forced.count("✓ train") == 1
     changed = {path.parent.name for path, mtime in before.items() if path.stat().st_mtime_ns != mtime}
     assert len(changed) == 3  # training, evaluation and bench of stfpm
+
+
+def test_strips_from_grid_to_table(tree: Path, write_grid: WriteGrid) -> None:
+    """Images of 64 x 96 under three methods; and a square by both its sides is the square."""
+    axes = {"method": ["dskd", "stfpm", "reverse_distillation"], "image_size": [[64, 96]]}
+    sections = {"axes": axes, "save": {"maps": 2}, "bench": {"batch_sizes": [1], "seconds": 0.02}}
+    square = {"method": ["stfpm"], "image_size": [[64, 64]]}
+    settings = {"train.select": "val_normal", "evaluate.at": [1]}
+    grid = write_grid(tree, **sections, include=[square], defaults=settings)
+    run(grid)
+    results = grid.parent / "runs" / "tiny"
+    by_size = {}
+    for each in records(grid).values():
+        by_size.setdefault(str(each.spec["train"]["image_size"]), []).append(each)
+    assert {size: len(found) for size, found in by_size.items()} == {"[64, 96]": 3, "64": 1}
+    for each in by_size["[64, 96]"]:
+        for path in (results / each.id / "maps").glob("*.png"):
+            picture = np.asarray(Image.open(path))
+            assert picture.shape == (64, 3 * 96, 3)
+            kind, name = ("good", path.stem[-3:]) if "_good_" in path.name else ("hole", path.stem[-3:])
+            with Image.open(tree / "cloth" / "test" / kind / f"{name}.png") as image:
+                assert np.array_equal(picture[:, :96], image.resize((96, 64), Image.Resampling.BILINEAR))
+        assert len(list((results / each.id / "maps").glob("*.png"))) == 2
+        assert all(each.result[key] is not None for key in ("image_auroc", "pixel_auroc", "aupro_0.30"))
+    benches = records(grid, "bench").values()
+    assert sorted(str(each.spec["image_size"]) for each in benches) == ["64", *["[64, 96]"] * 3]
+    show = [sys.executable, "-m", "harness", "leaderboard", str(results), "--where", "image_size=64x96", "--format"]
+    table = json.loads(subprocess.run([*show, "json"], capture_output=True, text=True, check=True).stdout)
+    assert '"image_size": "64x96"' in json.dumps(table)
+    again = write_grid(tree, **sections, include=[square | {"image_size": 64}], defaults=settings)
+    assert "0 of 12 works to do" in run(again)
 
 
 def _id(evaluation: Record) -> str:

@@ -10,6 +10,7 @@ from PIL import Image
 
 from dskd.config import replace, to_mapping
 from dskd.methods import METHODS, get_method
+from dskd.size import Size, sides
 from harness.records import Failure, Record, Results
 from harness.spec import BenchSpec, Data, EvaluateSpec, TrainSpec, Weights
 
@@ -27,13 +28,13 @@ def write_results(
     seeds: int = 3,
     *,
     maps: int = 0,
-    side: int = 64,
+    side: Size = 64,
     epochs: int = EPOCHS,
-    image_size: int = 64,
+    image_size: Size = 64,
 ) -> Results:
     """One evaluation with its training for each combination, and one bench for each method.
 
-    maps: pictures of each evaluation, of `side` pixels.
+    maps: pictures of each evaluation, whose panels are of `side` pixels.
     """
     results = Results(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -76,7 +77,9 @@ def _train(results: Results, spec: TrainSpec, draw: np.random.Generator) -> None
     )
 
 
-def _evaluate(results: Results, train: TrainSpec, lead: float, draw: np.random.Generator, maps: int, side: int) -> None:
+def _evaluate(
+    results: Results, train: TrainSpec, lead: float, draw: np.random.Generator, maps: int, side: Size
+) -> None:
     spec = EvaluateSpec(train, train.method.map, train.method.score)
     scores = np.concatenate([draw.normal(0, 1, NORMAL), draw.normal(lead, 1, DEFECTIVE)])
     anomalous = np.arange(NORMAL + DEFECTIVE) >= NORMAL
@@ -92,13 +95,14 @@ def _evaluate(results: Results, train: TrainSpec, lead: float, draw: np.random.G
             for (defect, path), score in zip(images, scores, strict=True)
         ],
     )
+    height, width = sides(side)
     for position in np.linspace(0, len(images) - 1, maps).astype(int) if maps else ():
         defect, path = images[position]
         target = folder / "maps" / f"{position:04d}_{defect}_{Path(path).stem}.png"
         target.parent.mkdir(exist_ok=True)
-        coarse = Image.fromarray(draw.integers(0, 255, (side // 8, 3 * side // 8, 3), dtype=np.uint8))
-        noise = draw.normal(0, 6, (side, 3 * side, 3))
-        pixels = np.asarray(coarse.resize((3 * side, side))) + noise
+        coarse = Image.fromarray(draw.integers(0, 255, (height // 8, 3 * width // 8, 3), dtype=np.uint8))
+        noise = draw.normal(0, 6, (height, 3 * width, 3))
+        pixels = np.asarray(coarse.resize((3 * width, height))) + noise
         Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(target)
 
 

@@ -5,11 +5,14 @@ import json
 import re
 import subprocess
 import sys
+from base64 import b64decode
 from html.parser import HTMLParser
+from io import BytesIO
 from pathlib import Path
 
 import pandas as pd
 import pytest
+from PIL import Image
 from typer.testing import CliRunner
 
 pytest.importorskip("altair", reason="pip install 'dskd-harness[report]'")
@@ -229,6 +232,25 @@ def test_mixed_protocols_are_parts_of_their_own(tmp_path: Path) -> None:
     assert text.count('<section id="scores"') == 1
     assert "<h2>image_size 64</h2>" in text
     assert "<h2>image_size 96</h2>" in text
+
+
+def test_strips_keep_their_aspect_and_are_named_by_both_sides(tmp_path: Path) -> None:
+    folder = tmp_path / "strips"
+    write_results(folder, ("dskd",), ("cloth",), 2, maps=4, side=(96, 256), image_size=(96, 256))
+    write_results(folder, ("dskd",), ("cloth",), 2, image_size=64)
+    with pytest.raises(ConfigError, match="mixed protocols: image_size is 64 and 96x256"):
+        report(folder, "--out", tmp_path / "strips.html")
+    report(folder, "--out", tmp_path / "strips.html", "--where", "image_size=96x256")
+    text = (tmp_path / "strips.html").read_text()
+    assert "image_size 96x256" in text
+    pictures = [
+        Image.open(BytesIO(b64decode(found))) for found in re.findall(r'"data:image/webp;base64,([^"]+)"', text)
+    ]
+    assert len(pictures) >= 3
+    assert all(picture.width / picture.height == pytest.approx(256 / 96, rel=0.02) for picture in pictures)
+    assert "--aspect: 2.6667" in text
+    found = boards(load([folder]), where=["image_size=96x256"])[0]
+    assert set(inventory.speed(found).rows[0][1]) >= {"images_per_s"}  # the bench of that size is the row's
 
 
 def test_missing_libraries_are_named(results: Results, tmp_path: Path) -> None:

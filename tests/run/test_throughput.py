@@ -9,16 +9,18 @@ import pytest
 import torch
 
 from dskd import get_method
+from dskd.costs import of_method
+from dskd.size import Size
 from harness.run.device import open_device
 from harness.run.machine import Watch
 from harness.run.throughput import STAGES, throughput
 from harness.spec import BENCH_REVISION, BenchSpec
 
 
-def bench(method: str, **settings: object) -> dict[str, object]:
+def bench(method: str, size: Size = 64, **settings: object) -> dict[str, object]:
     options = {"batch_sizes": (1, 3), "seconds": 0.05} | settings
     return throughput(
-        BenchSpec(get_method(method), "resnet18", 64, "fp32", "cpu", 1, **options), open_device("cpu", "fp32")
+        BenchSpec(get_method(method), "resnet18", size, "fp32", "cpu", 1, **options), open_device("cpu", "fp32")
     )
 
 
@@ -38,6 +40,11 @@ def test_what_a_measurement_holds(method: str) -> None:
         assert intervals[0] > 0
     assert found["protocol"] == BENCH_REVISION
     assert min(found["gmac"], found["peak_host_memory_mib"]) > 0
+
+
+def test_a_strip_is_measured_at_its_size() -> None:
+    found = bench("stfpm", (32, 64), batch_sizes=(1,))
+    assert found["gmac"] == pytest.approx(of_method(get_method("stfpm"), "resnet18", (32, 64)).gmac, abs=1e-3)
 
 
 def test_a_compiled_model_computes_the_same(monkeypatch: pytest.MonkeyPatch) -> None:

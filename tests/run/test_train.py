@@ -13,7 +13,7 @@ from harness.run.device import Device, open_device
 from harness.run.evaluate import inspect
 from harness.run.features import TeacherFeatures
 from harness.run.learner import Learner, make_optimizers, scheduler
-from harness.run.train import DivergedError, Epoch, train
+from harness.run.train import DivergedError, Epoch, mean_map, train
 from harness.spec import Data, EvaluateSpec, TrainSpec, Weights
 
 PIXELS = torch.randint(256, (11, 64, 64, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
@@ -51,6 +51,17 @@ def trained(
 def same(first: Distiller, second: Distiller) -> bool:
     pairs = zip(first.students.state_dict().values(), second.students.state_dict().values(), strict=True)
     return all(torch.equal(a, b) for a, b in pairs)
+
+
+@pytest.mark.parametrize(("height", "width"), [(64, 64), (32, 64)])
+def test_the_mean_map_is_that_of_all_positions(height: int, width: int) -> None:
+    device, run = open_device("cpu", "fp32"), dataclasses.replace(spec(), image_size=(height, width))
+    torch.manual_seed(0)
+    model, pixels = Distiller(run.method, "resnet18", Teacher("resnet18")).eval(), PIXELS[:, :height, :width]
+    features = TeacherFeatures(model.teacher, pixels, run.method.train.batch_size, device)
+    with torch.inference_mode():
+        expected = model.anomaly_map(to_images(pixels[:6])).mean().item()
+    assert mean_map(model, run, features, np.arange(6), device) == pytest.approx(expected, rel=1e-4)
 
 
 @pytest.mark.parametrize("method", ["stfpm", "dskd", "reverse_distillation"])
