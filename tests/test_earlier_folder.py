@@ -3,12 +3,23 @@
 import shutil
 from pathlib import Path
 
+import pytest
+
+from harness.data import images, surfaces
+from harness.data.catalog import get_source
+from harness.data.manifest import describe
 from harness.records import Record, Results
 from tests.faults.commands import harness, refusal
 
 FIXTURES = Path(__file__).parent / "fixtures"
 MADE_BY = "eb3b756"  # a grid of three seeds, of which the last was interrupted; its checkpoint (30 MB) is left out
 INTERRUPTED = "bb5dd91d42bb19f1"
+
+
+@pytest.fixture(autouse=True)
+def revision_of_the_commit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Today's ids of that grid as they were: the built-in data had another revision."""
+    monkeypatch.setattr(surfaces, "REVISION", 1)
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -60,6 +71,8 @@ def test_the_next_calls_bring_it_over_and_do_what_is_left(tmp_path: Path) -> Non
     names = (path.name for path in (FIXTURES / f"runs-{MADE_BY}").rglob("*.*"))
     assert sorted(names) == sorted(path.name for path in folder.rglob("*.*"))
     assert harness("migrate", folder).out == "0 records brought to the ids of today\n"
+    source = get_source({"name": "surfaces"})
+    images.load(source, describe(source, "granite"), 32)  # a worker knows today's revision, and takes what is decoded
     done = harness("run", *words, "--only", "seed=2")
     assert done.code == 0, done
     assert "3 of 3 works to do, 0 done" in done.out  # the throughput is the whole grid's

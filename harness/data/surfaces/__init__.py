@@ -30,7 +30,7 @@ from harness.data.surfaces.textures import (
     woven_cloth,
 )
 
-REVISION: int = 1
+REVISION: int = 2
 """Raised whenever a change to this package changes pixels."""
 
 MASK_LEVEL = 0.2
@@ -51,61 +51,71 @@ class Material:
 CATEGORIES: dict[str, Material] = {
     "woven_cloth": Material(
         woven_cloth,
-        Mark(Thread((60, 300)), (0.9, 0.9, 0.92), count=(0, 2)),
+        Mark(Thread((60, 300)), (0.93, 0.93, 0.95), count=(0, 2)),
         {
-            "missing_thread": Mark(Thread((40, 190)), bare=True, soft=0.3, contrast=(0.4, 1)),
-            "hole": Mark(Blob((5, 14), rough=0.2), (0.3, 0.28, 0.28), opacity=0.95, soft=0.2, contrast=(0.45, 1)),
-            "stain": Mark(Blob((14, 38)), (0.72, 0.6, 0.42), soft=0.9, contrast=(0.15, 0.8)),
-            "snag": Mark(Stroke((40, 120), (12, 24), spread=0.3), pull=5, relief=0.2, contrast=(0.4, 1)),
-            "loose_thread": Mark(Stroke((40, 140), (2.5, 4), bend=0.3, jag=0.5), (1.45, 1.45, 1.42), opacity=0.7),
-            "cut": Mark(Stroke((25, 90), (2, 5), bend=0.02, jag=0.1), (0.35, 0.34, 0.34), opacity=0.8, relief=0.2),
+            "missing_thread": Mark(Thread((60, 220)), bare=True, soft=0.3, contrast=(0.5, 1)),
+            "hole": Mark(Blob((4.5, 11), rough=0.2), (0.3, 0.28, 0.28), opacity=0.95, soft=0.2, contrast=(0.3, 1)),
+            "stain": Mark(Blob((18, 38)), (0.55, 0.43, 0.3), soft=0.8, contrast=(0.35, 1)),
+            "snag": Mark(Stroke((60, 140), (18, 30), spread=0.3), pull=9, relief=0.45, contrast=(0.5, 1)),
+            "loose_thread": Mark(
+                Stroke((60, 160), (4, 6), bend=0.3, jag=0.5), (1.7, 1.7, 1.66), opacity=0.95, contrast=(0.4, 1)
+            ),
+            "cut": Mark(
+                Stroke((35, 100), (3, 6), bend=0.02, jag=0.1),
+                (0.3, 0.29, 0.29),
+                opacity=0.85,
+                relief=0.2,
+                contrast=(0.4, 1),
+            ),
         },
     ),
     "brushed_metal": Material(
         brushed_metal,
-        Mark(Stroke((40, 300), (1.5, 6), spread=0.02, bend=0), (1.2, 1.2, 1.2), contrast=(0.2, 1), count=(0, 4)),
+        Mark(Stroke((40, 300), (1.5, 6), spread=0.02, bend=0), (1.12, 1.12, 1.12), contrast=(0.2, 1), count=(0, 4)),
         {
-            "scratch": Mark(Stroke((40, 200), (1.4, 3)), (1.2, 1.2, 1.2), relief=0.25, contrast=(0.2, 1)),
-            "dent": Mark(Blob((10, 28), rough=0.04), relief=0.25, contrast=(0.1, 1)),
-            "stain": Mark(Blob((14, 38)), (0.88, 0.82, 0.7), soft=0.9, contrast=(0.15, 0.8)),
-            "rust": Mark(Blob((5, 16), rough=0.5), (0.75, 0.52, 0.36), opacity=0.3, count=(1, 3), contrast=(0.1, 1)),
-            "crack": Mark(Stroke((40, 120), (1.5, 3), jag=1), (0.5, 0.5, 0.5), relief=0.1, contrast=(0.15, 1)),
-            "smudge": Mark(Blob((16, 26), rough=0.08), (0.85, 0.85, 0.85), rings=5, soft=0.8, contrast=(0.3, 1)),
+            "scratch": Mark(Stroke((60, 200), (2, 4)), (1.3, 1.3, 1.3), relief=0.3, contrast=(0.25, 1)),
+            "dent": Mark(Blob((10, 28), rough=0.04), relief=0.25, contrast=(0.15, 1)),
+            "stain": Mark(Blob((16, 38)), (0.86, 0.8, 0.68), soft=0.9, contrast=(0.12, 1)),
+            "rust": Mark(Blob((5, 16), rough=0.5), (0.75, 0.52, 0.36), opacity=0.3, count=(1, 3), contrast=(0.07, 0.7)),
+            "crack": Mark(Stroke((50, 140), (2, 4), jag=1), (0.5, 0.5, 0.5), relief=0.1, contrast=(0.15, 1)),
+            "smudge": Mark(Blob((18, 28), rough=0.08), (0.82, 0.82, 0.82), rings=3, soft=0.8, contrast=(0.2, 1)),
         },
     ),
     "wood_grain": Material(
         wood_grain,
         Mark(Stroke((40, 200), (3, 12), spread=0.03, bend=0.02), (0.88, 0.86, 0.84), soft=1, count=(0, 2)),
         {
-            "crack": Mark(Stroke((60, 200), (2.5, 5), spread=0.06, jag=0.3), (0.35, 0.3, 0.28), opacity=0.4),
+            "crack": Mark(Stroke((60, 200), (3.5, 6.5), spread=0.06, jag=0.3), (0.3, 0.26, 0.24), opacity=0.5),
             "knot": Mark(Blob((10, 24), spread=0.2, rough=0.06), (0.4, 0.34, 0.28), opacity=0.5, rings=3, pull=5),
-            "stain": Mark(Blob((14, 38)), (0.7, 0.68, 0.72), soft=0.9, contrast=(0.15, 0.8)),
-            "scratch": Mark(Stroke((40, 160), (1.6, 3.2)), (1.25, 1.3, 1.4), relief=0.25),
-            "hole": Mark(Blob((3, 6), rough=0.05), (0.25, 0.2, 0.18), opacity=0.8, count=(2, 5)),
-            "dent": Mark(Blob((9, 22), rough=0.06), relief=0.35),
+            "stain": Mark(Blob((14, 38)), (0.62, 0.6, 0.64), soft=0.9, contrast=(0.2, 0.9)),
+            "scratch": Mark(Stroke((50, 160), (2, 4)), (1.3, 1.36, 1.46), relief=0.3),
+            "hole": Mark(Blob((3, 6), rough=0.05), (0.25, 0.2, 0.18), opacity=0.8, count=(2, 5), contrast=(0.2, 1)),
+            "dent": Mark(Blob((9, 22), rough=0.06), relief=0.35, contrast=(0.25, 1)),
         },
     ),
     "granite": Material(
         granite,
-        Mark(Blob((4, 9), rough=0.3), (0.45, 0.45, 0.46), opacity=0.5, count=(0, 2)),
+        Mark(Blob((4, 9), rough=0.3), (0.7, 0.7, 0.71), opacity=0.5, count=(0, 2)),
         {
-            "crack": Mark(Stroke((70, 220), (2, 4), jag=1.2), (0.35, 0.33, 0.32), opacity=0.7, contrast=(0.4, 1)),
-            "chip": Mark(Blob((8, 18), rough=0.2), (0.75, 0.74, 0.73), opacity=0.95, relief=0.7, contrast=(0.45, 1)),
-            "stain": Mark(Blob((14, 40)), (0.78, 0.62, 0.4), soft=0.9, contrast=(0.25, 1)),
-            "scratch": Mark(Stroke((60, 200), (2, 4)), (1.4, 1.4, 1.4), opacity=0.7, contrast=(0.4, 1)),
-            "vein": Mark(Stroke((90, 260), (7, 14), jag=0.4), (1.45, 1.42, 1.36), opacity=0.95, contrast=(0.5, 1)),
+            "crack": Mark(Stroke((90, 240), (4, 7), jag=1.2), (0.28, 0.26, 0.25), opacity=0.9, contrast=(0.5, 1)),
+            "chip": Mark(Blob((13, 26), rough=0.2), (0.66, 0.65, 0.64), opacity=0.95, relief=0.8, contrast=(0.5, 1)),
+            "stain": Mark(Blob((16, 38)), (0.7, 0.53, 0.32), soft=0.8, contrast=(0.3, 1)),
+            "scratch": Mark(Stroke((90, 220), (4.5, 7.5)), (1.7, 1.7, 1.7), opacity=0.9, contrast=(0.5, 1)),
+            "vein": Mark(Stroke((90, 260), (9, 18), jag=0.4), (1.45, 1.42, 1.36), opacity=0.95, contrast=(0.4, 1)),
         },
     ),
     "leather": Material(
         leather,
-        Mark(Stroke((40, 160), (4, 10)), relief=0.15, count=(0, 2)),
+        Mark(Stroke((40, 160), (4, 10)), relief=0.12, count=(0, 2)),
         {
-            "cut": Mark(Stroke((40, 140), (2, 4)), (0.45, 0.4, 0.38), opacity=0.6, relief=0.35),
-            "crease": Mark(Stroke((80, 240), (7, 14), bend=0.1), relief=0.8, pull=3, contrast=(0.4, 1)),
-            "stain": Mark(Blob((14, 38)), (0.55, 0.53, 0.56), soft=0.9, contrast=(0.25, 1)),
-            "scratch": Mark(Stroke((40, 160), (1.6, 3.5)), (1.35, 1.4, 1.45), opacity=0.3, count=(1, 3)),
-            "hole": Mark(Blob((4.5, 8), rough=0.06), (0.3, 0.28, 0.28), opacity=0.9, count=(1, 2), contrast=(0.4, 1)),
-            "scuff": Mark(Blob((12, 28), rough=0.4), (1.3, 1.34, 1.4), opacity=0.8, soft=0.7, contrast=(0.35, 1)),
+            "cut": Mark(Stroke((40, 140), (2.5, 4.5)), (0.45, 0.4, 0.38), opacity=0.6, relief=0.35),
+            "crease": Mark(Stroke((80, 240), (7, 14), bend=0.1), relief=0.8, pull=3, contrast=(0.35, 1)),
+            "stain": Mark(Blob((14, 38)), (0.5, 0.48, 0.51), soft=0.9, contrast=(0.25, 1)),
+            "scratch": Mark(
+                Stroke((50, 160), (2.2, 4)), (1.55, 1.63, 1.72), opacity=0.4, count=(1, 3), contrast=(0.4, 1)
+            ),
+            "hole": Mark(Blob((4.5, 8), rough=0.06), (0.3, 0.28, 0.28), opacity=0.9, count=(1, 2), contrast=(0.35, 1)),
+            "scuff": Mark(Blob((12, 28), rough=0.4), (1.35, 1.4, 1.48), opacity=0.8, soft=0.7, contrast=(0.35, 1)),
         },
     ),
 }
@@ -138,9 +148,9 @@ def _photograph(rng: Generator, rgb: np.ndarray) -> np.ndarray:
     """`rgb` as a camera sees it, uint8: uneven light, white balance, focus and sensor noise."""
     size = len(rgb)
     ticks = np.linspace(-1, 1, size, dtype=np.float32)
-    light = rng.normal(1, 0.03) + rng.normal(0, 0.04) * ticks[:, None] + rng.normal(0, 0.04) * ticks
+    light = rng.normal(1, 0.02) + rng.normal(0, 0.025) * ticks[:, None] + rng.normal(0, 0.025) * ticks
     blur = rng.uniform(0.3, 0.6) * size / REFERENCE
-    seen = scipy.ndimage.gaussian_filter(rgb, (blur, blur, 0), truncate=2.5) * paint(light, rng.normal(1, 0.01, 3))
+    seen = scipy.ndimage.gaussian_filter(rgb, (blur, blur, 0), truncate=2.5) * paint(light, rng.normal(1, 0.004, 3))
     seen += np.float32(rng.uniform(1.5, 3.5)) * rng.standard_normal(seen.shape, np.float32)
     return np.clip(seen + 0.5, 0, 255).astype(np.uint8)
 

@@ -100,7 +100,7 @@ def slopes(height: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def woven_cloth(rng: Generator, size: int) -> Surface:
     u, v = axes(rng, size, 0.025, 1.6)
-    pitch = rng.uniform(6.6, 7.8)
+    pitch = rng.uniform(9.0, 9.8)
     # Either family of threads may be the one that runs along v, so either may have a thread missing.
     u, v = (u, v) if rng.random() < 0.5 else (v, u)
     u, v = u + rng.uniform(0, 40), v + rng.uniform(0, 40)
@@ -110,17 +110,17 @@ def woven_cloth(rng: Generator, size: int) -> Surface:
     heights, threads = [], []
     for index, along, across, offset, rise in ((column, v, a, b, bow), (row, u, b, a, -bow)):
         # The yarn differs from thread to thread (dye lots) and along each thread (slubs).
-        lot = rng.normal(1, 0.05, 128)[index.astype(int) % 128]
+        lot = rng.normal(1, 0.03, 128)[index.astype(int) % 128]
         slub = streaks(rng, index, along, 1.0, 45)
         round_ = np.sqrt(np.clip(1 - (across / (0.47 + 0.02 * slub)) ** 2, 0, 1))
         height = round_ * (0.62 + 0.38 * rise * np.cos(math.pi * offset))
         twist = np.cos(2 * math.pi * (along / 2.9 + 0.9 * across))
         heights.append(height)
-        threads.append(np.float32(lot) * (1 + 0.05 * slub + 0.06 * twist) * (0.3 + 0.7 * height))
+        threads.append(np.float32(lot) * (1 + 0.03 * slub + 0.06 * twist) * (0.3 + 0.7 * height))
     front = ramp(heights[0] - heights[1], -0.12, 0.12)
-    base = np.array([150, 152, 148], np.float32) + rng.normal(0, 4, 3)
+    base = np.array([150, 152, 148], np.float32) + rng.normal(0, 1.5, 3)
     first, second = paint(threads[0], base * [1.12, 1.1, 1.02]), paint(threads[1], base * [0.86, 0.98, 1.12])
-    dye = 1 + 0.035 * noise(rng, size, 90, 3)[..., None]
+    dye = 1 + 0.02 * noise(rng, size, 90, 3)[..., None]
     woven = second + front[..., None] * (first - second)
     return Surface(woven * dye, u, v, pitch, second * 0.8 * dye)
 
@@ -132,32 +132,32 @@ def brushed_metal(rng: Generator, size: int) -> Surface:
     sheen = np.cos((u - u.mean()) / rng.uniform(70, 140) + rng.uniform(-1.5, 1.5))
     deep = ramp(np.abs(streaks(rng, u, v, 1.4, 200)), 2.2, 3.4)
     tone = 158 + 13 * sheen + rng.uniform(6, 10) * fine + rng.uniform(3, 6) * broad - 13 * deep
-    return Surface(paint(tone, np.array([0.99, 1.0, 1.02]) * rng.normal(1, 0.006, 3)), u, v)
+    return Surface(paint(tone, np.array([0.99, 1.0, 1.02]) * rng.normal(1, 0.003, 3)), u, v)
 
 
 def wood_grain(rng: Generator, size: int) -> Surface:
     u, v = axes(rng, size, 0.04, 3.0)
     u = u + 6 * noise(rng, size, 150)
-    # Boards are cut off the heart of the trunk: rings are long arches about a centre that mostly lies outside.
-    heart, crown = rng.uniform(-120, 376), rng.uniform(-900, 1150)
+    # Boards are cut off the heart of the trunk: rings are long arches about a centre that lies outside.
+    heart, crown = rng.uniform(-190, -60), rng.uniform(-900, 1150)
     radius = np.hypot(u - heart, (v - crown) * rng.uniform(0.06, 0.13)) + 2.0 * noise(rng, size, 60, 3)
-    years = radius / rng.uniform(11, 16) + 0.45 * np.sin(radius / 31) + rng.uniform()
+    years = radius / rng.uniform(12, 15) + 0.45 * np.sin(radius / 31) + rng.uniform()
     ring = years - np.floor(years)
     late = ring**2.2 * (1 - ramp(ring, 0.93, 1.0))
     lot = rng.uniform(0.7, 1.25, 128)[np.floor(years).astype(int) % 128].astype(np.float32)
     fibre, pores = streaks(rng, u, v, 1.2, 60), ramp(streaks(rng, u, v, 1.3, 26), 1.3, 2.6)
     tone = np.clip(0.75 * late * lot + 0.08 * fibre + 0.28 * pores * (1 - 0.5 * late), -0.3, 1.3)[..., None]
-    light = np.array([205, 160, 108], np.float32) * (1 + rng.normal(0, [0.03, 0.03, 0.04]))
+    light = np.array([205, 160, 108], np.float32) * (1 + rng.normal(0, [0.012, 0.012, 0.016]))
     dark = np.array([134, 84, 45], np.float32)
     return Surface((light + tone * (dark - light)) * (1 + 0.03 * noise(rng, size, 70)[..., None]), u, v)
 
 
 def granite(rng: Generator, size: int) -> Surface:
     u, v = axes(rng, size, 1.0)
-    minerals = np.array([[176, 168, 162], [198, 170, 156], [142, 140, 140], [52, 50, 52]]) * rng.normal(1, 0.02, 3)
+    minerals = np.array([[176, 168, 162], [198, 170, 156], [142, 140, 140], [88, 86, 88]]) * rng.normal(1, 0.008, 3)
     rgb = np.zeros((size, size, 3), np.float32)
     # Small crystals, most of the dark ones among them, fill in between and overgrow large ones.
-    for spacing, shares, shown in ((10, (0.4, 0.33, 0.22, 0.05), 1.0), (4.6, (0.3, 0.16, 0.3, 0.24), 0.35)):
+    for spacing, shares, shown in ((7, (0.4, 0.33, 0.22, 0.05), 1.0), (3.6, (0.3, 0.2, 0.3, 0.2), 0.35)):
         numbers = cells(rng, size, spacing * rng.uniform(0.9, 1.1))
         kinds = rng.choice(4, numbers.max() + 1, p=shares)
         colours = (minerals[kinds] * rng.normal(1, 0.09, (len(kinds), 1))).astype(np.float32)
@@ -179,5 +179,5 @@ def leather(rng: Generator, size: int) -> Surface:
     down, right = np.gradient(height)
     light = rng.uniform(0, 2 * math.pi)
     tone = 0.72 + 0.28 * height - 0.6 * (math.sin(light) * down + math.cos(light) * right) * (size / REFERENCE)
-    tone = tone + 0.045 * noise(rng, size, 70, 3) + 0.02 * noise(rng, size, 2)
-    return Surface(paint(tone, np.array([139, 88, 58]) * (1 + rng.normal(0, 0.03, 3))), u, v)
+    tone = tone + 0.025 * noise(rng, size, 70, 3) + 0.02 * noise(rng, size, 2)
+    return Surface(paint(tone, np.array([139, 88, 58]) * (1 + rng.normal(0, 0.01, 3))), u, v)
