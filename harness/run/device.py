@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 
-from harness.environment import cpu_flags, cpu_name, device_name, openmp_waiting, thread_count
+from harness.environment import cpu_flags, cpu_name, openmp_waiting, thread_count
 from harness.run.processes import accelerator_of, expected_type
 from harness.spec import Strategy
 
@@ -116,7 +116,7 @@ class Device:
         waiting = openmp_waiting() if kind == "cpu" else None
         together = {"processes": self.processes, "distributed_type": self.accelerator.distributed_type.value}
         return {
-            "device": device_name(kind),
+            "device": torch.cuda.get_device_name() if kind == "cuda" else cpu_name(),
             "device_type": kind,
             "precision": self.precision,
             "threads": thread_count(),
