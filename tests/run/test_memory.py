@@ -64,6 +64,20 @@ def test_a_batch_of_one_that_does_not_fit_is_a_failure(
         (RuntimeError("could not create a primitive"), True),  # oneDNN's, with no room for a kernel
         (RuntimeError("could not create a primitive descriptor for a convolution"), False),
         (OSError(errno.ENOENT, os.strerror(errno.ENOENT)), False),
+        *[
+            (error(text), True)
+            for error in (RuntimeError, getattr(torch, "AcceleratorError", RuntimeError), DeviceError)
+            for text in (
+                "CUDA error: out of memory\nCompile with `TORCH_USE_CUDA_DSA` to enable device-side assertions.",
+                "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+                "cuDNN error: CUDNN_STATUS_ALLOC_FAILED",
+                "GET was unable to find an engine to execute this computation",
+                "Unable to find a valid cuDNN algorithm to run convolution",
+                "CUDA driver error: out of memory",
+                "NCCL error: unhandled cuda error, Last error:\nCuda failure 2 'out of memory'",
+            )
+        ],
+        (RuntimeError("CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate(handle)`"), False),
     ],
 )
 def test_lack_of_memory_is_known_by_what_the_libraries_say(error: Exception, lacks_memory: bool) -> None:
