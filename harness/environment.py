@@ -2,18 +2,25 @@
 
 import functools
 import importlib.metadata
+import itertools
+import logging
 import os
 import platform
 import re
 import subprocess
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from dskd.config import ConfigError
 from harness import plugins
 
+log = logging.getLogger(__name__)
+DRIVER = Path("/dev/nvidiactl")  # CUDA needs it too
+ELSE_CPU = "write --devices cpu if the CPU is meant"
 PACKAGES = ("torch", "accelerate", "timm", "datasets", "numpy", "pillow", "dskd-harness")
 
 
@@ -25,20 +32,68 @@ class Gpu:
 
 @functools.cache
 def gpus() -> list[Gpu]:
-    """The NVIDIA GPUs that CUDA_VISIBLE_DEVICES leaves, in its order, as the driver tells them; empty without one."""
-    if not Path("/proc/driver/nvidia").exists() and not Path("/dev/nvidiactl").exists():
+    """The NVIDIA GPUs that CUDA_VISIBLE_DEVICES names, in its order, or all of them by PCI bus, as nvidia-smi counts
+    them; empty where there is no driver, or where the variable hides all on purpose (empty or -1).
+
+    Raises:
+        ConfigError: there is a driver, but not the GPUs that CUDA_VISIBLE_DEVICES or SLURM_JOB_GPUS names, or nothing
+            lists them: nobody wants a grid that silently runs on the CPU of a GPU machine.
+    """
+    visible, given = os.environ.get("CUDA_VISIBLE_DEVICES"), os.environ.get("SLURM_JOB_GPUS")
+    wanted = None if visible is None else _named(visible)
+    if not DRIVER.exists() or wanted == []:
         return []
     try:
-        query = ["nvidia-smi", "--query-gpu=index,uuid,name", "--format=csv,noheader"]
-        rows = subprocess.run(query, capture_output=True, text=True, timeout=20, check=True).stdout.splitlines()
-    except (OSError, subprocess.SubprocessError):
-        return []
-    found = [[cell.strip() for cell in row.split(",", 2)] for row in rows if row.count(",") >= 2]
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is None:
-        return [Gpu(uuid, name) for _, uuid, name in found]
-    wanted = [entry.strip() for entry in visible.split(",") if entry.strip()]
-    return [Gpu(row[1], row[2]) for entry in wanted for row in found if entry == row[0] or row[1].startswith(entry)]
+        found = _ask_driver(wanted or [])
+    except Exception as error:  # no library of NVML, another version than the driver's, a card that is lost
+        raise ConfigError(f"--devices: there is an NVIDIA driver that lists no GPUs ({error}); {ELSE_CPU}") from None
+    chosen = list(found.values()) if wanted is None else [found[name] for name in wanted if name in found]
+    if wanted is not None and len(chosen) < len(wanted):
+        missing = ", ".join(name for name in wanted if name not in found)
+        what = f"CUDA_VISIBLE_DEVICES={visible} names what is not here ({missing})"
+        raise ConfigError(f"--devices: {what}; {ELSE_CPU}")
+    if given and not chosen:
+        raise ConfigError(f"--devices: SLURM_JOB_GPUS={given} names GPUs, and the driver shows none; {ELSE_CPU}")
+    return chosen
+
+
+def _named(visible: str) -> list[str]:
+    """What CUDA_VISIBLE_DEVICES names up to the first entry that hides the rest, as CUDA reads it. (SLURM writes
+    NoDevFiles where a job has no GPU.)
+    """
+    entries = [entry.strip() for entry in visible.split(",")]
+    return list(itertools.takewhile(lambda entry: entry not in ("", "-1", "NoDevFiles"), entries))
+
+
+def _ask_driver(wanted: Sequence[str]) -> dict[str, Gpu]:
+    """The GPUs by index, and those `wanted` by the entry that names them: an index, the beginning of a UUID (GPU-...),
+    or a MIG device, which CUDA is given as it is written. Raises what NVML does if no GPU answers.
+    """
+    import pynvml
+
+    pynvml.nvmlInit()
+    try:
+        found, silent = {}, {}
+        for index in range(pynvml.nvmlDeviceGetCount()):
+            try:
+                handle = pynvml.nvmlDeviceGetHandleByIndex(index)
+                found[str(index)] = Gpu(pynvml.nvmlDeviceGetUUID(handle), pynvml.nvmlDeviceGetName(handle))
+            except pynvml.NVMLError as error:  # lost, or this user may not use it: the others are there
+                silent[index] = error
+        for index, error in silent.items():
+            if not found:
+                raise error
+            log.warning("GPU %d does not answer and is left out: %s", index, error)
+        for entry in wanted:
+            if entry.startswith("MIG-"):
+                found[entry] = Gpu(entry, "NVIDIA MIG device")
+                with suppress(pynvml.NVMLError):
+                    found[entry] = Gpu(entry, pynvml.nvmlDeviceGetName(pynvml.nvmlDeviceGetHandleByUUID(entry)))
+            elif entry.startswith("GPU-"):
+                found |= [(entry, gpu) for gpu in list(found.values()) if gpu.uuid.startswith(entry)]
+        return found
+    finally:
+        pynvml.nvmlShutdown()
 
 
 @functools.cache

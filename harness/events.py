@@ -110,7 +110,7 @@ class Waiting:
 
 @dataclass(frozen=True)
 class GivenUp:
-    """A place where no worker can start is left out."""
+    """A place where no worker can start, or whose device fails, is left out."""
 
     message: str
 

@@ -53,9 +53,9 @@ class Record:
 
 @dataclass(frozen=True)
 class Failure:
-    """An attempt that did not end in a record. `reason`: error, data, diverged, out_of_memory, crashed, timeout, or
-    interrupted (told to stop; what was trained is in a checkpoint, from which the next attempt goes on). Peak memory is
-    that of the process until then, where it is known.
+    """An attempt that did not end in a record. `reason`: error, data, diverged, out_of_memory, device (a GPU
+    failed, or this process's context on it), crashed, timeout, or interrupted (told to stop; what was trained is in a
+    checkpoint, from which the next attempt goes on). Peak memory is that of the process until then, where it is known.
     """
 
     kind: Kind

@@ -35,7 +35,7 @@ class Slot:
 
 def kind_of(devices: str) -> Kind:
     """What a `--devices` comes to on this machine. Raises ConfigError for one that cannot be meant or is not here."""
-    kind, _ = _parse(devices, gpus())
+    kind, _ = _parse(devices, _found(devices))
     return kind
 
 
@@ -46,7 +46,7 @@ def find_slots(devices: str, runs_per_device: int = 1) -> list[Slot]:
         ConfigError: devices that cannot be meant or that the machine lacks.
     """
     require(1 <= runs_per_device <= 64, f"--runs-per-device: {runs_per_device} is not possible; write 1 to 64")
-    found = gpus()
+    found = _found(devices)
     kind, chosen = _parse(devices, found)
     cores = sorted(os.sched_getaffinity(0))
     if kind == "cpu":
@@ -79,6 +79,11 @@ def share_cores(places: Sequence[tuple[str, Kind, str | None]], cores: Sequence[
         Slot(*place, chunk, max(1, min(len(chunk), threads // count)))
         for place, chunk in zip(places, chunks, strict=True)
     ]
+
+
+def _found(devices: str) -> Sequence[Gpu]:
+    """The GPUs that may be meant: none are looked for where the CPU is."""
+    return gpus() if devices.startswith(("auto", "cuda")) else []
 
 
 def _parse(devices: str, found: Sequence[Gpu]) -> tuple[Kind, list[int]]:

@@ -8,11 +8,12 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from harness import plugins
 from harness.environment import WAITING
@@ -22,6 +23,9 @@ from harness.job import STOP, GroupKind, Job
 from harness.launch import channel, cluster, slurm
 from harness.launch.devices import Slot
 from harness.launch.load import PASSIVE, Load
+from harness.launch.verdict import DEVICE_FAILURES
+
+T = TypeVar("T")
 
 # A training step allocates and frees the same large tensors again and again. By default glibc maps and unmaps each of
 # them, and the kernel clears every page every time: kept on the heap, in huge pages, a step on a CPU is a tenth faster.
@@ -170,6 +174,7 @@ class Place:
         last: affinity of the job that was done there last.
         stillborn: so many groups in a row could not start.
         proven: whether one ever could.
+        unlucky: the runs in a row in which its device failed, by number, with their methods.
     """
 
     slots: tuple[Slot, ...]
@@ -177,10 +182,33 @@ class Place:
     last: object = None
     stillborn: int = 0
     proven: bool = False
+    unlucky: dict[int, object] = field(default_factory=dict)
+
+    @property
+    def is_broken(self) -> bool:
+        """Whether its device is: one run that fails may itself be what breaks a device's context, wherever it is."""
+        return len(self.unlucky) >= DEVICE_FAILURES
 
     @property
     def is_given_up(self) -> bool:
-        return self.stillborn >= (STILLBORN_LATER if self.proven else STILLBORN)
+        return self.is_broken or self.stillborn >= (STILLBORN_LATER if self.proven else STILLBORN)
+
+    def offered(self, pending: Mapping[int, T], jobs: Mapping[int, Job], places: "Sequence[Place]") -> Mapping[int, T]:
+        """Of the pending jobs those that it may take now, to find out soon whether a device or a run is at fault.
+
+        After a failure of its device that is a run of another method if there is one, else another run; the same one
+        only if no other place is left on which it did not fail yet.
+        """
+        if not self.unlucky:
+            return pending
+        others = [place for place in places if place is not self and not place.is_given_up]
+        doubts = {
+            number: 2 if number in self.unlucky else int(jobs[number].spec.method in self.unlucky.values())
+            for number in pending
+            if number not in self.unlucky or all(number in place.unlucky for place in others)
+        }
+        least = min(doubts.values(), default=0)
+        return {number: pending[number] for number, doubt in doubts.items() if doubt == least}
 
     @property
     def name(self) -> str:

@@ -20,7 +20,7 @@ from harness.launch.interrupts import interrupts
 from harness.launch.keeper import Keeper
 from harness.launch.load import Load
 from harness.launch.schedule import Item, Phase, take
-from harness.launch.verdict import Limits, is_tried_again
+from harness.launch.verdict import REPLACED, Limits, is_tried_again
 from harness.naming import title
 from harness.records import Results
 
@@ -31,21 +31,18 @@ TOUCH_S = 10.0  # between two signs of life of this supervisor, and looks for wh
 
 
 class WorkerError(RuntimeError):
-    """Workers cannot start on any place; the message has the end of their output."""
+    """No place is left that can work; the message says why the last one was given up."""
 
 
 def supervise(
-    phases: Sequence[Phase],
-    listeners: Sequence[OnEvent],
-    results: Results,
-    limits: Limits,
-    load: Load | None = None,
+    phases: Sequence[Phase], listeners: Sequence[OnEvent], results: Results, limits: Limits, load: Load | None = None
 ) -> bool:
     """Do the jobs of the phases, one phase after the other, on all their places at once.
 
     A worker that dies, hangs, takes too long or sends what is no event costs the job it was at and is replaced; a place
-    where none can start is given up. A first SIGINT or SIGTERM lets running trainings write a checkpoint and end, a
-    second one stops at once; SIGHUP and SIGUSR1 are never the second. Waits on connections and pidfds.
+    where none can start, or whose device fails, is given up. A first SIGINT or SIGTERM lets running trainings write a
+    checkpoint and end, a second one stops at once; SIGHUP and SIGUSR1 are never the second. Waits on connections and
+    pidfds.
 
     Args:
         listeners: called as (job, event) with what workers tell of a job, and what becomes of it (`harness.events`).
@@ -56,7 +53,7 @@ def supervise(
         Whether it was interrupted.
 
     Raises:
-        WorkerError: workers die before they take a job, on every place.
+        WorkerError: every place is given up.
         ResultsError: the results folder cannot be written (full, read-only, gone).
         KeyboardInterrupt: the second signal.
     """
@@ -133,12 +130,10 @@ class _Supervisor:
         """Give each idle group a job, and start groups where there are more jobs than groups that could take one."""
         waiting = sum(group.job is None and not group.is_ready for group in self.groups)
         for place in self.places:
-            if not self.pending:
-                return
-            group = place.group
+            group, offered = place.group, place.offered(self.pending, self.jobs, self.places)
             if group is None:
-                if waiting < len(self.pending) and not place.is_given_up:
-                    self._start(place, self.jobs[take(self.pending, place.last)])
+                if waiting < len(offered) and not place.is_given_up:
+                    self._start(place, self.jobs[take(offered, place.last)])
                     waiting += 1
             elif group.job is None and group.is_ready:
                 self._give(place, group)
@@ -156,10 +151,10 @@ class _Supervisor:
         return self.load.look(workers, sum(slot.threads for place in self.places for slot in place.slots))
 
     def _give(self, place: Place, group: Group) -> None:
-        while self.pending:
+        while offered := place.offered(self.pending, self.jobs, self.places):
             # What the group can do without being replaced, if there is any of it.
-            same = {i: item for i, item in self.pending.items() if group_of(self.jobs[i]) == group.kind}
-            number = take(same or self.pending, place.last)
+            same = {i: item for i, item in offered.items() if group_of(self.jobs[i]) == group.kind}
+            number = take(same or offered, place.last)
             job, item = self.jobs[number], self.pending[number]
             if not same or group.passive != place.waits_passively(self._look()):
                 group.kill()
@@ -260,12 +255,11 @@ class _Supervisor:
         except (EOFError, OSError):
             return False
         group.heard[rank] = time.monotonic()
-        job, number = group.job, group.number
+        place, job, number = self._place_of(group), group.job, group.number
         match event:
             case events.Ready():
                 group.ready.add(rank)
                 if group.is_ready:
-                    place = self._place_of(group)
                     place.stillborn, place.proven = 0, True
             case events.Unwritable(message):
                 raise self.keeper.unwritable(message)
@@ -275,16 +269,16 @@ class _Supervisor:
                 pass  # an echo of the job before
             case events.Done(leaving):
                 if group.rank_finished():
-                    self._tell_failures(group)
+                    self._tell_failures(place, group)
                     group.job = None
                     self._finish(number, job, again=self._is_tried_again(number, group.failed))
-                    # Somebody else told it to leave; or what ran it out of memory may be left in it for the next job.
-                    if leaving or "out_of_memory" in group.failed:
+                    if leaving or not REPLACED.isdisjoint(group.failed):  # leaving: somebody else told it to
                         self._end_group(group)
+                    self._judge(place, job, group)
             case events.Failed():
                 group.told.setdefault(rank, []).append(event)
                 if group.kind.processes == 1:
-                    self._tell_failures(group)
+                    self._tell_failures(place, group)
             case _:
                 group.begun = True
                 self._tell(job, event)
@@ -294,15 +288,25 @@ class _Supervisor:
         return is_tried_again(reasons, self.attempts.get(number, 0), self.limits, self.stopping)
 
     def _tell_failure(self, number: int, job: Job, event: events.Failed) -> None:
-        again = self._is_tried_again(number, [event.reason])
-        self._tell(job, events.Retrying(**vars(event)) if again else event)
+        self._tell(job, events.Retrying(**vars(event)) if self._is_tried_again(number, [event.reason]) else event)
 
-    def _tell_failures(self, group: Group) -> None:
+    def _tell_failures(self, place: Place, group: Group) -> None:
         """What its processes failed at. Of several process 0 tells, any other one where that could not any more."""
         for event in group.told.get(0) or [event for told in group.told.values() for event in told][:1]:
             group.failed.add(event.reason)
+            if event.reason == "device" and not place.is_broken:
+                place.unlucky[group.number] = group.job.spec.method
+                for number in place.unlucky if place.is_broken else ():  # it has cost these runs no retry
+                    self.attempts[number] = self.attempts.get(number, 0) - 1
             self._tell_failure(group.number, group.job, event)
         group.told.clear()
+
+    def _judge(self, place: Place, job: Job, group: Group) -> None:
+        """What a job that is over says of the device. Raises WorkerError where no place is left."""
+        if not group.failed:
+            place.unlucky.clear()
+        elif place.is_broken:
+            self._leave_out(place, job, "its device failed in two different runs in a row, see their attempts")
 
     def _finish(self, number: int, job: Job, again: bool = False) -> None:
         self.claims.release(job.spec.id)
@@ -345,7 +349,7 @@ class _Supervisor:
             self.pending[number] = Item(0.0, affinity(job))
             return
         if not vanished:
-            self._tell_failures(group)
+            self._tell_failures(place, group)
         told = bool(group.failed) and group.kind.processes > 1  # that one has put down why, and ended the others
         done = self.results.done()
         spec = next((spec for spec in job.works if job.force or spec.id not in done), None)
@@ -354,15 +358,20 @@ class _Supervisor:
             self._tell_failure(number, job, events.Failed(spec.id, reason, message))
             group.failed.add(reason)
         self._finish(number, job, again=spec is not None and self._is_tried_again(number, group.failed))
+        self._judge(place, job, group)
 
     def _count_stillborn(self, place: Place, job: Job, how: str, output: str = "") -> None:
         """Of a group that could not start for the job. Raises WorkerError where no place is left."""
         place.stillborn += 1
         if place.is_given_up:
-            why = f"workers cannot start: {how}; the end of their output:\n{output or '(nothing)'}"
-            if all(one.is_given_up for one in self.places):
-                raise WorkerError(why)
-            self._tell(job, events.GivenUp(f"{place.name} is left out: {why}"))
+            self._leave_out(
+                place, job, f"workers cannot start: {how}; the end of their output:\n{output or '(nothing)'}"
+            )
+
+    def _leave_out(self, place: Place, job: Job, why: str) -> None:
+        if all(one.is_given_up for one in self.places):
+            raise WorkerError(f"{place.name} is left out, and no other place is left: {why}")
+        self._tell(job, events.GivenUp(f"{place.name} is left out: {why}"))
 
     def _look_around(self) -> None:
         """Now and then: groups that hang or take too long, and runs that other supervisors have left or finished."""

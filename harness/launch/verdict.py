@@ -1,10 +1,12 @@
-"""Whether a job that failed is tried again. Pure."""
+"""Whether a job that failed is tried again, and by whom. Pure."""
 
 from collections.abc import Collection
 from dataclasses import dataclass
 
 # Reasons that another attempt may not meet again: neither the data nor the recipe will have changed.
-RETRIED = frozenset({"crashed", "timeout", "out_of_memory", "interrupted"})
+RETRIED = frozenset({"crashed", "timeout", "out_of_memory", "device", "interrupted"})
+REPLACED = frozenset({"out_of_memory", "device"})  # what caused them may be left in the worker for its next job
+DEVICE_FAILURES = 2  # different runs in a row in which a place's device failed, until the place is left out
 
 
 @dataclass(frozen=True)

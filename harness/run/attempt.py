@@ -23,7 +23,7 @@ from harness.files import UNWRITABLE
 from harness.job import Job, TrainJob, failed_attempt
 from harness.records import Record, Results
 from harness.run.checkpoint import Interrupted
-from harness.run.device import Device
+from harness.run.device import Device, is_device_failure
 from harness.run.memory import free_memory, is_out_of_memory, peak_memory
 from harness.run.train import DivergedError
 from harness.spec import Spec
@@ -131,6 +131,8 @@ def failure_reason(error: BaseException) -> str:
     """The reason that a record of a failure gives, for an exception inside a worker."""
     if is_out_of_memory(error):
         return "out_of_memory"
+    if is_device_failure(error):
+        return "device"
     if isinstance(error, DataError):
         return "data"
     if isinstance(error, Interrupted):

@@ -32,6 +32,14 @@ STEPS_OF_A_TRIAL = {"cuda": 3}  # they are recorded at the second and used from 
 # Passes of a 256x256 image from which `auto` compiles, by kind of device. With AMX a step of 25 ms an image gets a
 # tenth shorter and compiling takes up to a minute; other CPUs gain 4 % at most, and no GPU was measured yet.
 PAYS = {"amx": 25_000}
+# How far a compiled step's loss and gradient may be from a plain one's, by precision; relative, the gradient in its
+# norm. Nothing is 1 away, the unrelated more. With inductor on a CPU (STFPM, RD4AD, DSKD at 64x64, batch 4) gradients
+# were 1e-5 to 4e-3 away in fp32, and 0.2 to 0.5 in bf16, where plain steps round after each operation; with STFPM on an
+# H100 4e-6 and 0.2. The losses were 2e-7 and 2e-4 away at most.
+LOSS_APART = {"fp32": 1e-3, "tf32": 1e-2, "bf16": 0.02}
+GRADIENT_APART = {"fp32": 0.05, "tf32": 0.2, "bf16": 0.75}
+LEAST = 1e-4  # of the whole gradient's norm: a parameter's below it may be rounding, before a BatchNorm
+NOTHING = torch.zeros(())
 log = logging.getLogger(__name__)
 
 
@@ -55,7 +63,8 @@ def shape_of(spec: TrainSpec, device: Device) -> tuple[object, ...]:
 class Compiled:
     """The graph of one shape, and the students that all runs of that shape train.
 
-    If compiling fails (no compiler, no memory), all steps are plain; the log has the reason once, the records too.
+    If compiling fails (no compiler, no memory), or computes another step than the plain one, all steps are plain; the
+    log has the reason once, the records too.
 
     Args:
         distiller: of the first run.
@@ -72,7 +81,7 @@ class Compiled:
         try:
             with section("compile"):
                 _try(self.graph, distiller, features, self.batch, device)
-        except Exception as error:  # whatever a compiler runs into, the training does not need it
+        except Exception as error:  # whatever a compiler runs into or gets wrong, the training does not need it
             self.graph, self.failure = None, " ".join(f"{type(error).__name__}: {error}".split())[:300]
             log.warning("compiling failed, the training runs without: %s", self.failure)
 
@@ -101,17 +110,50 @@ def _loss(model: Distiller, images: Tensor, teacher: Sequence[Tensor]) -> Tensor
 
 
 def _try(forward: Forward, distiller: Distiller, features: TeacherFeatures, batch: int, device: Device) -> None:
-    """Steps forward and backward, which compile both; the students end as they were."""
+    """Steps forward and backward, which compile both; students and generators of random numbers end as they were.
+
+    Raises:
+        RuntimeError: the last one's loss or gradient is not that of a plain step.
+    """
     before = copy.deepcopy(distiller.students.state_dict())
     distiller.students.train()
     positions = np.arange(batch) % len(features.pixels)
     images = to_images(features.pixels[index_of(positions, device.place)])
+
+    def step(loss_of: Forward) -> Tensor:
+        distiller.students.zero_grad()
+        with device.autocast():
+            loss = loss_of(distiller, images, features[positions])
+        loss.backward()
+        return loss
+
+    def gradients() -> dict[str, Tensor]:  # copies: a graph's next launch writes to the same memory
+        named = distiller.students.named_parameters()
+        return {name: p.grad.float().clone() for name, p in named if p.grad is not None}
+
     try:
-        for _ in range(STEPS_OF_A_TRIAL.get(device.place.type, 1)):
-            with device.autocast():
-                loss = forward(distiller, images, features[positions])
-            loss.backward()
-            distiller.students.zero_grad()
+        with torch.random.fork_rng([device.place] if device.place.type == "cuda" else []):
+            plain = step(Distiller.loss).item(), gradients()
+            for _ in range(STEPS_OF_A_TRIAL.get(device.place.type, 1)):
+                loss = step(forward)
+            if wrong := _wrong((loss.item(), gradients()), plain, device.precision):
+                raise RuntimeError(wrong)
     finally:
         distiller.students.zero_grad()
         distiller.students.load_state_dict(before)
+
+
+def _wrong(step: tuple[float, dict[str, Tensor]], plain: tuple[float, dict[str, Tensor]], precision: str) -> str:
+    """What tells a compiled step's loss and gradients (by parameter) from a plain one's; empty if nothing does."""
+    (loss, gradients), (expected, wanted) = step, plain
+    if not abs(loss - expected) <= LOSS_APART[precision] * abs(expected):
+        return f"the loss of a compiled step is {loss:.6g}, that of a plain one {expected:.6g}"
+    norms = {name: one.norm().item() for name, one in wanted.items()}
+    total = math.hypot(*norms.values())
+    lost = [name for name, norm in norms.items() if norm > LEAST * total and not gradients.get(name, NOTHING).any()]
+    if lost:
+        return f"{len(lost)} of {len(norms)} parameters get no gradient from a compiled step: {', '.join(lost)}"
+    apart = math.hypot(*((gradients.get(name, NOTHING) - one).norm().item() for name, one in wanted.items()))
+    if not apart <= GRADIENT_APART[precision] * total:
+        return f"the gradient of a compiled step is {apart / total:.2g} of its norm away from that of a plain one"
+    return ""

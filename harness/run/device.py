@@ -11,11 +11,32 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 
-from harness.environment import cpu_flags, cpu_name, device_name, openmp_waiting, thread_count
+from harness.environment import cpu_flags, cpu_name, openmp_waiting, thread_count
 from harness.run.processes import accelerator_of, expected_type
 from harness.spec import Strategy
 
 T = TypeVar("T")
+
+
+class DeviceError(RuntimeError):
+    """A GPU cannot be opened."""
+
+
+_OF_DEVICES = (DeviceError, getattr(torch, "AcceleratorError", DeviceError))  # that of torch is of 2.8
+
+
+def is_device_failure(error: BaseException) -> bool:
+    """Whether the device failed, or this process's context on it: after an illegal access, an assert or the loss of the
+    GPU every later call fails too. Asks the GPU, since the error may be of what came after.
+    """
+    if isinstance(error, _OF_DEVICES) or "CUDA error" in str(error):
+        return True
+    if torch.cuda.is_initialized():
+        try:
+            torch.cuda.synchronize()
+        except Exception:
+            return True
+    return False
 
 
 @dataclass(frozen=True)
@@ -116,7 +137,7 @@ class Device:
         waiting = openmp_waiting() if kind == "cpu" else None
         together = {"processes": self.processes, "distributed_type": self.accelerator.distributed_type.value}
         return {
-            "device": device_name(kind),
+            "device": torch.cuda.get_device_name() if kind == "cuda" else cpu_name(),
             "device_type": kind,
             "precision": self.precision,
             "threads": thread_count(),
@@ -153,8 +174,17 @@ def open_device(device: str, precision: str, processes: int = 1, strategy: Strat
 
     Raises:
         RuntimeError: the launcher started another number of processes, or Accelerate gave another number, strategy,
-            device or precision than asked for (it does so silently).
+            device or precision than asked for (it does so silently). On a GPU a DeviceError, of whatever went wrong.
     """
+    try:
+        return _open(device, precision, processes, strategy)
+    except Exception as error:
+        if device != "cuda" and not torch.cuda.is_available():
+            raise
+        raise DeviceError(f"the GPU cannot be opened: {type(error).__name__}: {error}") from error
+
+
+def _open(device: str, precision: str, processes: int, strategy: Strategy) -> Device:
     on_cpu = device == "cpu" or not torch.cuda.is_available()
     if device == "cuda" and on_cpu:
         raise RuntimeError("a CUDA device was asked for and torch sees none")

@@ -3,12 +3,11 @@
 import copy
 import math
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, OneCycleLR
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel
 
 from dskd.distiller import Distiller
 from dskd.switches import Train
@@ -50,7 +49,7 @@ class Learner:
         if recipe.batch_norm == "sync":
             share_batch_norm(distiller.students)
         device.share(distiller.students)  # one seed, one start; but nothing else guards it under every strategy
-        self.average = AveragedModel(distiller.students, **_average(recipe.ema)) if recipe.ema else None
+        self.average = Average(distiller.students, recipe.ema) if recipe.ema else None
         self.plain = distiller.students if device.strategy == "ddp" else dense_copy(distiller.students)
         optimizers = make_optimizers(self.plain, recipe)
         self.schedules = [scheduler(one, recipe, recipe.epochs * self.steps_per_epoch) for one in optimizers]
@@ -95,7 +94,7 @@ class Learner:
                 if schedule is not None:
                     schedule.step()
             if self.average:
-                self.average.update_parameters(self.plain)
+                self.average.update(self.plain)
         return loss.detach() * len(positions)
 
     def settle(self) -> None:
@@ -163,6 +162,43 @@ def scheduler(optimizer: torch.optim.Optimizer, recipe: Train, steps: int) -> LR
     return None
 
 
-def _average(decay: float) -> dict[str, Any]:
-    """Of BatchNorm's buffers too: the averaged students see other activations than those that were trained."""
-    return {"multi_avg_fn": get_ema_multi_avg_fn(decay), "use_buffers": True}
+_Place = tuple[dict[str, torch.Tensor | None], str]  # of a module's tensor: where it is, whatever it is replaced by
+
+
+class Average(AveragedModel):
+    """The exponential moving average of the students, with the numbers of torch's own bit for bit; but no step waits
+    for the device or launches kernels for each tensor.
+
+    BatchNorm's statistics are averaged too: the averaged students see other activations than those that are trained.
+    Counters, and what else is not floating, are copied (torch averages and truncates them; no number depends on it).
+
+    Args:
+        decay: `train.ema`.
+    """
+
+    def __init__(self, students: torch.nn.Module, decay: float) -> None:
+        super().__init__(students, use_buffers=True)
+        self.decay = decay
+        self._pairs: list[tuple[_Place, _Place]] = []
+
+    @torch.no_grad()
+    def update(self, students: torch.nn.Module) -> None:
+        """Take in what a step made of the students: at each call the same ones, of modules as its own are."""
+        if not self._pairs:  # walking through all modules takes the host a millisecond
+            self._pairs = list(zip(_places(self.module), _places(students), strict=True))
+        averaged, copied, begun = [], [], bool(self.n_averaged)  # that number lies on the host
+        for (own, name), (theirs, other) in self._pairs:
+            is_averaged = begun and own[name].is_floating_point()
+            (averaged if is_averaged else copied).append((own[name], theirs[other]))
+        if averaged:
+            torch._foreach_lerp_(*map(list, zip(*averaged, strict=True)), 1 - self.decay)
+        if copied:
+            torch._foreach_copy_(*map(list, zip(*copied, strict=True)))
+        self.n_averaged += 1
+
+
+def _places(module: torch.nn.Module) -> list[_Place]:
+    """Of all parameters and buffers, each once."""
+    tables = [table for each in module.modules() for table in (each._parameters, each._buffers)]
+    found = {id(tensor): (table, name) for table in tables for name, tensor in table.items() if tensor is not None}
+    return list(found.values())

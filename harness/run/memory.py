@@ -12,8 +12,12 @@ import torch
 
 T = TypeVar("T")
 # Of torch's allocator, of the operating system (any library's file or mapping) and of oneDNN, as seen in workers whose
-# address space was limited.
-OUT_OF_MEMORY = re.compile(r"(can't|cannot) allocate memory|could not create a primitive$", re.IGNORECASE)
+# address space was limited; of CUDA, its driver and NCCL outside of torch's allocator, and of cuBLAS and cuDNN.
+OUT_OF_MEMORY = re.compile(
+    r"(can't|cannot) allocate memory|could not create a primitive$"
+    r"|\bout of memory\b|STATUS_ALLOC_FAILED|unable to find an engine|find a valid cuDNN algorithm",
+    re.IGNORECASE,
+)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -141,6 +141,38 @@ def test_a_worker_without_memory_costs_one_attempt(tree: Path, write_grid: Write
     assert len(records(grid)) == 3
 
 
+POISONED = """
+import os
+from pathlib import Path
+import torch
+from dskd import Students, get_method, register_method, replace
+
+Error = getattr(torch, "AcceleratorError", RuntimeError)
+trained = []
+
+@register_method(replace(get_method("stfpm"), {"name": "poisoned", "revision": 0}))
+class Poisoned(Students):
+    'From its second run on the first process cannot use its device any more'
+
+    def __init__(self, method, backbone):
+        super().__init__(method, backbone)
+        first = Path(__file__).with_name("first")
+        if not first.exists():
+            first.write_text(str(os.getpid()))
+        trained.append(True)
+        if len(trained) > 1 and first.read_text() == str(os.getpid()):
+            raise Error("CUDA error: an illegal memory access was encountered")
+"""
+
+
+def test_a_worker_whose_device_failed_does_no_other_run(tree: Path, write_grid: WriteGrid, tmp_path: Path) -> None:
+    (tmp_path / "poisoned.py").write_text(POISONED)
+    grid = write_grid(tree, axes={"method": ["poisoned"], "seed": [0, 1, 2, 3]})
+    output = run(grid, "--plugin", str(tmp_path / "poisoned.py"))
+    assert [line.split()[1] for line in output.splitlines() if line.startswith("↻")] == ["device"], output
+    assert len(records(grid)) == 4
+
+
 @pytest.mark.slow
 def test_a_run_that_takes_too_long_is_killed(tree: Path, write_grid: WriteGrid) -> None:
     slow = {"name": "stfpm", "train.epochs": 100000}

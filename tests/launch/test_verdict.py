@@ -8,7 +8,7 @@ from harness.launch.verdict import Limits, is_tried_again
 @pytest.mark.parametrize(
     ("reasons", "tried_again", "retries", "stopping", "again"),
     [
-        *[({reason}, 0, 1, False, True) for reason in ("crashed", "timeout", "out_of_memory", "interrupted")],
+        *[({reason}, 0, 1, False, True) for reason in ("crashed", "timeout", "out_of_memory", "device", "interrupted")],
         *[
             ({reason}, 0, 1, False, False) for reason in ("data", "diverged", "error")
         ],  # the next attempt would meet the same

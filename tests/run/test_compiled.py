@@ -2,6 +2,7 @@
 
 import csv
 import functools
+import re
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -105,6 +106,31 @@ def test_without_a_compiler_the_training_runs_plain(
         assert "no compiler was found" in result["compile_failure"]
         assert seed or losses == expected
     assert caplog.text.count("compiling failed, the training runs without") == 1
+
+
+@pytest.mark.parametrize(
+    ("lost", "says"),
+    [
+        (1.0, r"\d+ of \d+ parameters get no gradient from a compiled step: encoder.trunk.conv1.weight, encoder"),
+        (0.5, "the gradient of a compiled step is 0.5 of its norm away from that of a plain one"),
+        (None, "the loss of a compiled step is .*, that of a plain one"),
+    ],
+)
+def test_a_graph_that_computes_another_step_is_not_used(
+    lost: float | None, says: str, write_grid: WriteGrid, tree: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def wrong(model: Any, images: torch.Tensor, teacher: Any) -> torch.Tensor:
+        loss = model.loss(images, teacher)
+        if not torch.compiler.is_compiling():
+            return loss
+        return loss * 1.01 if lost is None else lost * loss.detach() + (1 - lost) * loss
+
+    _, expected = trained(job(write_grid, tree))
+    monkeypatch.setattr(compiled, "_loss", wrong)
+    result, losses = trained(job(write_grid, tree, compile=True))
+    assert result["compiled"] is False
+    assert re.search(says, result["compile_failure"])
+    assert losses == expected
 
 
 def test_auto_is_decided_by_passes_and_device(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -41,13 +41,14 @@ def test_the_teacher_cache_cannot_change_a_number(precision: str, monkeypatch: p
     assert all(same(cached, trained(run_spec, device, keep)[0]) for keep in ("host", "recomputed"))
 
 
+@pytest.mark.parametrize("ema", [0.0, 0.9])
 @pytest.mark.parametrize("keep", ["device", "host", "recomputed"])
-def test_the_host_waits_for_the_gpu_once_an_epoch(keep: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_host_waits_for_the_gpu_once_an_epoch(keep: str, ema: float, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tests.run.test_train.PIXELS", PIXELS.cuda())
     monkeypatch.setattr("tests.run.test_train.train", watched)
     device = open_device("cuda", "bf16")
     try:
-        trained(spec("dskd", train__select="last", train__epochs=3), device, keep)
+        trained(spec("dskd", train__select="last", train__epochs=3, train__ema=ema), device, keep)
     finally:
         torch.cuda.set_sync_debug_mode("default")
 

@@ -12,7 +12,7 @@ import torch
 from dskd import Distiller, get_method
 from harness.data.catalog import DataError
 from harness.run.attempt import failure_reason
-from harness.run.device import open_device
+from harness.run.device import DeviceError, open_device
 from harness.run.memory import largest_that_fits
 from harness.run.throughput import throughput
 from harness.spec import BenchSpec
@@ -64,10 +64,50 @@ def test_a_batch_of_one_that_does_not_fit_is_a_failure(
         (RuntimeError("could not create a primitive"), True),  # oneDNN's, with no room for a kernel
         (RuntimeError("could not create a primitive descriptor for a convolution"), False),
         (OSError(errno.ENOENT, os.strerror(errno.ENOENT)), False),
+        *[
+            (error(text), True)
+            for error in (RuntimeError, getattr(torch, "AcceleratorError", RuntimeError), DeviceError)
+            for text in (
+                "CUDA error: out of memory\nCompile with `TORCH_USE_CUDA_DSA` to enable device-side assertions.",
+                "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+                "cuDNN error: CUDNN_STATUS_ALLOC_FAILED",
+                "GET was unable to find an engine to execute this computation",
+                "Unable to find a valid cuDNN algorithm to run convolution",
+                "CUDA driver error: out of memory",
+                "NCCL error: unhandled cuda error, Last error:\nCuda failure 2 'out of memory'",
+            )
+        ],
+        (RuntimeError("CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate(handle)`"), False),
     ],
 )
 def test_lack_of_memory_is_known_by_what_the_libraries_say(error: Exception, lacks_memory: bool) -> None:
     assert (failure_reason(error) == "out_of_memory") == lacks_memory
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        getattr(torch, "AcceleratorError", RuntimeError)("CUDA error: device-side assert triggered"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when calling `cublasSgemm(...)`"),
+        DeviceError("the GPU cannot be opened: RuntimeError: No CUDA GPUs are available"),
+    ],
+)
+def test_a_failure_of_the_device_is_no_fault_of_the_run(error: Exception) -> None:
+    assert failure_reason(error) == "device"
+
+
+def test_a_device_that_does_not_answer_after_an_error_has_failed(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert failure_reason(ValueError("odd")) == "error"
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: 1 / 0)
+    assert failure_reason(ValueError("odd")) == "device"
+
+
+def test_a_gpu_that_cannot_be_opened_has_failed() -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    with pytest.raises(DeviceError, match="cannot be opened: RuntimeError: a CUDA device was asked for and torch sees"):
+        open_device("cuda", "fp32")
 
 
 @pytest.mark.parametrize(("least", "tried"), [(1, [20, 10, 5, 2]), (5, [20, 10, 5]), (20, [20])])

@@ -1,18 +1,20 @@
 """Training inside a worker: the same numbers whatever is cached, selection by held-out normals, divergence."""
 
+import copy
 import dataclasses
 from collections.abc import Iterator
 
 import numpy as np
 import pytest
 import torch
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from dskd import Distiller, Teacher, get_method, replace
 from harness.run.batches import to_images, whole_batches
 from harness.run.device import Device, open_device
 from harness.run.evaluate import inspect
 from harness.run.features import TeacherFeatures
-from harness.run.learner import Learner, make_optimizers, scheduler
+from harness.run.learner import Average, Learner, make_optimizers, scheduler
 from harness.run.train import DivergedError, Epoch, mean_map, train
 from harness.spec import Data, EvaluateSpec, TrainSpec, Weights
 
@@ -118,6 +120,30 @@ def test_the_average_of_the_students_is_what_is_kept() -> None:
     averaged = trained(spec(**recipe, train__ema=0.75), device)[0].students.state_dict()
     for key in ("encoder.trunk.conv1.weight", "encoder.trunk.bn1.running_mean"):
         torch.testing.assert_close(averaged[key], 0.75 * states[0][key] + 0.25 * states[1][key])
+
+
+def test_the_average_is_torchs_bit_for_bit_and_takes_over_its_checkpoints() -> None:
+    torch.manual_seed(0)
+    students = Distiller(get_method("dskd"), "resnet18").students.to(memory_format=torch.channels_last)
+    theirs = AveragedModel(students, multi_avg_fn=get_ema_multi_avg_fn(0.9), use_buffers=True)
+    ours = Average(students, 0.9)
+    for step in range(20):
+        with torch.no_grad():
+            for tensor in students.state_dict().values():
+                tensor.add_(torch.randn_like(tensor) if tensor.is_floating_point() else 1)
+        theirs.update_parameters(students)
+        ours.update(students)
+        if step in (0, 9):  # resumed from what either has saved
+            saved = copy.deepcopy((theirs if step else ours).state_dict())
+            ours = Average(students, 0.9)
+            ours.load_state_dict(saved)
+    counters = {key for key, value in students.state_dict().items() if not value.is_floating_point()}
+    expected, found = theirs.state_dict(), ours.state_dict()
+    assert list(found) == list(expected)
+    for key, value in found.items():
+        counter = key.removeprefix("module.") in counters
+        assert torch.equal(value, students.state_dict()[key.removeprefix("module.")] if counter else expected[key])
+    assert counters
 
 
 @pytest.mark.parametrize(

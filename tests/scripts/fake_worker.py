@@ -2,6 +2,8 @@
 nothing, and at the runs of the seeds that FAKE names (JSON: seed to behaviour) it misbehaves.
 
 FAKE["start"] is what it does at its first starts instead of connecting, as often as the file FAKE["count"] has lines.
+FAKE["broken"]: on devices of so many threads every run fails; FAKE["log"]: a file for (process, threads, seed) of each;
+FAKE["after"]: until so many of such devices are in it the other runs wait.
 """
 
 import json
@@ -37,6 +39,9 @@ def main() -> None:
             continue
         job = decode(message)
         how = HOW.get(str(job.spec.seed), "good")
+        if "log" in HOW:
+            with open(HOW["log"], "a") as log:
+                log.write(f"{os.getpid()} {os.environ['OMP_NUM_THREADS']} {job.spec.seed}\n")
         log_to(Path(job.results) / job.spec.id / "log.txt")
         send(events.Phase("train"))
         if how == "slow":
@@ -44,6 +49,8 @@ def main() -> None:
             send(events.Failed(job.spec.id, "interrupted", "stopped at epoch 1"))
         elif how.startswith("fail:"):
             send(events.Failed(job.spec.id, "error", how.removeprefix("fail:")))
+        elif how == "device" or HOW.get("broken") == os.environ["OMP_NUM_THREADS"]:
+            send(events.Failed(job.spec.id, "device", "CUDA error: device-side assert triggered"))
         elif how.startswith("bytes:"):
             connection.send_bytes(how.removeprefix("bytes:").encode("latin-1"))
         elif how == "log":
@@ -51,6 +58,7 @@ def main() -> None:
                 log.truncate(2**31)  # a hole: no disk is needed for it
             os.kill(os.getpid(), signal.SIGKILL)
         else:
+            _wait_for_failures()
             send(events.Epoch(1, 1, 0.5, 10.0))
             send(events.Recorded("train", job.spec.id, 0.1, {"loss_last": 0.5}))
         send(events.Done())
@@ -66,6 +74,14 @@ def _start() -> None:
         sys.stderr.write("the library cannot be loaded\n")
         sys.stderr.flush()
         os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _wait_for_failures() -> None:
+    deadline = time.monotonic() + 60
+    while "after" in HOW and time.monotonic() < deadline:
+        if [line.split()[1] for line in Path(HOW["log"]).read_text().splitlines()].count(HOW["broken"]) >= HOW["after"]:
+            return
+        time.sleep(0.02)
 
 
 def _wait_for_stop(connection: channel.Connection) -> None:

@@ -1,0 +1,123 @@
+"""Which GPUs a machine shows, by a stand-in for NVML: a machine with an NVIDIA driver is never silently a CPU."""
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from dskd.config import ConfigError
+from harness import environment
+from harness.environment import gpus
+from harness.launch.devices import find_slots, kind_of
+
+
+class NVMLError(Exception):
+    pass
+
+
+class Nvml(SimpleNamespace):
+    """Two GPUs and a MIG device. `broken`: what the start raises; `lost`: indices that do not answer."""
+
+    def __init__(self) -> None:
+        super().__init__(NVMLError=NVMLError, broken="", lost=(), count=2)
+        self.nvmlInit, self.nvmlShutdown = self.start, lambda: None
+        self.nvmlDeviceGetCount = lambda: self.count
+        self.nvmlDeviceGetHandleByIndex, self.nvmlDeviceGetHandleByUUID = self.by_index, self.by_uuid
+        self.nvmlDeviceGetUUID, self.nvmlDeviceGetName = str, "card {}".format
+
+    def start(self) -> None:
+        if self.broken:
+            raise NVMLError(self.broken)
+
+    def by_index(self, index: int) -> str:
+        if index in self.lost:
+            raise NVMLError("GPU is lost")
+        return f"GPU-{index}aa"
+
+    def by_uuid(self, uuid: str) -> str:
+        if uuid != "MIG-1":
+            raise NVMLError("Insufficient Permissions")
+        return uuid
+
+
+@pytest.fixture
+def nvml(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Nvml]:
+    fake = Nvml()
+    monkeypatch.setitem(sys.modules, "pynvml", fake)
+    monkeypatch.setattr(environment, "DRIVER", tmp_path)
+    for name in ("CUDA_VISIBLE_DEVICES", "SLURM_JOB_GPUS"):
+        monkeypatch.delenv(name, raising=False)
+    gpus.cache_clear()
+    yield fake
+    gpus.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("visible", "expected"),
+    [
+        (None, ["GPU-0aa", "GPU-1aa"]),
+        ("1", ["GPU-1aa"]),
+        ("1,0", ["GPU-1aa", "GPU-0aa"]),
+        ("GPU-1", ["GPU-1aa"]),
+        ("GPU-1aa, 0", ["GPU-1aa", "GPU-0aa"]),
+        ("MIG-1", ["MIG-1"]),
+        ("MIG-GPU-0aa/1/0", ["MIG-GPU-0aa/1/0"]),  # nobody may ask for it, CUDA takes it
+        ("0,-1,1", ["GPU-0aa"]),
+    ],
+)
+def test_gpus_are_those_that_are_visible(
+    nvml: Nvml, monkeypatch: pytest.MonkeyPatch, visible: str | None, expected: list[str]
+) -> None:
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert [slot.visible for slot in find_slots("auto")] == expected
+
+
+@pytest.mark.parametrize("visible", ["", "-1", "NoDevFiles"])
+def test_gpus_that_are_hidden_mean_the_cpu(nvml: Nvml, monkeypatch: pytest.MonkeyPatch, visible: str) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    monkeypatch.setenv("SLURM_JOB_GPUS", "0")
+    nvml.broken = "Driver/library version mismatch"
+    assert kind_of("auto") == "cpu"
+
+
+@pytest.mark.parametrize(
+    ("variables", "state", "says"),
+    [
+        ({"CUDA_VISIBLE_DEVICES": "7"}, {}, r"CUDA_VISIBLE_DEVICES=7 names what is not here \(7\)"),
+        ({"CUDA_VISIBLE_DEVICES": "0,GPU-9"}, {}, r"CUDA_VISIBLE_DEVICES=0,GPU-9 names what is not here \(GPU-9\)"),
+        ({"CUDA_VISIBLE_DEVICES": "1"}, {"lost": (1,)}, r"not here \(1\)"),
+        ({"SLURM_JOB_GPUS": "2"}, {"count": 0}, "SLURM_JOB_GPUS=2 names GPUs, and the driver shows none"),
+        ({}, {"broken": "version mismatch"}, r"an NVIDIA driver that lists no GPUs \(version mismatch\)"),
+        ({}, {"lost": (0, 1)}, r"an NVIDIA driver that lists no GPUs \(GPU is lost\)"),
+    ],
+)
+@pytest.mark.parametrize("devices", ["auto", "cuda"])
+def test_a_gpu_machine_is_never_silently_a_cpu(
+    nvml: Nvml,
+    monkeypatch: pytest.MonkeyPatch,
+    variables: dict[str, str],
+    state: dict[str, object],
+    says: str,
+    devices: str,
+) -> None:
+    vars(nvml).update(state)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigError, match=f"--devices: .*{says}.*; write --devices cpu if the CPU is meant"):
+        kind_of(devices)
+    assert kind_of("cpu") == "cpu"
+
+
+def test_a_lost_gpu_costs_no_other_one(nvml: Nvml, caplog: pytest.LogCaptureFixture) -> None:
+    nvml.lost = (0,)
+    assert [slot.visible for slot in find_slots("auto")] == ["GPU-1aa"]
+    assert "GPU 0 does not answer and is left out: GPU is lost" in caplog.text
+
+
+def test_a_machine_without_a_driver_is_a_cpu(nvml: Nvml, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(environment, "DRIVER", tmp_path / "none")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    assert kind_of("auto") == "cpu"
