@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch._inductor
 from torch import Tensor
 from torch._dynamo.utils import counters
 
@@ -27,7 +28,9 @@ from harness.spec import TrainSpec
 
 Forward = Callable[[Distiller, Tensor, Sequence[Tensor]], Tensor]
 BACKEND = "inductor"
-MODE = {"cuda": "reduce-overhead"}  # with CUDA graphs
+# CUDA graphs (mode reduce-overhead); and no kernel that decides in which order is summed is chosen by timing it: else
+# processes that compile for themselves end with other bits (seen on an H100).
+INDUCTOR = {"cuda": {"triton.cudagraphs": True, "deterministic": True}}
 STEPS_OF_A_TRIAL = {"cuda": 3}  # they are recorded at the second and used from the third
 # Passes of a 256x256 image from which `auto` compiles, by kind of device. With AMX a step of 25 ms an image gets a
 # tenth shorter and compiling takes up to a minute; other CPUs gain 4 % at most, and no GPU was measured yet.
@@ -60,6 +63,13 @@ def shape_of(spec: TrainSpec, device: Device) -> tuple[object, ...]:
     return repr(method), spec.backbone, spec.process_batch_size, spec.sides, device.precision, device.place
 
 
+def inductor_options(kind: str) -> dict[str, Any]:
+    """For a kind of device, as far as this torch knows them. Options and no global setting: inductor applies them to
+    the backward too, while torch sets `deterministic` back after each forward that it compiles.
+    """
+    return {key: value for key, value in INDUCTOR.get(kind, {}).items() if key in torch._inductor.list_options()}
+
+
 class Compiled:
     """The graph of one shape, and the students that all runs of that shape train.
 
@@ -75,9 +85,9 @@ class Compiled:
         torch._dynamo.reset()
         counters.clear()
         torch._dynamo.config.fail_on_recompile_limit_hit = True
-        self.graph: Forward | None = torch.compile(
-            _loss, dynamic=False, backend=BACKEND, mode=MODE.get(device.place.type)
-        )
+        options = inductor_options(device.place.type)
+        self.about = {"deterministic": "deterministic" in options} if device.place.type == "cuda" else {}
+        self.graph: Forward | None = torch.compile(_loss, dynamic=False, backend=BACKEND, options=options or None)
         try:
             with section("compile"):
                 _try(self.graph, distiller, features, self.batch, device)
@@ -102,7 +112,7 @@ class Compiled:
         """For a record."""
         if self.graph is None:
             return {"compiled": False, "compile_failure": self.failure}
-        return {"compiled": True, "graphs": counters["stats"]["unique_graphs"]}
+        return {"compiled": True, "graphs": counters["stats"]["unique_graphs"], **self.about}
 
 
 def _loss(model: Distiller, images: Tensor, teacher: Sequence[Tensor]) -> Tensor:

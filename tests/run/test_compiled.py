@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch._inductor import compile_fx
 
 from dskd.config import ConfigError, replace
 from harness.job import TrainJob
@@ -131,6 +132,25 @@ def test_a_graph_that_computes_another_step_is_not_used(
     assert result["compiled"] is False
     assert re.search(says, result["compile_failure"])
     assert losses == expected
+
+
+def test_on_a_gpu_no_sum_depends_on_a_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    options = compiled.inductor_options("cuda")
+    assert options == torch._inductor.list_mode_options("reduce-overhead") | {"deterministic": True}
+    seen = []
+    inner = compile_fx._compile_fx_inner
+
+    def spy(*args: Any, **kwargs: Any) -> Any:
+        seen.append(torch._inductor.config.deterministic)
+        return inner(*args, **kwargs)
+
+    monkeypatch.setattr(compile_fx, "_compile_fx_inner", spy)
+    del options["triton.cudagraphs"]  # of which a CPU knows nothing
+    torch.compile(lambda x: (x.sin() * x).sum(), options=options)(torch.ones(4, requires_grad=True)).backward()
+    assert seen == [True, True]  # forward and backward
+    monkeypatch.setattr(torch._inductor, "list_options", lambda: ["triton.cudagraphs"])
+    assert compiled.inductor_options("cuda") == {"triton.cudagraphs": True}
+    assert compiled.inductor_options("cpu") == {}
 
 
 def test_auto_is_decided_by_passes_and_device(monkeypatch: pytest.MonkeyPatch) -> None:
