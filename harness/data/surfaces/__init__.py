@@ -55,17 +55,17 @@ CATEGORIES: dict[str, Material] = {
         {
             "missing_thread": Mark(Thread((60, 220)), bare=True, soft=0.3, contrast=(0.5, 1)),
             "hole": Mark(Blob((4.5, 11), rough=0.2), (0.3, 0.28, 0.28), opacity=0.95, soft=0.2, contrast=(0.3, 1)),
-            "stain": Mark(Blob((18, 38)), (0.55, 0.43, 0.3), soft=0.8, contrast=(0.35, 1)),
-            "snag": Mark(Stroke((60, 140), (18, 30), spread=0.3), pull=9, relief=0.45, contrast=(0.5, 1)),
+            "stain": Mark(Blob((18, 38)), (0.5, 0.38, 0.26), soft=0.7, contrast=(0.45, 1)),
+            "snag": Mark(Stroke((60, 140), (18, 30), spread=0.3), pull=9, relief=0.55, contrast=(0.55, 1)),
             "loose_thread": Mark(
                 Stroke((60, 160), (4, 6), bend=0.3, jag=0.5), (1.7, 1.7, 1.66), opacity=0.95, contrast=(0.4, 1)
             ),
             "cut": Mark(
-                Stroke((35, 100), (3, 6), bend=0.02, jag=0.1),
+                Stroke((45, 110), (4, 7), bend=0.02, jag=0.1),
                 (0.3, 0.29, 0.29),
                 opacity=0.85,
-                relief=0.2,
-                contrast=(0.4, 1),
+                relief=0.25,
+                contrast=(0.5, 1),
             ),
         },
     ),
@@ -86,7 +86,14 @@ CATEGORIES: dict[str, Material] = {
         Mark(Stroke((40, 200), (3, 12), spread=0.03, bend=0.02), (0.88, 0.86, 0.84), soft=1, count=(0, 2)),
         {
             "crack": Mark(Stroke((60, 200), (3.5, 6.5), spread=0.06, jag=0.3), (0.3, 0.26, 0.24), opacity=0.5),
-            "knot": Mark(Blob((10, 24), spread=0.2, rough=0.06), (0.4, 0.34, 0.28), opacity=0.5, rings=3, pull=5),
+            "knot": Mark(
+                Blob((10, 24), spread=0.2, rough=0.06),
+                (0.4, 0.34, 0.28),
+                opacity=0.5,
+                rings=3,
+                pull=5,
+                contrast=(0.1, 0.8),
+            ),
             "stain": Mark(Blob((14, 38)), (0.62, 0.6, 0.64), soft=0.9, contrast=(0.2, 0.9)),
             "scratch": Mark(Stroke((50, 160), (2, 4)), (1.3, 1.36, 1.46), relief=0.3),
             "hole": Mark(Blob((3, 6), rough=0.05), (0.25, 0.2, 0.18), opacity=0.8, count=(2, 5), contrast=(0.2, 1)),
