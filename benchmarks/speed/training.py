@@ -87,7 +87,7 @@ class Loops:
         spec = TrainSpec(self.method, "resnet18", Weights(), Data("", "", ""), image_size=size, compile=compiled)
         distiller, features, chosen = self.model(), self.features(), np.arange(self.options.images)
         forward, distiller.students, facts = self.warm.forward(spec, distiller, features, self.device)
-        assert facts["compiled"] is compiled, facts
+        assert facts()["compiled"] is compiled, facts()
         learner = Learner(distiller, spec, self.device, len(chosen), forward)
         curve, _ = train(learner, features, chosen, chosen[:0], lambda *_: None)
         steady = curve[1:] or curve

@@ -86,7 +86,7 @@ class Compiled:
         counters.clear()
         torch._dynamo.config.fail_on_recompile_limit_hit = True
         options = inductor_options(device.place.type)
-        self.about = {"deterministic": "deterministic" in options} if device.place.type == "cuda" else {}
+        self.kind, self.is_deterministic = device.place.type, "deterministic" in options
         self.graph: Forward | None = torch.compile(_loss, dynamic=False, backend=BACKEND, options=options or None)
         try:
             with section("compile"):
@@ -109,10 +109,17 @@ class Compiled:
         return self.students
 
     def facts(self) -> dict[str, Any]:
-        """For a record."""
+        """For a record, after the training: so many graphs were compiled for the shape, and on a GPU so many of them
+        could not be CUDA graphs.
+        """
         if self.graph is None:
             return {"compiled": False, "compile_failure": self.failure}
-        return {"compiled": True, "graphs": counters["stats"]["unique_graphs"], **self.about}
+        return {"compiled": True, "graphs": counters["stats"]["unique_graphs"], **self._of_gpu()}
+
+    def _of_gpu(self) -> dict[str, Any]:
+        if self.kind != "cuda":
+            return {}
+        return {"cudagraph_skips": counters["inductor"]["cudagraph_skips"], "deterministic": self.is_deterministic}
 
 
 def _loss(model: Distiller, images: Tensor, teacher: Sequence[Tensor]) -> Tensor:

@@ -172,7 +172,7 @@ def _train(
         "train_s": max(0.001, round(seconds, 3)),  # 0 would be no time that anything can be divided by
         **({"resumed": checkpointing.resumed} if checkpointing.resumed else {}),
         "teacher_features": features.kept,
-        **compiling,
+        **compiling(),
         **_sizes(distiller),
         **peak_memory(),
         **device.facts(),

@@ -26,6 +26,7 @@ LEAST = 10  # passes timed at least
 INPUTS = 4  # distinct batches in turn, so that no cache serves one input again and again
 BURST = 8  # passes between two looks at the clock where the device may run ahead
 STAGES = ("model", "map_score", "smoothing", "transfer", "decode")  # each interval holds those before it
+MOST_SHAPES = 64  # batch sizes of one compiled model
 PERCENTILES = (50, 90, 95, 99)
 
 
@@ -93,7 +94,10 @@ class _Model:
         self.score = method.score
         self.discrepancies: Callable[..., Any] = self.distiller.discrepancies
         if spec.compile:
-            torch._dynamo.reset()  # torch keeps a few graphs of a function and then runs eager without a word
+            torch._dynamo.reset()
+            # torch keeps 8 graphs of a function and then runs eager without a word: a bench is compiled or fails.
+            torch._dynamo.config.recompile_limit = MOST_SHAPES
+            torch._dynamo.config.fail_on_recompile_limit_hit = True
             self.discrepancies = torch.compile(self.distiller.discrepancies, dynamic=False)
 
     def inspect(self, pixels: torch.Tensor, mark: Callable[[], None]) -> tuple[torch.Tensor, torch.Tensor]:

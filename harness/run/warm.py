@@ -87,11 +87,11 @@ class Warm:
 
     def forward(
         self, spec: TrainSpec, distiller: Distiller, features: TeacherFeatures, device: Device
-    ) -> tuple[Forward, Students, dict[str, Any]]:
+    ) -> tuple[Forward, Students, Callable[[], dict[str, Any]]]:
         """The loss of a step for (model, images, teacher's features), the students that the model is to train in place
-        of its own (they are equal), and what the record says of it.
+        of its own (they are equal), and what tells after the training what the record says of it.
         """
         if not is_compiled(spec, device):
-            return Distiller.loss, distiller.students, {"compiled": False}
+            return Distiller.loss, distiller.students, lambda: {"compiled": False}
         compiled = self._compiled.get(shape_of(spec, device), lambda: Compiled(spec, distiller, features, device))
-        return compiled.forward, compiled.started_as(distiller.students), compiled.facts()
+        return compiled.forward, compiled.started_as(distiller.students), compiled.facts

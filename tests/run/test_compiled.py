@@ -109,6 +109,20 @@ def test_without_a_compiler_the_training_runs_plain(
     assert caplog.text.count("compiling failed, the training runs without") == 1
 
 
+def test_graphs_are_counted_when_the_training_is_over(
+    write_grid: WriteGrid, tree: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    factor = {"of the loss": 1}
+
+    class Changing(StopAfter):
+        def is_set(self) -> bool:
+            factor["of the loss"] = 2
+            return super().is_set()
+
+    monkeypatch.setattr(compiled, "_loss", lambda model, *args: model.loss(*args) * factor["of the loss"])
+    assert trained(job(write_grid, tree, compile=True), Changing(1000))[0]["graphs"] == 2
+
+
 @pytest.mark.parametrize(
     ("lost", "says"),
     [
@@ -134,6 +148,7 @@ def test_a_graph_that_computes_another_step_is_not_used(
     assert losses == expected
 
 
+@pytest.mark.filterwarnings("ignore:dynamo_pgo force disabled")
 def test_on_a_gpu_no_sum_depends_on_a_clock(monkeypatch: pytest.MonkeyPatch) -> None:
     options = compiled.inductor_options("cuda")
     assert options == torch._inductor.list_mode_options("reduce-overhead") | {"deterministic": True}
@@ -146,7 +161,8 @@ def test_on_a_gpu_no_sum_depends_on_a_clock(monkeypatch: pytest.MonkeyPatch) -> 
 
     monkeypatch.setattr(compile_fx, "_compile_fx_inner", spy)
     del options["triton.cudagraphs"]  # of which a CPU knows nothing
-    torch.compile(lambda x: (x.sin() * x).sum(), options=options)(torch.ones(4, requires_grad=True)).backward()
+    with torch._inductor.config.patch(force_disable_caches=True):
+        torch.compile(lambda x: (x.sin() * x).sum(), options=options)(torch.ones(4, requires_grad=True)).backward()
     assert seen == [True, True]  # forward and backward
     monkeypatch.setattr(torch._inductor, "list_options", lambda: ["triton.cudagraphs"])
     assert compiled.inductor_options("cuda") == {"triton.cudagraphs": True}

@@ -54,6 +54,19 @@ def test_a_compiled_model_computes_the_same(monkeypatch: pytest.MonkeyPatch) -> 
     assert len(compiled) == 1
 
 
+def test_every_batch_size_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    shapes, compile_ = [], torch.compile
+
+    def backend(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> torch.fx.GraphModule:
+        shapes.append(max(one.shape for one in inputs if one.ndim == 4 and one.shape[1:] == (3, 64, 64)))
+        return graph
+
+    monkeypatch.setattr(torch, "compile", lambda function, **options: compile_(function, backend=backend, **options))
+    sizes = tuple(range(1, 11))  # torch keeps 8 graphs of a function by default, and then runs eager
+    bench("stfpm", compile=True, batch_sizes=sizes, seconds=0.01)
+    assert sorted(shape[0] for shape in shapes) == list(sizes)
+
+
 @pytest.mark.skipif(not Path("/proc/stat").exists(), reason="no /proc")
 def test_others_on_the_cores_are_seen() -> None:
     watch = Watch(torch.device("cpu"))
