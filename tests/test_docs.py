@@ -34,8 +34,12 @@ def test_readme_commands(tmp_path: Path) -> None:
     environment["PATH"] = f"{Path(sys.executable).parent}:{environment['PATH']}"
     lines = [line.removeprefix("$ ") for block in blocks("console") for line in block.splitlines()]
     commands = [line.split("#")[0].strip() for line in lines if line.startswith("harness")]
-    assert len(commands) == 9
-    for command in commands:
+    after_quickstart = [command for command in commands if "runs/quickstart" in command]
+    ci = (ROOT / ".ci" / "run").read_text()
+    assert after_quickstart
+    assert all(f".venv/bin/{command}\n" in ci for command in after_quickstart)
+    assert len(commands) == 9 + len(after_quickstart)
+    for command in commands[len(after_quickstart) :]:
         if command.endswith("RUN"):
             run_id = next((tmp_path / "runs" / "tiles").glob("*/record.json")).parent.name
             command = command.replace("RUN", run_id)

@@ -75,11 +75,11 @@ def _kinds(found: Sequence) -> Table:
 
 
 def _images(pictures: Sequence) -> Table:
-    table = Table("data set", "category", title="decoded images", title_justify="left")
+    table = Table("data set", "category", "half", title="decoded images", title_justify="left")
     for column in ("pixels", "images", "size", "last used"):
         table.add_column(column, justify="right")
     for item, about in sorted(pictures, key=lambda pair: -pair[0].used_at):
-        names = str(about.get("dataset", "(not known)")), str(about.get("category", ""))
+        names = str(about.get("dataset", "(not known)")), *(str(about.get(key, "")) for key in ("category", "half"))
         numbers = size_text(about.get("size", "")), str(about.get("images", ""))
         used = time.strftime("%Y-%m-%d", time.localtime(item.used_at))
         table.add_row(*names, *numbers, _size([item]), used)

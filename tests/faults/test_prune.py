@@ -77,7 +77,8 @@ def test_the_command_shows_what_the_cache_holds(new_cache: Path, source: Source)
     assert str(new_cache) in done.out
     rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in done.out.splitlines() if "│" in line]
     assert ["fingerprints", "1"] in [row[:2] for row in rows]
-    assert ["folder", "cloth", "40", "12"] in [row[:4] for row in rows]
+    assert ["folder", "cloth", "train", "40", "6"] in [row[:5] for row in rows]
+    assert ["folder", "cloth", "test", "40", "6"] in [row[:5] for row in rows]
 
 
 def test_pruning_frees_what_nobody_has_and_keeps_what_is_small(new_cache: Path, source: Source, tree: Path) -> None:
@@ -86,31 +87,31 @@ def test_pruning_frees_what_nobody_has_and_keeps_what_is_small(new_cache: Path, 
     dead, left = filling(new_cache)
     dead.kill()
     dead.communicate()
-    assert "kept 1 entry" in harness("cache", "--prune").out
-    assert entry_of_size(new_cache, 40) is not None
+    assert "kept 2 entries" in harness("cache", "--prune").out
+    assert len(entries_of_size(new_cache, 40)) == 2
     assert not left.exists()
     del used
     assert "removed 0 entries" in harness("cache", "--prune", "--older-than", "1").out
-    os.utime(entry_of_size(new_cache, 40), (time.time() - 2 * 86400,) * 2)
+    os.utime(entries_of_size(new_cache, 40)[0], (time.time() - 2 * 86400,) * 2)
     assert "removed 1 entry" in harness("cache", "--prune", "--older-than", "1").out
-    assert entry_of_size(new_cache, 40) is None
+    assert len(entries_of_size(new_cache, 40)) == 1
     assert (new_cache / "images" / "mine.txt").exists()
     assert len(list((new_cache / "fingerprints").iterdir())) == 1
     assert is_sound(load(source), source)
 
 
-def entry_of_size(folder: Path, size: int) -> Path | None:
-    found = (path for path in (folder / "images").glob("[0-9a-f]*/entry.json"))
-    return next((path.parent for path in found if json.loads(path.read_text())["size"] == size), None)
+def entries_of_size(folder: Path, size: int) -> list[Path]:
+    found = (folder / "images").glob("[0-9a-f]*/entry.json")
+    return [path.parent for path in found if json.loads(path.read_text())["size"] == size]
 
 
 def test_another_process_keeps_its_entry_from_being_pruned(new_cache: Path, source: Source, tree: Path) -> None:
     with loading(tree) as process:
         process.stdout.readline()
         assert answer(process).startswith("sum")
-        assert "kept 1 entry" in harness("cache", "--prune").out
+        assert "kept 2 entries" in harness("cache", "--prune").out
         process.communicate("\n")
-    assert "removed 1 entry" in harness("cache", "--prune").out
+    assert "removed 2 entries" in harness("cache", "--prune").out
 
 
 def test_what_the_command_refuses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
