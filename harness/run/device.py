@@ -12,7 +12,7 @@ from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 
 from harness.environment import cpu_flags, cpu_name, openmp_waiting, thread_count
-from harness.run.processes import accelerator_of, expected_type
+from harness.run.processes import PATIENCE, accelerator_of, expected_type
 from harness.spec import Strategy
 
 T = TypeVar("T")
@@ -119,10 +119,10 @@ class Device:
             torch.distributed.all_gather_object(values, value, group=self._hosts)
         return values
 
-    @functools.cached_property
+    @property
     def _hosts(self) -> torch.distributed.ProcessGroup | None:
         """The ranks over gloo, which reads and writes on the host; None where the default group does that already."""
-        return None if self.place.type == "cpu" else torch.distributed.new_group(backend="gloo")
+        return None if self.place.type == "cpu" else hosts_group()
 
     def wait(self) -> None:
         """For all ranks to come here."""
@@ -148,6 +148,12 @@ class Device:
     def synchronize(self) -> None:
         if self.place.type == "cuda":
             torch.cuda.synchronize()
+
+
+@functools.cache
+def hosts_group() -> torch.distributed.ProcessGroup:
+    """All ranks over gloo: one group for the life of the process, since each has threads and sockets of its own."""
+    return torch.distributed.new_group(backend="gloo", timeout=PATIENCE)
 
 
 def resolve_precision(precision: str, device_type: str) -> str:

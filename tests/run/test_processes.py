@@ -277,6 +277,29 @@ def test_settings_of_processes_are_part_of_the_run(write_grid: WriteGrid) -> Non
     assert from_mapping(TrainSpec, to_mapping(found[1])) == found[1]
 
 
+MANY_JOBS = """
+import os, sys
+from types import SimpleNamespace
+import torch
+from harness.run.device import Device
+torch.distributed.init_process_group("gloo", init_method=f"file://{sys.argv[1]}", rank=0, world_size=1)
+on_gpus = SimpleNamespace(num_processes=2, device=torch.device("cuda"))
+for job in range(20):  # each opens its device anew
+    assert Device(on_gpus, "fp32").most(job) == job
+    held = len(os.listdir("/proc/self/fd")), len(os.listdir("/proc/self/task"))
+    first = held if job == 0 else first
+print(first == held, first, held)
+"""
+
+
+def test_a_worker_on_gpus_has_one_group_of_hosts_whatever_its_jobs(tmp_path: Path) -> None:
+    """gloo's groups have threads and sockets of their own, which do not end with the job."""
+    done = subprocess.run(
+        [sys.executable, "-c", MANY_JOBS, tmp_path / "store"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.stdout.startswith("True"), done.stdout + done.stderr
+
+
 def test_parts_of_a_batch() -> None:
     for count in range(1, 9):
         parts = [part_of(np.arange(count), rank, 3) for rank in range(3)]
