@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import secrets
 import select
 import signal
@@ -32,6 +33,11 @@ T = TypeVar("T")
 TUNABLES = {"hugetlb": 1, "mmap_max": 0, "trim_threshold": 2**34, "top_pad": 2**26}
 MALLOC = {"GLIBC_TUNABLES": ":".join(f"glibc.malloc.{name}={value}" for name, value in TUNABLES.items())}
 WORKER = ["-m", "harness.launch.worker"]
+# Of a torchrun, MPI or `accelerate launch` around this call: a worker would take itself for one of their ranks. A group
+# of several has a launcher of its own, which sets them.
+OF_LAUNCHERS = re.compile(
+    "(LOCAL_|GROUP_|ROLE_)?(RANK|WORLD_SIZE)$|MASTER_|TORCHELASTIC_|PMIX?_|OMPI_|MV2_|ACCELERATE_"
+)
 STEP_ENDS_S = 20.0
 HUNG_S = 60.0  # a worker shows that it lives every few seconds, whatever it computes
 START_S = 600.0  # until the first sign of life of all ranks: from a cold network disk Python takes minutes to start
@@ -235,7 +241,8 @@ def start(slots: tuple[Slot, ...], kind: GroupKind, door: channel.Door, scratch:
     """
     token = secrets.token_hex(8)
     log = scratch / f"{token}.log"
-    environment = MALLOC | dict(os.environ) | door.environment() | plugins.environment()
+    around = {name: value for name, value in os.environ.items() if not OF_LAUNCHERS.match(name)}
+    environment = MALLOC | around | door.environment() | plugins.environment()
     environment[channel.GROUP] = token
     environment[channel.CPUS] = json.dumps([slot.cpus for slot in slots])
     environment["OMP_NUM_THREADS"] = str(min(slot.threads for slot in slots))

@@ -258,3 +258,15 @@ def test_workers_that_cannot_start_are_an_error_not_a_loop(tree: Path, write_gri
     assert done.returncode == 1
     assert "workers cannot start" in done.stdout
     assert "a broken installation" in done.stdout
+
+
+def test_what_a_launcher_has_set_around_the_harness_reaches_no_worker(
+    tree: Path, write_grid: WriteGrid, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of an outer torchrun, of MPI under srun: Accelerate would take each worker for a rank of theirs."""
+    for name in ("PMI_SIZE", "WORLD_SIZE", "OMPI_COMM_WORLD_SIZE"):
+        monkeypatch.setenv(name, "4")
+    for name in ("PMI_RANK", "RANK", "LOCAL_RANK", "OMPI_COMM_WORLD_RANK"):
+        monkeypatch.setenv(name, "3")
+    monkeypatch.setenv("MASTER_PORT", "1")
+    assert "✓ train" in run(write_grid(tree))
