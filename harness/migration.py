@@ -15,7 +15,6 @@ from dskd.config import ConfigError, from_mapping, to_mapping
 from harness.data.manifest import earlier_manifest
 from harness.grid import Plan
 from harness.records import Record, Results
-from harness.run_folder import RunFolder
 from harness.spec import Data, EvaluateSpec, TrainSpec
 
 Known = Mapping[tuple[str, str, str], Data]  # by name, category and the one hash of before
@@ -105,6 +104,6 @@ def _link(source: Path, target: Path, without: Path) -> None:
             place.hardlink_to(path)
 
 
-def claimed(results: Results) -> RunFolder | None:
+def claimed(results: Results) -> Path | None:
     """A run that some supervisor is at, or was when it died; None if there is none."""
-    return next((RunFolder(path.parent) for path in results.folder.glob("*/claim.json")), None)
+    return next((path.parent for path in results.folder.glob("*/claim.json")), None)

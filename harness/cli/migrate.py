@@ -35,7 +35,7 @@ def migrate(
     require(path.is_file(), f"{path} is not there; name the grid that says where the images are by --grid")
     results = Results(runs)
     if busy := claimed(results):
-        raise ConfigError(f"{busy.path} has a claim.json: wait until `harness run` has ended, or remove what it left")
+        raise ConfigError(f"{busy} has a claim.json: wait until `harness run` has ended, or remove what it left")
     _, plan = make_plan(path, "auto", None, plugin)
     moved, left = bring_over(results, known_data(plan))
     write_plan(runs, planned(plan))  # what `harness status` counts

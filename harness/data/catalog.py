@@ -64,7 +64,8 @@ class Source(ABC):
     Args:
         root: the folder of the data set.
         categories: those to run, none given for all.
-        resize: `square` stretches an image to the run's size, whatever that is; `pad` keeps its aspect, with black
+        resize: `square` stretches an image to the run's size, whatever that is; `pad` keeps its aspect and
+            pads with black.
         range: the values that become black and white in pictures of more than 8 bits; None for all that their file's
             type can hold. Pictures of 8 bits are left alone.
         max_megapixels: no file may have more; it is there because a small file can decode to an image that no memory

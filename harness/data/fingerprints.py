@@ -111,6 +111,16 @@ class Fingerprints:
             self.store.unlink()
 
 
+def greatest(root: Path, masks: Sequence[str], max_megapixels: float) -> dict[str, float]:
+    """The greatest value of each mask, as `images` reads masks: grey of 8 bits, deep pictures as they are.
+
+    Raises:
+        DataError: as `Fingerprints.of`.
+    """
+    prints = Fingerprints(root).of(masks, max_megapixels=max_megapixels, masks=frozenset(masks))
+    return {name: each.greatest for name, each in prints.items()}
+
+
 def _unusable(failed: Mapping[str, DataError]) -> DataError:
     """The first failure, with the names of the first others and how many they are."""
     first, *others = failed

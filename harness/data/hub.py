@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from dskd.config import require, to_mapping
-from harness.data import export, maxima
+from harness.data import export, fingerprints
 from harness.data.catalog import DataError, Sample, readable, register_dataset
 from harness.data.rows import Listed, Row, to_samples
 from harness.files import user_path
@@ -95,7 +95,7 @@ class Hub(Listed):
             root = self.folder()
             found = export.index(root)
         rows = [Row(where, *cells[:3], tuple(cells[3]), cells[4]) for where, *cells in found["rows"][category]]
-        read = functools.partial(maxima.greatest, root, max_megapixels=self.max_megapixels)
+        read = functools.partial(fingerprints.greatest, root, max_megapixels=self.max_megapixels)
         return to_samples(self._about(), rows, self.rules(found["labelled"]), read)
 
     def make_again(self) -> bool:

@@ -25,15 +25,15 @@ class MVTecAD(Source):
         root = self.folder()
         if (root / "train" / GOOD).is_dir():  # the root is itself one category
             return [root.resolve().name]
-        categories = [folder.name for folder in _folders(root) if (folder / "train" / GOOD).is_dir()]
+        categories = [folder.name for folder in folders_in(root) if (folder / "train" / GOOD).is_dir()]
         if not categories:
-            raise _wrong_layout(self, root, self.expected)
+            raise wrong_layout(self, root, self.expected)
         return categories
 
     def samples(self, category: str) -> list[Sample]:
         root = self.folder()
         base = root if (root / "train" / GOOD).is_dir() else root / category
-        train = [Sample(_relative(path, root), "train") for path in _images(base / "train" / GOOD, self.name)]
+        train = [Sample(relative(path, root), "train") for path in image_files(base / "train" / GOOD, self.name)]
         truth, test = base / "ground_truth", base / "test"
         if self.may_lack:
             _check_types(self, truth, test)
@@ -152,18 +152,20 @@ class MVTec3DAD(Source):
 
     def available(self) -> list[str]:
         root = self.folder()
-        categories = [folder.name for folder in _folders(root) if (folder / "train" / GOOD / "rgb").is_dir()]
+        categories = [folder.name for folder in folders_in(root) if (folder / "train" / GOOD / "rgb").is_dir()]
         if not categories:
-            raise _wrong_layout(self, root, self.expected)
+            raise wrong_layout(self, root, self.expected)
         return categories
 
     def samples(self, category: str) -> list[Sample]:
         root = self.folder()
         base = root / category
-        samples = [Sample(_relative(path, root), "train") for path in _images(base / "train" / GOOD / "rgb", self.name)]
+        samples = [
+            Sample(relative(path, root), "train") for path in image_files(base / "train" / GOOD / "rgb", self.name)
+        ]
         validation = base / "validation" / GOOD / "rgb"
         if validation.is_dir():
-            samples += [Sample(_relative(path, root), "val") for path in _images(validation, self.name)]
+            samples += [Sample(relative(path, root), "val") for path in image_files(validation, self.name)]
         test = base / "test"
         return samples + _test_samples(
             self, root, test, lambda kind: test / kind / "rgb", lambda kind: test / kind / "gt", "NNN.png"
@@ -194,30 +196,30 @@ class MagneticTile(Source):
     def available(self) -> list[str]:
         root = self.folder()
         if not (root / "MT_Free" / "Imgs").is_dir():
-            raise _wrong_layout(self, root, self.expected)
+            raise wrong_layout(self, root, self.expected)
         return ["magnetic_tile"]
 
     def samples(self, category: str) -> list[Sample]:
         root = self.folder()
         found: list[tuple[Path, Path, str]] = []
-        for folder in _folders(root):
+        for folder in folders_in(root):
             if not folder.name.startswith("MT_"):
                 continue
             defect = GOOD if folder.name == "MT_Free" else folder.name.removeprefix("MT_").lower()
-            files = _images(folder / "Imgs", self.name)
+            files = image_files(folder / "Imgs", self.name)
             images = [path for path in files if path.suffix.lower() != ".png"]
             masks = {path.stem: path for path in files if path.suffix.lower() == ".png"}
-            _paired(self, root, images, masks, "test", defect, folder / "Imgs" / "<image>.png")
+            pair_masks(self, root, images, masks, "test", defect, folder / "Imgs" / "<image>.png")
             found += [(path, masks[path.stem], defect) for path in images]
         groups = self._tiles([path for path, _, _ in found])
         free = [path for path, _, defect in found if defect == GOOD]
         train = self._train_images(free, groups)
         return [
             Sample(
-                _relative(path, root),
+                relative(path, root),
                 "train" if path in train else "test",
                 defect,
-                None if defect == GOOD else _relative(mask, root),
+                None if defect == GOOD else relative(mask, root),
                 f"{groups[path]:04d}",
             )
             for path, mask, defect in found
@@ -267,21 +269,21 @@ def _test_samples(
         may_lack: masks, or all of the images.
     """
     samples: list[Sample] = []
-    for kind in (folder.name for folder in _folders(test)):
-        images = _images(images_of(kind), source.name)
+    for kind in (folder.name for folder in folders_in(test)):
+        images = image_files(images_of(kind), source.name)
         if kind == GOOD:
-            samples += [Sample(_relative(path, root), "test") for path in images]
+            samples += [Sample(relative(path, root), "test") for path in images]
             continue
         truth = masks_of(kind)
-        files = _images(truth, source.name) if truth.is_dir() else []
+        files = image_files(truth, source.name) if truth.is_dir() else []
         masks = {composed(path.stem.removesuffix("_mask")): path for path in files}
-        samples += _paired(source, root, images, masks, "test", kind, truth / mask_name, may_lack)
+        samples += pair_masks(source, root, images, masks, "test", kind, truth / mask_name, may_lack)
     if not samples and not may_lack:
         raise DataError(f"dataset {source.name}: {test} holds no test images")
     return samples
 
 
-def _paired(
+def pair_masks(
     source: Source,
     root: Path,
     images: list[Path],
@@ -306,10 +308,10 @@ def _paired(
         raise DataError(f"dataset {source.name}: {len(left)} mask(s) without an image, first {left[0]}")
     return [
         Sample(
-            _relative(path, root),
+            relative(path, root),
             split,
             defect,
-            _relative(mask, root) if (mask := masks.get(composed(path.stem))) else None,
+            relative(mask, root) if (mask := masks.get(composed(path.stem))) else None,
         )
         for path in images
     ]
@@ -317,7 +319,7 @@ def _paired(
 
 def _check_types(source: Source, truth: Path, test: Path) -> None:
     """Raises DataError where a type has no masks and masks have no type: they may be one that is spelt in two ways."""
-    types, masks = ({folder.name for folder in _folders(place)} - {GOOD} for place in (test, truth))
+    types, masks = ({folder.name for folder in folders_in(place)} - {GOOD} for place in (test, truth))
     if types - masks and masks - types:
         without, left = sorted(types - masks)[0], sorted(masks - types)[0]
         raise DataError(
@@ -326,11 +328,11 @@ def _check_types(source: Source, truth: Path, test: Path) -> None:
         )
 
 
-def _folders(folder: Path) -> list[Path]:
+def folders_in(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
 
 
-def _images(folder: Path, dataset: str) -> list[Path]:
+def image_files(folder: Path, dataset: str) -> list[Path]:
     """The image files of a folder, sorted. Raises DataError if there is none."""
     paths = sorted(path for path in folder.iterdir() if _is_image(path)) if folder.is_dir() else []
     if not paths:
@@ -343,11 +345,11 @@ def _is_image(path: Path) -> bool:
     return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith("._")  # a Mac leaves such beside images
 
 
-def _relative(path: Path, root: Path) -> str:
+def relative(path: Path, root: Path) -> str:
     return path.relative_to(root).as_posix()
 
 
-def _wrong_layout(source: Source, root: Path, expected: str) -> DataError:
+def wrong_layout(source: Source, root: Path, expected: str) -> DataError:
     names = [path.name for path in sorted(root.iterdir())]
     found = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "") if names else "nothing"
     return DataError(f"dataset {source.name}: {root} has another layout; expected {expected}; found {found}")

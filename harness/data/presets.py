@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from dskd.config import suggest
-from harness.data import maxima
+from harness.data import fingerprints
 from harness.data.catalog import GOOD, DataError, Sample, Source, register_dataset
-from harness.data.layouts import MVTecAD, _folders, _images, _paired, _relative, _wrong_layout
+from harness.data.layouts import MVTecAD, folders_in, image_files, pair_masks, relative, wrong_layout
 from harness.data.rows import Greatest, Row, Rules, inside, to_samples
 from harness.data.tables import Columns, Table
 
@@ -36,19 +36,19 @@ class BTAD(Source):
 
     def available(self) -> list[str]:
         root = self.folder()
-        categories = [folder.name for folder in _folders(root) if (folder / "train" / "ok").is_dir()]
+        categories = [folder.name for folder in folders_in(root) if (folder / "train" / "ok").is_dir()]
         if not categories:
-            raise _wrong_layout(self, root, self.expected)
+            raise wrong_layout(self, root, self.expected)
         return categories
 
     def samples(self, category: str) -> list[Sample]:
         root = self.folder()
         base, truth = root / category, root / category / "ground_truth" / "ko"
-        samples = [Sample(_relative(path, root), "train") for path in _images(base / "train" / "ok", self.name)]
-        masks = {path.stem: path for path in _images(truth, self.name)}
-        images = _images(base / "test" / "ko", self.name)
-        samples += _paired(self, root, images, masks, "test", "ko", truth / "<image>.png")
-        return samples + [Sample(_relative(path, root), "test") for path in _images(base / "test" / "ok", self.name)]
+        samples = [Sample(relative(path, root), "train") for path in image_files(base / "train" / "ok", self.name)]
+        masks = {path.stem: path for path in image_files(truth, self.name)}
+        images = image_files(base / "test" / "ko", self.name)
+        samples += pair_masks(self, root, images, masks, "test", "ko", truth / "<image>.png")
+        return samples + [Sample(relative(path, root), "test") for path in image_files(base / "test" / "ok", self.name)]
 
 
 @register_dataset("mvtec_ad_2")
@@ -66,13 +66,13 @@ class MVTecAD2(MVTecAD):
         root = self.folder()
         base = root if (root / "train" / GOOD).is_dir() else root / category
         test, truth = base / "test_public", base / "test_public" / "ground_truth" / "bad"
-        samples = [Sample(_relative(path, root), "train") for path in _images(base / "train" / GOOD, self.name)]
-        samples += [Sample(_relative(path, root), "val") for path in _images(base / "validation" / GOOD, self.name)]
-        masks = {path.stem.removesuffix("_mask"): path for path in _images(truth, self.name)}
-        samples += _paired(
-            self, root, _images(test / "bad", self.name), masks, "test", "bad", truth / "<image>_mask.png"
+        samples = [Sample(relative(path, root), "train") for path in image_files(base / "train" / GOOD, self.name)]
+        samples += [Sample(relative(path, root), "val") for path in image_files(base / "validation" / GOOD, self.name)]
+        masks = {path.stem.removesuffix("_mask"): path for path in image_files(truth, self.name)}
+        samples += pair_masks(
+            self, root, image_files(test / "bad", self.name), masks, "test", "bad", truth / "<image>_mask.png"
         )
-        return samples + [Sample(_relative(path, root), "test") for path in _images(test / GOOD, self.name)]
+        return samples + [Sample(relative(path, root), "test") for path in image_files(test / GOOD, self.name)]
 
 
 @register_dataset("mvtec_loco")
@@ -92,18 +92,18 @@ class MVTecLOCO(MVTecAD):
     def samples(self, category: str) -> list[Sample]:
         root = self.folder()
         base = root if (root / "train" / GOOD).is_dir() else root / category
-        samples = [Sample(_relative(path, root), "train") for path in _images(base / "train" / GOOD, self.name)]
-        samples += [Sample(_relative(path, root), "val") for path in _images(base / "validation" / GOOD, self.name)]
-        for folder in _folders(base / "test"):
-            images, truth = _images(folder, self.name), base / "ground_truth" / folder.name
+        samples = [Sample(relative(path, root), "train") for path in image_files(base / "train" / GOOD, self.name)]
+        samples += [Sample(relative(path, root), "val") for path in image_files(base / "validation" / GOOD, self.name)]
+        for folder in folders_in(base / "test"):
+            images, truth = image_files(folder, self.name), base / "ground_truth" / folder.name
             if folder.name == GOOD:
-                samples += [Sample(_relative(path, root), "test") for path in images]
+                samples += [Sample(relative(path, root), "test") for path in images]
                 continue
-            masks = {place.name: _images(place, self.name) for place in _folders(truth)}
+            masks = {place.name: image_files(place, self.name) for place in folders_in(truth)}
             firsts = {name: paths[0] for name, paths in masks.items()}
-            paired = _paired(self, root, images, firsts, "test", folder.name, truth / "<image>" / "000.png")
+            paired = pair_masks(self, root, images, firsts, "test", folder.name, truth / "<image>" / "000.png")
             for sample in paired:
-                others = tuple(_relative(path, root) for path in masks[Path(sample.path).stem][1:])
+                others = tuple(relative(path, root) for path in masks[Path(sample.path).stem][1:])
                 samples.append(Sample(sample.path, "test", folder.name, sample.mask, more_masks=others))
         return samples
 
@@ -169,7 +169,7 @@ class RealIAD(Source):
         images = root / f"realiad_{self.size}"
         categories = [path.stem for path in sorted(jsons.glob("*.json")) if (images / path.stem).is_dir()]
         if not categories:
-            raise _wrong_layout(self, root, self.expected)
+            raise wrong_layout(self, root, self.expected)
         return categories
 
     def samples(self, category: str) -> list[Sample]:
@@ -193,10 +193,10 @@ class RealIAD(Source):
         found = [place for place in places if any(place.glob("*.json"))]
         if not found:
             near = [
-                place.name for place in (*_folders(root), *_folders(root / "realiad_jsons")) if "json" in place.name
+                place.name for place in (*folders_in(root), *folders_in(root / "realiad_jsons")) if "json" in place.name
             ]
             if self.split in near or not near:
-                raise _wrong_layout(self, root, self.expected)
+                raise wrong_layout(self, root, self.expected)
             raise DataError(f"dataset {self.name}: split {self.split!r} is not in {root}; {suggest(self.split, near)}")
         return found[0]
 
@@ -224,17 +224,17 @@ class KolektorSDD2(Source):
     def available(self) -> list[str]:
         root = self.folder()
         if not all((root / split).is_dir() for split in ("train", "test")):
-            raise _wrong_layout(self, root, self.expected)
+            raise wrong_layout(self, root, self.expected)
         return ["kolektor"]
 
     def samples(self, category: str) -> list[Sample]:
         root = self.folder()
         paired: list[Sample] = []
         for split in ("train", "test"):
-            files = [path for path in _images(root / split, self.name) if not path.stem.endswith("(copy)")]
+            files = [path for path in image_files(root / split, self.name) if not path.stem.endswith("(copy)")]
             masks = {path.stem.removesuffix("_GT"): path for path in files if path.stem.endswith("_GT")}
             images = [path for path in files if not path.stem.endswith("_GT")]
-            paired += _paired(self, root, images, masks, split, "defect", root / split / "<image>_GT.png")
+            paired += pair_masks(self, root, images, masks, split, "defect", root / split / "<image>_GT.png")
         tops = _greatest(self, root)([sample.mask for sample in paired if sample.mask])
         found = []
         for sample in paired:
@@ -246,4 +246,4 @@ class KolektorSDD2(Source):
 
 
 def _greatest(source: Source, root: Path) -> Greatest:
-    return functools.partial(maxima.greatest, root, max_megapixels=source.max_megapixels)
+    return functools.partial(fingerprints.greatest, root, max_megapixels=source.max_megapixels)

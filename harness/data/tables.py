@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from dskd.config import quoted, suggest
-from harness.data import maxima
+from harness.data import fingerprints
 from harness.data.catalog import DataError, Sample, readable, register_dataset
 from harness.data.rows import Listed, Row, inside, is_empty, text_of, to_samples
 from harness.files import user_path
@@ -90,7 +90,7 @@ class Table(Listed):
                 for where, cells in mine
             ]
             _check_files(about, rows, root)
-        read = functools.partial(maxima.greatest, root, max_megapixels=self.max_megapixels)
+        read = functools.partial(fingerprints.greatest, root, max_megapixels=self.max_megapixels)
         return to_samples(about, rows, self.rules("label" in named), read)
 
     def _about(self) -> str:
