@@ -135,12 +135,15 @@ class RunFolder:
 
 
 class Score(NamedTuple):
-    """A line of scores.csv: a test image and its score."""
+    """A line of scores.csv: a test image and its score. `group`: images of one group show one object; empty where it
+    shows another one than all others, None in files of before there was this column.
+    """
 
     path: str
     defect: str
     anomalous: bool
     score: float
+    group: str | None = None
 
 
 def write_curve(run: RunFolder, epochs: Sequence[Mapping[str, Any]]) -> None:
@@ -247,7 +250,7 @@ def _metrics(line: dict[str, str]) -> Row:
 def _score(line: dict[str, str]) -> Score:
     if line["anomalous"] not in ("0", "1"):
         raise ValueError("has a line that is none of a test image")
-    return Score(line["path"], line["defect"], line["anomalous"] == "1", _number(line["score"]))
+    return Score(line["path"], line["defect"], line["anomalous"] == "1", _number(line["score"]), line.get("group"))
 
 
 def _epoch(line: dict[str, str]) -> int:
