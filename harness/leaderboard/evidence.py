@@ -176,10 +176,14 @@ def differences(board: Board, against: str | None = None) -> Table:
                     rows.append(((dataset, metric, names[reference], names[key]), difference_cells(pairs)))
     notes = [
         "in points; paired by category, seed and test images; 95 % interval over images × seeds (bootstrap) where "
-        "scores by image are there (image AUROC; images of one group are drawn together), else over seeds (Student's t "
-        "within categories); ▲ ▼: it excludes 0",
+        "scores by image are there (image AUROC), else over seeds (Student's t within categories); ▲ ▼: it excludes 0",
         "P(above): how often a run of the first is above one of the second, over pairs of seeds within categories",
     ]
+    overs = {cells["over"].value for _, cells in rows}
+    if "groups × seeds" in overs:
+        notes.append("groups: images of one group (exposures of one object) are drawn together")
+    if read.unknown:
+        notes.append("images are drawn as if each showed another object: scores.csv of earlier versions have no groups")
     return Table(
         "differences", "Paired differences", ["dataset", "metric", "first", "minus"], DIFFERENCE_COLUMNS, rows, notes
     )
@@ -247,6 +251,7 @@ class Scores:
     def __init__(self, skipped: list[Damaged] | None = None) -> None:
         self.tables: dict[RunFolder, pd.DataFrame | None] = {}
         self.skipped = [] if skipped is None else skipped
+        self.unknown = False  # whether files were used that do not say which images belong together
 
     def __getitem__(self, folder: RunFolder) -> pd.DataFrame | None:
         """`anomalous`, `score` and `group` by path, sorted; None where they were not saved."""
@@ -271,6 +276,7 @@ class Scores:
         stacked = [np.stack([table["score"].to_numpy() for table in side]) for side in tables]
         first, second = ((values[:, ~chosen], values[:, chosen]) for values in stacked)
         groups = groups_of(flat)
+        self.unknown |= all(table["group"].isna().any() for table in flat)
         return (first, second), None if groups is None else (groups[~chosen], groups[chosen])
 
 

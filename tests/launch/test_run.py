@@ -71,7 +71,7 @@ def test_a_grid_becomes_records_and_a_second_call_has_nothing_to_do(tree: Path, 
     assert set(dskd.result) >= {"aupro_0.30", "aupro_0.05", "regions"}
     assert len(list((results / dskd.id / "maps").glob("*.png"))) == 3
     rows = (results / dskd.id / "scores.csv").read_text().splitlines()
-    assert rows[0] == "path,defect,anomalous,score"
+    assert rows[0] == "path,defect,anomalous,score,group"
     assert len(rows) == 1 + 6
     training = records(grid, "train")[json.loads((results / dskd.id / "record.json").read_text())["spec"] and _id(dskd)]
     assert training.result["epochs"] == 1
