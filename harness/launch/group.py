@@ -30,6 +30,7 @@ T = TypeVar("T")
 
 # A training step allocates and frees the same large tensors again and again. By default glibc maps and unmaps each of
 # them, and the kernel clears every page every time: kept on the heap, in huge pages, a step on a CPU is a tenth faster.
+# For a GPU's worker it would keep the memory of its host for nothing.
 TUNABLES = {"hugetlb": 1, "mmap_max": 0, "trim_threshold": 2**34, "top_pad": 2**26}
 MALLOC = {"GLIBC_TUNABLES": ":".join(f"glibc.malloc.{name}={value}" for name, value in TUNABLES.items())}
 WORKER = ["-m", "harness.launch.worker"]
@@ -259,10 +260,13 @@ def start(slots: tuple[Slot, ...], kind: GroupKind, door: channel.Door, scratch:
     token = secrets.token_hex(8)
     log = scratch / f"{token}.log"
     around = {name: value for name, value in os.environ.items() if not OF_LAUNCHERS.match(name)}
-    environment = MALLOC | around | door.environment() | plugins.environment()
+    threads = min(slot.threads for slot in slots)
+    # Inductor would start a process of its own for each of up to 32 cores.
+    ours = {"TORCHINDUCTOR_COMPILE_THREADS": str(threads)} | (MALLOC if slots[0].kind == "cpu" else {})
+    environment = ours | around | door.environment() | plugins.environment()
     environment[channel.GROUP] = token
     environment[channel.CPUS] = json.dumps([slot.cpus for slot in slots])
-    environment["OMP_NUM_THREADS"] = str(min(slot.threads for slot in slots))
+    environment["OMP_NUM_THREADS"] = str(threads)
     environment |= PASSIVE if passive else {}
     nodes = len({slot.node for slot in slots})
     if nodes == 1 or not slots[0].visible:  # on several nodes it is for SLURM to say
