@@ -155,7 +155,9 @@ def flat_settings(settings: Any, keys: Sequence[str], where: str) -> Settings:
 
 
 def _list(value: Any, where: str) -> list[Any]:
-    require(value is None or isinstance(value, list), f"{where}: {quoted(value)} is not possible; write a list")
+    """A mapping alone is a list of one."""
+    value = [value] if isinstance(value, Mapping) and value else value
+    require(not value or isinstance(value, list), f"{where}: {quoted(value)} is not possible; write a list")
     return value or []
 
 
@@ -196,7 +198,8 @@ def read_document(path: Path) -> tuple[bytes, Any]:
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from None
     except (yaml.YAMLError, ValueError) as error:  # a ValueError: 2026-13-45
-        raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())[:300]}") from None
+        said = " ".join(str(error).split()).replace(' in "<unicode string>",', ",")  # the parser knows no file
+        raise ConfigError(f"{path} is not YAML: {said[:300]}") from None
 
 
 def _bytes(path: Path) -> bytes:
@@ -215,10 +218,10 @@ def _bytes(path: Path) -> bytes:
 
 @dataclass
 class _Open:
-    """A list or mapping that is being read: what it came to so far, and the keys of a mapping."""
+    """A list or mapping that is being read: what it came to so far, and the keys of a mapping with their lines."""
 
     anchor: str | None
-    keys: set[tuple[str, bool]] | None
+    keys: dict[tuple[str, bool], str] | None
     items: int = 0
     values: int = 1
     depth: int = 0
@@ -227,8 +230,9 @@ class _Open:
         if self.keys is not None and self.items % 2 == 0 and isinstance(event, yaml.ScalarEvent):
             key = event.value, event.implicit[0]  # 1 is not "1"
             if key in self.keys:
-                raise ConfigError(f"the key {quoted(event.value)} is written twice, {_place(event)}")
-            self.keys.add(key)
+                places = f"{self.keys[key]} and {_place(event)}"
+                raise ConfigError(f"the key {quoted(event.value)} is written twice, {places}; leave one of them out")
+            self.keys[key] = _place(event)
         self.items += 1
         self.values += values
         self.depth = max(self.depth, depth)
@@ -256,7 +260,7 @@ def _check(text: str) -> None:
         else:
             size = 0, 0
         if isinstance(event, yaml.CollectionStartEvent):
-            within.append(_Open(anchor, set() if isinstance(event, yaml.MappingStartEvent) else None))
+            within.append(_Open(anchor, {} if isinstance(event, yaml.MappingStartEvent) else None))
         elif size[0]:
             within[-1].add(event, *size)
             if anchor is not None:

@@ -183,7 +183,14 @@ def test_weights_decide_by_content() -> None:
             "HF_HUB_OFFLINE is set; where there is a network run `hf download timm/resnet18",
         ),
         ({"exclude": [{"method": "stpfm"}]}, "exclude: method 'stpfm' is not in the grid; did you mean 'stfpm'"),
-        ({"exclude": {"method": "stfpm"}}, "exclude: .* write a list"),
+        ({"exclude": "stfpm"}, "exclude: 'stfpm' is not possible; write a list"),
+        ({"exclude": {"method": "stpfm"}}, "exclude: method 'stpfm' is not in the grid"),
+        ({"axes": DOCUMENT["axes"] | {"method": ["STFPM"]}}, "unknown method 'STFPM'; did you mean 'stfpm'"),
+        (
+            {"defaults": {"imagesize": 64}},
+            r"unknown key 'imagesize'; did you mean 'image_size'\? \(\d+ are possible\)$",
+        ),
+        ({"defaults": {"weights": "$NOPE/x"}}, r"weights: \$NOPE is not set, in \$NOPE/x; set the variable or write"),
         ({"overrides": [{"if": {}}]}, "overrides: unknown key 'if'"),
         ({"overrides": [{"when": {"seed": 5}, "set": {}}]}, "overrides.when: seed 5 is not in the grid"),
         ({"overrides": [{"set": {"seed": 5}}]}, "overrides.set: unknown key 'seed'"),
@@ -288,3 +295,8 @@ def test_evaluation_defaults_to_the_methods_own_map() -> None:
     evaluation = plan(defaults={"weights": "random", "map.sigma": 1}).trainings[0].evaluations[0]
     assert isinstance(evaluation, EvaluateSpec)
     assert evaluation.map.sigma == 1
+
+
+def test_a_mapping_alone_is_a_rule() -> None:
+    for section, rule in (("exclude", {"method": "dskd", "seed": 0}), ("overrides", {"when": {"seed": 0}, "set": {}})):
+        assert parse(DOCUMENT | {section: rule}) == parse(DOCUMENT | {section: [rule]})

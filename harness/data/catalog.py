@@ -85,7 +85,7 @@ class Source(ABC):
         """The folder that holds the data. Raises DataError if there is none."""
         if not self.root:
             raise DataError(f"dataset {self.name}: `root` is missing; write {{name: {self.name}, root: /path/to/it}}")
-        folder = user_path(self.root)
+        folder = user_path(self.root, f"dataset {self.name}: root")
         with readable(self.name):
             if not folder.is_dir():
                 raise DataError(f"dataset {self.name}: root {folder} is not a folder")
