@@ -23,7 +23,8 @@ from harness.text import shown
 if TYPE_CHECKING:
     from harness.grid import Plan
 
-GridOption = Annotated[Path, typer.Option("--grid", "-g", help="The grid file (YAML).", show_default=False)]
+GridArgument = Annotated[Path | None, typer.Argument(metavar="GRID", help="The grid file (YAML).", show_default=False)]
+GridOption = Annotated[Path | None, typer.Option("--grid", "-g", help="The same as an option.", show_default=False)]
 OutOption = Annotated[
     Path, typer.Option("--out", "-o", help="Results go to the folder OUT/NAME, NAME being the name of the grid.")
 ]
@@ -48,6 +49,18 @@ PluginOption = Annotated[
         help="A module with methods, backbones or data sets of your own: its name or .py file; may be given again.",
     ),
 ]
+
+
+def the_grid(argument: Path | None, option: Path | None) -> Path:
+    """The grid file that a command was given in one of the two ways. Raises ConfigError."""
+    require(
+        argument is None or option is None,
+        f"two grid files are named, {argument} and --grid {option}; name one of them",
+    )
+    path = option if argument is None else argument
+    if path is None:
+        raise ConfigError("no grid file is named; write its path, such as benchmarks/grids/quickstart.yaml")
+    return path
 
 
 def results_folder(path: Path, out: Path) -> Path:

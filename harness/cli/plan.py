@@ -6,11 +6,22 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from harness.cli.common import DevicesOption, GridOption, OnlyOption, OutOption, PluginOption, console, make_plan
+from harness.cli.common import (
+    DevicesOption,
+    GridArgument,
+    GridOption,
+    OnlyOption,
+    OutOption,
+    PluginOption,
+    console,
+    make_plan,
+    the_grid,
+)
 
 
 def plan(
-    grid: GridOption,
+    grid_file: GridArgument = None,
+    grid: GridOption = None,
     out: OutOption = "runs",
     devices: DevicesOption = "auto",
     only: OnlyOption = None,
@@ -25,8 +36,8 @@ def plan(
     from harness.naming import labels_of, title_of
     from harness.records import Results, damage_line
 
-    load, kind = Load(), kind_of(devices)
-    parsed, made = make_plan(grid, devices, only, plugin)
+    path, load, kind = the_grid(grid_file, grid), Load(), kind_of(devices)
+    parsed, made = make_plan(path, devices, only, plugin)
     results = Results(out / parsed.name)
     survey = results.survey()
     done, failed = survey.done, survey.failed

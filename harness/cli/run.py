@@ -13,6 +13,7 @@ from rich.console import Console
 from dskd.config import require
 from harness.cli.common import (
     DevicesOption,
+    GridArgument,
     GridOption,
     OnlyOption,
     OutOption,
@@ -21,6 +22,7 @@ from harness.cli.common import (
     Terminal,
     Unbreakable,
     make_plan,
+    the_grid,
 )
 from harness.cli.screen import Screen
 from harness.files import write_atomic
@@ -56,7 +58,8 @@ _Nodes = Annotated[
 
 
 def run(
-    grid: GridOption,
+    grid_file: GridArgument = None,
+    grid: GridOption = None,
     out: OutOption = "runs",
     devices: DevicesOption = "auto",
     only: OnlyOption = None,
@@ -78,11 +81,11 @@ def run(
     stands in the results folder's `logs/` too. Exit codes: 0 all done, 1 some runs failed, 2 wrong usage or input,
     130 interrupted.
     """
-    load = Load()
+    path, load = the_grid(grid_file, grid), Load()
     slots = find_slots(devices, runs_per_device)
     _check_options(retries, timeout, checkpoint_every, nodes)
     part, parts = schedule.parse_shard(shard) if shard else (0, 1)
-    parsed, whole = make_plan(grid, devices, only, plugin)
+    parsed, whole = make_plan(path, devices, only, plugin)
     _check_tracking(parsed.tracking)
     plan = schedule.shards(whole, parts)[part]
     check_processes(plan, slots[0].kind, len(apart(slots)), nodes)

@@ -1,0 +1,58 @@
+"""What who knows other command lines expects of this one: positions, versions, completion, next steps, widths."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.faults.commands import harness, refusal
+
+WriteGrid = Callable[..., Path]
+
+
+def test_a_grid_is_named_by_position_or_by_option(write_grid: WriteGrid, tree: Path) -> None:
+    grid = write_grid(tree)
+    by_position, by_option = harness("plan", grid, "--list"), harness("plan", "--grid", grid, "--list")
+    assert by_position.code == by_option.code == 0, by_position
+    assert by_position.out.splitlines()[0] == by_option.out.splitlines()[0]
+    assert "stfpm resnet18 folder cloth seed 0" in by_position.out.splitlines()[0]
+    for ways in ([grid, "--grid", grid], [grid, "-g", "other.yaml"]):
+        assert f"two grid files are named, {grid} and --grid" in refusal("run", *ways)
+    for command in ("run", "plan", "profile", "submit"):
+        assert "no grid file is named; write its path" in refusal(command)
+
+
+def test_options_for_the_jobs_stay_apart_from_the_grid(write_grid: WriteGrid, tree: Path) -> None:
+    grid = write_grid(tree)
+    for way in ([grid], ["--grid", grid]):
+        done = harness("submit", *way, "--dry-run", "--", "--retries", "3")
+        assert f"set -- {grid} --retries 3\n" in done.out, done
+    assert "no grid file is named" in refusal("submit", "--dry-run", "--", "--retries", "3")
+
+
+def test_harness_alone_shows_help_and_its_version_those_of_what_it_stands_on() -> None:
+    alone, asked = harness(), harness("--help")
+    assert alone.code == 0
+    assert alone.out.split() == asked.out.split()
+    version = harness("--version")
+    assert version.code == 0
+    assert version.out.startswith("harness 0.")
+    assert all(word in version.out for word in ("torch 2.", "timm 1.", "Python 3."))
+    assert version.out.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "found"),
+    [("harness pl", {"plan"}), ("harness run --shar", {"--shard"}), ("harness leaderboard --me", {"--metric"})],
+)
+def test_the_shell_completes(words: str, found: set[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("_HARNESS_COMPLETE", "complete_bash")
+    monkeypatch.setenv("COMP_WORDS", words)
+    monkeypatch.setenv("COMP_CWORD", str(words.count(" ")))
+    assert set(harness().out.split()) == found
+
+
+def test_completion_does_not_clutter_the_help() -> None:
+    assert harness("--help").out.count("-completion") == 2
+    for command in ("run", "leaderboard"):
+        assert "-completion" not in harness(command, "--help").out
