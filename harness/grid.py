@@ -1,5 +1,6 @@
 """From a grid file to runs, in two steps: `resolve` (effects: names, data sets, weights) and `expand` (pure)."""
 
+import dataclasses
 import functools
 import importlib.util
 import itertools
@@ -101,7 +102,7 @@ def resolve(grid: Grid, device: str = "auto", progress: Progress | None = None) 
     blocks = [grid.axes, *grid.include]
     categories: dict[Source, list[Data]] = {}
     looks: Looks = {}
-    for source in dict.fromkeys(source_of(entry) for block in blocks for entry in block["dataset"]):
+    for source in dict.fromkeys(source_of(entry, grid.limit) for block in blocks for entry in block["dataset"]):
         report = functools.partial(progress, f"reading {source.name}") if progress else None
         own = {(source, category): look(source, category, report) for category in source.chosen()}
         categories[source] = [found.data for found in own.values()]
@@ -144,9 +145,12 @@ def method_entry(entry: Any) -> tuple[str, Settings]:
     return get_method(name).name, flat_settings(settings, METHOD_KEYS, f"method {name}")
 
 
-def source_of(entry: Any) -> Source:
+def source_of(entry: Any, limit: int | None = None) -> Source:
+    """Of a data set axis value; of its own `limit` and the grid's the lower one counts."""
     _entry_name(entry, "dataset")
-    return get_source(entry)
+    source = get_source(entry)
+    lowest = min(filter(None, (source.limit, limit)), default=0)
+    return source if lowest == source.limit else dataclasses.replace(source, limit=lowest)
 
 
 def _entry_name(entry: Any, axis: str) -> str:
@@ -191,7 +195,7 @@ def expand(grid: Grid, facts: Facts) -> Plan:
     benches: dict[str, BenchSpec] = {}
     once = _Once()
     for block in [grid.axes, *grid.include]:
-        sources = [source_of(entry) for entry in block["dataset"]]
+        sources = [source_of(entry, grid.limit) for entry in block["dataset"]]
         for values in _combinations(block | {"dataset": sources}):
             for data in facts.categories[values["dataset"]]:
                 training = _training(grid, facts, values, data, once)

@@ -49,6 +49,7 @@ class Grid:
         exclude: rules; a run that meets one of them is left out.
         overrides: rules, each with the settings of the runs that meet it.
         evaluate: settings of each evaluation of a training.
+        limit: images, as by `Source.limit`, of every data set; None for all.
         path: where it was read; begins messages about it.
         text: the bytes that were read.
     """
@@ -63,6 +64,7 @@ class Grid:
     bench: Bench | None = None
     save: Save = field(default_factory=Save)
     tracking: Tracking | None = None
+    limit: int | None = None
     path: Path | None = field(default=None, compare=False)
     text: bytes = field(default=b"", compare=False, repr=False)
 
@@ -87,6 +89,7 @@ def parse(document: Any) -> Grid:
     """A grid from the parsed YAML. Raises ConfigError."""
     require_mapping(document, "a grid file")
     known = ["name", "axes", "defaults", "include", "exclude", "overrides", "evaluate", "bench", "save", "tracking"]
+    known.append("limit")
     _require_keys(document, known, "")
     name = _name(document.get("name", ""))
     axes = _axes(document.get("axes"), "axes")
@@ -116,10 +119,17 @@ def parse(document: Any) -> Grid:
         bench=from_mapping(Bench, bench, "bench") if bench else None,
         save=from_mapping(Save, document.get("save") or {}, "save"),
         tracking=coerce(document.get("tracking"), Tracking | None, "tracking"),
+        limit=coerce(document.get("limit"), int | None, "limit"),
     )
+    require_limit(grid.limit, "limit")
     runs = sum(math.prod(map(len, block.values())) for block in [grid.axes, *grid.include])
     require(runs <= MOST_RUNS, f"axes: they combine to {runs:,} runs of each category; write at most {MOST_RUNS:,}")
     return grid
+
+
+def require_limit(limit: int | None, where: str) -> None:
+    """Raises ConfigError for a limit that leaves no images."""
+    require(limit is None or 2 <= limit < 2**31, f"{where}: {limit} is not possible; write 2 or more images")
 
 
 def _name(value: Any) -> str:

@@ -4,6 +4,7 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
@@ -15,7 +16,7 @@ from rich.text import Text
 
 from dskd.config import ConfigError, require, suggest
 from harness import plugins
-from harness.gridfile import Grid, read_grid
+from harness.gridfile import Grid, read_grid, require_limit
 from harness.launch.devices import kind_of
 from harness.naming import LABELS, labels_of
 from harness.text import shown
@@ -36,6 +37,14 @@ RunsPerDeviceOption = Annotated[int, typer.Option(help="Runs at a time on each d
 OnlyOption = Annotated[
     list[str] | None,
     typer.Option("--only", help="Only runs whose label has this value: method=dskd, seed=0; may be given again."),
+]
+LimitOption = Annotated[
+    int | None,
+    typer.Option(
+        metavar="N",
+        help="A smoke run: N images of a category to train on, and N of each type of defect and of the good ones to "
+        "test on. Its results go to NAME-limitN.",
+    ),
 ]
 ImageSizeOption = Annotated[
     str,
@@ -150,10 +159,17 @@ def parse_only(only: list[str] | None) -> dict[str, list[str]]:
 
 
 def make_plan(
-    path: Path, devices: str, only: list[str] | None, modules: Iterable[str] | None = None
+    path: Path,
+    devices: str,
+    only: list[str] | None,
+    modules: Iterable[str] | None = None,
+    limit: int | None = None,
 ) -> tuple[Grid, "Plan"]:
     """Load the plug-ins (`modules` and the installed ones), then read, look and expand, with a progress bar while data
     are read for the first time. Raises ConfigError.
+
+    Args:
+        limit: what `--limit` says. Such a grid has a name of its own, so that its runs stand in no table of the whole.
     """
     from harness.grid import Plan, expand, matches, resolve
 
@@ -161,6 +177,9 @@ def make_plan(
     rule = parse_only(only)
     plugins.load(modules or ())
     grid = read_grid(path)
+    if limit is not None:
+        require_limit(limit, "--limit")
+        grid = replace(grid, limit=limit, name=f"{grid.name}-limit{limit}")
     with _reading() as progress:
         facts = resolve(grid, kind, progress)
     plan = expand(grid, facts)

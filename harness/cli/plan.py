@@ -10,6 +10,7 @@ from harness.cli.common import (
     DevicesOption,
     GridArgument,
     GridOption,
+    LimitOption,
     OnlyOption,
     OutOption,
     PluginOption,
@@ -26,6 +27,7 @@ def plan(
     devices: DevicesOption = "auto",
     only: OnlyOption = None,
     plugin: PluginOption = None,
+    limit: LimitOption = None,
     list_runs: Annotated[bool, typer.Option("--list", help="One line for each training, with its id.")] = False,
 ) -> None:
     """Show what `harness run` would do: runs done, failed and to do, and about how long it takes. Nothing is run."""
@@ -37,7 +39,7 @@ def plan(
     from harness.records import Results, damage_line
 
     path, load, kind = the_grid(grid_file, grid), Load(), kind_of(devices)
-    parsed, made = make_plan(path, devices, only, plugin)
+    parsed, made = make_plan(path, devices, only, plugin, limit)
     results = Results(out / parsed.name)
     survey = results.survey()
     done, failed = survey.done, survey.failed

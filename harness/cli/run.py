@@ -15,6 +15,7 @@ from harness.cli.common import (
     DevicesOption,
     GridArgument,
     GridOption,
+    LimitOption,
     OnlyOption,
     OutOption,
     PluginOption,
@@ -28,6 +29,7 @@ from harness.cli.screen import Screen
 from harness.files import write_atomic
 from harness.foreign import check_links, opening
 from harness.grid import Plan, check_processes
+from harness.gridfile import Grid
 from harness.job import Job
 from harness.launch import schedule
 from harness.launch.cluster import check_submission
@@ -64,6 +66,7 @@ def run(
     devices: DevicesOption = "auto",
     only: OnlyOption = None,
     plugin: PluginOption = None,
+    limit: LimitOption = None,
     runs_per_device: RunsPerDeviceOption = 1,
     retries: _Retries = 1,
     timeout: _Timeout = None,
@@ -85,7 +88,7 @@ def run(
     slots = find_slots(devices, runs_per_device)
     _check_options(retries, timeout, checkpoint_every, nodes)
     part, parts = schedule.parse_shard(shard) if shard else (0, 1)
-    parsed, whole = make_plan(path, devices, only, plugin)
+    parsed, whole = make_plan(path, devices, only, plugin, limit)
     _check_tracking(parsed.tracking)
     plan = schedule.shards(whole, parts)[part]
     check_processes(plan, slots[0].kind, len(apart(slots)), nodes)
@@ -93,17 +96,7 @@ def run(
     results = _open(where, parsed.text, None if only else whole)
     survey, wanted = results.survey(), {spec.id for spec in schedule.works(plan)}
     damaged, done = results.set_aside(wanted, survey), survey.done
-    todo = schedule.remaining(
-        plan,
-        done,
-        results=str(results.folder),
-        save=parsed.save,
-        device=slots[0].kind,
-        force=force,
-        grid=parsed.name,
-        checkpoint_every_s=60 * checkpoint_every,
-        tracking=parsed.tracking,
-    )
+    todo = _todo(parsed, plan, results, done, slots[0].kind, force, checkpoint_every)
     costs = _costs(todo.jobs, results, slots[0].kind, load, () if force else done)
     log = ResultsFolder(results.folder).logs / f"{supervisor_name()}.txt"
     screen = Screen(Terminal(file=Unbreakable()), costs, log)
@@ -118,6 +111,22 @@ def run(
     interrupted = _supervise(phases, screen, reporter, results, limits, load)
     _print_outcome(screen.console, plan, results)
     raise typer.Exit(130 if interrupted else 1 if screen.failures else 0)
+
+
+def _todo(
+    grid: Grid, plan: Plan, results: Results, done: set[str], kind: Kind, force: bool, checkpoint_every: float
+) -> schedule.Todo:
+    return schedule.remaining(
+        plan,
+        done,
+        results=str(results.folder),
+        save=grid.save,
+        device=kind,
+        force=force,
+        grid=grid.name,
+        checkpoint_every_s=60 * checkpoint_every,
+        tracking=grid.tracking,
+    )
 
 
 def _costs(

@@ -13,6 +13,7 @@ from harness import shipped
 from harness.cli.common import (
     GridArgument,
     GridOption,
+    LimitOption,
     OnlyOption,
     OutOption,
     PluginOption,
@@ -60,6 +61,7 @@ def submit(
     out: OutOption = "runs",
     only: OnlyOption = None,
     plugin: PluginOption = None,
+    limit: LimitOption = None,
     shards: _Shards = "auto",
     minutes: _Minutes = 60.0,
     max_parallel: _MaxParallel = None,
@@ -79,14 +81,14 @@ def submit(
     if str(grid_file).startswith("-"):  # no grid, but the first of the options for the jobs
         grid_file, words = None, [str(grid_file), *words]
     path, chosen = the_grid(grid_file, grid), slurm.parse_options(sbatch or [])
-    words = (only or (), plugin or (), words)
+    words = (only or (), plugin or (), [*([] if limit is None else ["--limit", str(limit)]), *words])
     request = Request(str(path), str(out), *words, chosen, shards, minutes, max_parallel)
     check(request)
     _check_grid(path)
     if not dry_run:
         cluster.require_sbatch()
-    parsed, whole = make_plan(path, "cpu", None, plugin)
-    plan = make_plan(path, "cpu", only, plugin)[1] if only else whole
+    parsed, whole = make_plan(path, "cpu", None, plugin, limit)
+    plan = make_plan(path, "cpu", only, plugin, limit)[1] if only else whole
     results = Results(Path(os.path.realpath(out / parsed.name)))  # a loop of links raises nothing here
     slurm.check_folder(results.folder)
     slurm.check_text("--out", str(out))

@@ -1,7 +1,7 @@
 """What a data set must hold, and the registry of those that a grid can name. No torch is imported here."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,6 +70,8 @@ class Source(ABC):
             type can hold. Pictures of 8 bits are left alone.
         max_megapixels: no file may have more; it is there because a small file can decode to an image that no memory
             holds.
+        limit: so many images of a category at most to train on, to hold out, and to test on of each type of defect and
+            of the good ones; 0 for all.
     """
 
     root: str = ""
@@ -77,6 +79,7 @@ class Source(ABC):
     resize: Literal["square", "pad"] = "square"
     range: tuple[float, float] | None = None
     max_megapixels: float = 1000.0
+    limit: int = 0
 
     name: ClassVar[str]
     mask_threshold: ClassVar[int] = 0  # a pixel is defective where the mask is above it
@@ -99,11 +102,16 @@ class Source(ABC):
     def samples(self, category: str) -> list[Sample]:
         """The category's samples in a fixed order. Raises DataError for what is missing or left over."""
 
+    def selected(self, category: str) -> list[Sample]:
+        """Those of `samples` that `limit` leaves. Raises DataError as it does."""
+        samples = self.samples(category)
+        return limited(samples, self.limit) if self.limit else samples
+
     def options(self) -> dict[str, Any]:
         """Of the keys of its entry those that records and tables show: what decides what is measured, not where the
         files lie.
         """
-        hidden = ("root", "categories", "range", "max_megapixels")
+        hidden = ("root", "categories", "range", "max_megapixels", "limit")
         return {key: value for key, value in to_mapping(self).items() if key not in hidden}
 
     def prepare(self, category: str, progress: Callable[[int, int], None] | None = None) -> None:  # noqa: B027
@@ -141,6 +149,21 @@ class Source(ABC):
             if category not in available:
                 raise DataError(f"dataset {self.name}: unknown category {category!r}; {suggest(category, available)}")
         return list(self.categories) or available
+
+
+def limited(samples: Sequence[Sample], limit: int) -> list[Sample]:
+    """At most so many of each split and, in testing, of each type of defect: spread evenly over their order, so that
+    the same are chosen everywhere and not all of one object. Pure.
+    """
+    classes: dict[tuple[str, str], list[int]] = {}
+    for place, sample in enumerate(samples):
+        classes.setdefault((sample.split, sample.defect), []).append(place)
+    chosen = {
+        places[i * len(places) // limit] if len(places) > limit else place
+        for places in classes.values()
+        for i, place in enumerate(places[:limit])
+    }
+    return [sample for place, sample in enumerate(samples) if place in chosen]
 
 
 @contextmanager
@@ -189,6 +212,10 @@ def get_source(entry: str | Mapping[str, Any]) -> Source:
     source = from_mapping(SOURCES[name], entry, f"dataset {name}")
     low, high = source.range or (0, 1)
     require(low < high, f"dataset {name}: range [{low:g}, {high:g}] is not possible; write [LOW, HIGH] with LOW < HIGH")
+    require(
+        source.limit == 0 or source.limit >= 2,
+        f"dataset {name}: limit {source.limit} is not possible; write 2 or more, or 0 for all",
+    )
     require(
         source.max_megapixels > 0,
         f"dataset {name}: max_megapixels {source.max_megapixels:g} is not possible; write a number above 0",
