@@ -15,7 +15,7 @@ from dskd.methods import METHODS, get_method
 from dskd.size import simplest, size_text
 from dskd.switches import Method
 from harness.backbones import remember
-from harness.data import builtin, findings, hub, layouts, presets, tables  # noqa: F401  (all but one register theirs)
+from harness.data import builtin, findings, hub, layouts, leftovers, presets, tables  # noqa: F401  (they register their data sets)
 from harness.data.catalog import Source, get_source
 from harness.data.manifest import Look, look
 from harness.environment import device_name, thread_count
@@ -44,6 +44,7 @@ DEFAULT_WEIGHTS = "imagenet"
 class Facts:
     """What `expand` needs to know of the world: per data set its categories, per (weights, backbone) the file, and
     which of these files no student can start from. `missing`: packages that DeepSpeed needs and that are not installed.
+    `unread`: per data set, in words, the pictures that lie among its own.
     """
 
     categories: dict[Source, list[Data]]
@@ -53,6 +54,7 @@ class Facts:
     folded: frozenset[tuple[str, str]] = frozenset()
     missing: tuple[str, ...] = ()
     looks: Looks = field(default_factory=dict)
+    unread: dict[Source, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -72,14 +74,22 @@ class Plan:
     trainings: list[Training]
     benches: list[BenchSpec]
     looks: Looks = field(default_factory=dict)
+    unread: dict[Source, str] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.trainings) + sum(len(training.evaluations) for training in self.trainings) + len(self.benches)
 
     def remarks(self) -> list[str]:
         """What there is to say of its data sets, a line each: what was found, and what follows from it."""
+        chosen = self.chosen_looks()
+        sources = dict.fromkeys(source for source, _ in chosen)
+        unread = [f"{source.name}: {self.unread[source]}" for source in sources if self.unread.get(source)]
+        return [*findings.remarks(chosen), *unread]
+
+    def chosen_looks(self) -> Looks:
+        """At the categories of its trainings."""
         chosen = {(training.source, training.spec.data.category) for training in self.trainings} if self.looks else ()
-        return findings.remarks({key: found for key, found in self.looks.items() if key in chosen})
+        return {key: found for key, found in self.looks.items() if key in chosen}
 
 
 Progress = Callable[[str, int, int], None]
@@ -102,11 +112,13 @@ def resolve(grid: Grid, device: str = "auto", progress: Progress | None = None) 
     blocks = [grid.axes, *grid.include]
     categories: dict[Source, list[Data]] = {}
     looks: Looks = {}
+    unread: dict[Source, str] = {}
     for source in dict.fromkeys(source_of(entry, grid.limit) for block in blocks for entry in block["dataset"]):
         report = functools.partial(progress, f"reading {source.name}") if progress else None
         own = {(source, category): look(source, category, report) for category in source.chosen()}
         categories[source] = [found.data for found in own.values()]
         looks |= own
+        unread[source] = leftovers.look(source, {name for found in own.values() for name in found.prints})
     for name in _trunks(grid):
         remember(name)
     default = grid.defaults.get("weights", DEFAULT_WEIGHTS)
@@ -119,7 +131,7 @@ def resolve(grid: Grid, device: str = "auto", progress: Progress | None = None) 
     }
     folded = frozenset(key for key, (_, path) in weights.items() if path is None or is_folded(Path(path)))
     missing = tuple(name for name in DEEPSPEED_PACKAGES if importlib.util.find_spec(name) is None)
-    return Facts(categories, weights, device_name(device), thread_count(), folded, missing, looks)
+    return Facts(categories, weights, device_name(device), thread_count(), folded, missing, looks, unread)
 
 
 def _trunks(grid: Grid) -> set[str]:
@@ -204,7 +216,7 @@ def expand(grid: Grid, facts: Facts) -> Plan:
                 trainings[training.spec.id] = training
                 for bench in _benches(training.spec, grid.bench, facts):
                     benches.setdefault(bench.id, bench)
-    return Plan(list(trainings.values()), list(benches.values()), facts.looks)
+    return Plan(list(trainings.values()), list(benches.values()), facts.looks, facts.unread)
 
 
 def _combinations(block: Mapping[str, list[Any]]) -> Iterator[Settings]:

@@ -171,7 +171,7 @@ def make_plan(
     Args:
         limit: what `--limit` says. Such a grid has a name of its own, so that its runs stand in no table of the whole.
     """
-    from harness.grid import Plan, expand, matches, resolve
+    from harness.grid import expand, matches, resolve
 
     kind = kind_of(devices)
     rule = parse_only(only)
@@ -189,7 +189,7 @@ def make_plan(
         require(bool(trainings), f"--only: no run of the grid has {' '.join(only or [])}")
         models = {(training.spec.method, training.spec.backbone) for training in trainings}
         benches = [bench for bench in plan.benches if (bench.method, bench.backbone) in models]
-        plan = Plan(trainings, benches, plan.looks)
+        plan = replace(plan, trainings=trainings, benches=benches)
     return grid, plan
 
 

@@ -1,7 +1,8 @@
 """`harness plan`"""
 
 from collections import Counter
-from typing import Annotated
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.table import Table
@@ -18,6 +19,9 @@ from harness.cli.common import (
     make_plan,
     the_grid,
 )
+
+if TYPE_CHECKING:
+    from harness.grid import Plan
 
 
 def plan(
@@ -63,13 +67,8 @@ def plan(
         key = (title_of(bench.method.name, bench.method.recipe), bench.backbone, "(throughput)")
         rows.setdefault(key, Counter())["done" if bench.id in done else "to do"] += 1
         seconds[key] += 0.0 if bench.id in done else schedule.estimate_s(bench, rate)
-    table = Table("method", "backbone", "data set", title=f"plan of {parsed.name}", title_justify="left")
-    for column in ("runs", "done", "failed", "to do", "estimated time"):
-        table.add_column(column, justify="right")
-    for key, counts in rows.items():
-        cells = [str(counts[state]) for state in ("done", "failed", "to do")]
-        table.add_row(*key, str(counts.total()), *cells, schedule.duration(seconds[key]))
-    terminal.print(table)
+    terminal.print(_runs(parsed.name, rows, seconds))
+    terminal.print(_images(made))
     evaluations = sum(len(training.evaluations) for training in made.trainings)
     terminal.print(
         f"{len(made.trainings)} trainings, {evaluations} evaluations, {len(made.benches)} throughput measurements; "
@@ -82,3 +81,33 @@ def plan(
         terminal.print(remark, soft_wrap=True, style="yellow")
     for line in damage_line(survey.damaged):
         console(stderr=True).print(line, soft_wrap=True)
+
+
+def _runs(name: str, rows: Mapping[tuple[str, ...], Counter[str]], seconds: Mapping[tuple[str, ...], float]) -> Table:
+    """A row for each method, backbone and data set: how many of its runs are in each state, and the time to do."""
+    from harness.launch import schedule
+
+    table = Table("method", "backbone", "data set", title=f"plan of {name}", title_justify="left")
+    for column in ("runs", "done", "failed", "to do", "estimated time"):
+        table.add_column(column, justify="right")
+    for key, counts in rows.items():
+        cells = [str(counts[state]) for state in ("done", "failed", "to do")]
+        table.add_row(*key, str(counts.total()), *cells, schedule.duration(seconds[key]))
+    return table
+
+
+def _images(made: "Plan") -> Table:
+    """A row for each category: its images and masks."""
+    from harness.data import findings
+
+    rows = {key: findings.row(found) for key, found in made.chosen_looks().items()}
+    table = Table("data set", "category", title="images", title_justify="left")
+    held_out = any(row.held_out for row in rows.values())
+    for column in ("to train", *(["held out"] if held_out else []), "good to test", "abnormal", "masks"):
+        table.add_column(column, justify="right")
+    table.add_column("width x height")
+    table.add_column("mode")
+    for (source, category), row in rows.items():
+        counts = row.train, *([row.held_out] if held_out else []), row.good, row.abnormal, row.masks
+        table.add_row(source.name, category, *map(str, counts), row.sizes, row.modes)
+    return table

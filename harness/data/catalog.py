@@ -70,6 +70,8 @@ class Source(ABC):
             type can hold. Pictures of 8 bits are left alone.
         max_megapixels: no file may have more; it is there because a small file can decode to an image that no memory
             holds.
+        duplicates: whether a plan refuses images that stand in training and in test with the same bytes, or as normal
+            and as abnormal ones; a published data set is measured as it is, and the plan says it.
         limit: so many images of a category at most to train on, to hold out, and to test on of each type of defect and
             of the good ones; 0 for all.
     """
@@ -79,10 +81,12 @@ class Source(ABC):
     resize: Literal["square", "pad"] = "square"
     range: tuple[float, float] | None = None
     max_megapixels: float = 1000.0
+    duplicates: Literal["refuse", "keep"] = "keep"
     limit: int = 0
 
     name: ClassVar[str]
     mask_threshold: ClassVar[int] = 0  # a pixel is defective where the mask is above it
+    leaves_pictures: ClassVar[bool] = False  # whether its layout has some that are never read
 
     def folder(self) -> Path:
         """The folder that holds the data. Raises DataError if there is none."""
@@ -111,7 +115,7 @@ class Source(ABC):
         """Of the keys of its entry those that records and tables show: what decides what is measured, not where the
         files lie.
         """
-        hidden = ("root", "categories", "range", "max_megapixels", "limit")
+        hidden = ("root", "categories", "range", "max_megapixels", "duplicates", "limit")
         return {key: value for key, value in to_mapping(self).items() if key not in hidden}
 
     def prepare(self, category: str, progress: Callable[[int, int], None] | None = None) -> None:  # noqa: B027

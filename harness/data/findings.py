@@ -1,23 +1,100 @@
 """What a plan says of its data sets: what was found in their folders, and what follows from it. Pure."""
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 
-from harness.data import depth
+from harness.data import depth, doubles
 from harness.data.catalog import Source
+from harness.data.fingerprints import Print
 from harness.data.manifest import Look
 
 Looks = Mapping[tuple[Source, str], Look]
 
+FEW_TO_TRAIN, FEW_TO_TEST = 10, 5  # images below which a plan warns: our choice
+MODES = {"1": "1 bit", "L": "grey", "LA": "grey with alpha", "P": "palette", "RGBA": "RGB with alpha"}
+
+
+@dataclass(frozen=True)
+class Row:
+    """A category in a plan's table of images: how many of each kind, and as people write them their sizes and modes,
+    empty where the source stands for its files.
+    """
+
+    train: int
+    held_out: int
+    good: int
+    abnormal: int
+    masks: int
+    sizes: str
+    modes: str
+
+
+def row(found: Look) -> Row:
+    kinds = Counter((sample.split, sample.anomalous) for sample in found.samples)
+    images = [found.prints[sample.path] for sample in found.samples] if found.prints else []
+    return Row(
+        sum(kinds["train", anomalous] for anomalous in (False, True)),
+        sum(kinds["val", anomalous] for anomalous in (False, True)),
+        kinds["test", False],
+        kinds["test", True],
+        sum(sample.mask is not None for sample in found.samples),
+        sizes(images),
+        modes(images),
+    )
+
+
+def sizes(images: Iterable[Print]) -> str:
+    """`400x300`, or `230x283 to 403x388, mostly 373x312`: width and height, by area."""
+    counts = Counter((each.width, each.height) for each in images)
+    ordered = sorted(counts, key=lambda size: (size[0] * size[1], size))
+    texts = [f"{width}x{height}" for width, height in (*ordered[:1], *ordered[1:][-1:])]
+    most = max(ordered, key=counts.__getitem__, default=None)
+    often = f", mostly {most[0]}x{most[1]}" if len(ordered) > 1 and counts[most] > 1 else ""
+    return " to ".join(texts) + often
+
+
+def modes(images: Iterable[Print]) -> str:
+    """`RGB`, or `RGB 40, grey 2`."""
+    counts = Counter(f"{each.kind[1:]} bit" if each.kind else MODES.get(each.mode, each.mode) for each in images)
+    return ", ".join(mode if len(counts) == 1 else f"{mode} {count}" for mode, count in counts.most_common())
+
 
 def remarks(looks: Looks) -> list[str]:
-    """One line for each category of which something follows from what it holds, then those of deep pictures."""
+    """One line for each category of which something follows from what it holds, then those of single pictures."""
     lines = []
     for (source, category), found in looks.items():
         follows = consequences(source, found)
         if follows or "test_share" in source.options():
             mark = "" if not follows else "; " if follows.startswith("warning") else ": "
             lines.append(f"{source.name} {category}: {contents(source, found)}{mark}{follows}")
+    for (source, category), found in looks.items():
+        lines += [f"warning: {source.name} {category}: {said}" for said in warnings(found)]
+        if same := doubles.harmless(found.twice):
+            lines.append(f"{source.name} {category}: {same}")
     return lines + depth.remarks({key: found.deep for key, found in looks.items() if found.deep})
+
+
+def warnings(found: Look) -> list[str]:
+    """What makes a result of the category doubtful, beside what `consequences` says."""
+    said, kinds = [], Counter((sample.half, sample.anomalous) for sample in found.samples)
+    train, good, abnormal = kinds["train", False], kinds["test", False], kinds["test", True]
+    if train < FEW_TO_TRAIN:
+        said.append(f"{counted(train, 'image')} to train on: too few to learn what is normal")
+    if good and abnormal and min(good, abnormal) < FEW_TO_TEST:
+        step = 100 / (good * abnormal)
+        said.append(
+            f"only {good} normal and {abnormal} abnormal images to test: one pair of them moves image AUROC by "
+            f"{step:.3g} %"
+        )
+    flat = [sample.path for sample in found.samples if found.prints and found.prints[sample.path].flat]
+    if flat:
+        said.append(f"{counted(len(flat), 'picture')} of one colour, first {flat[0]}: is that what the camera saw?")
+    return said + doubles.spoiling(found.twice)
+
+
+def counted(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
 
 
 def contents(source: Source, found: Look) -> str:

@@ -22,8 +22,9 @@ from harness.text import one_line
 
 Progress = Callable[[int, int], None]
 
-STORE = 3  # raised when a fingerprint holds more, so that older ones are made again
+STORE = 4  # raised when a fingerprint holds more, so that older ones are made again
 MOST_NAMED = 10  # files that cannot be used; the others are counted
+FLAT_PNG_BYTES, FLAT_PNG_PIXELS_A_BYTE = 4096, 25  # a compressed PNG of one colour is not larger
 TURNED = 5  # the least of EXIF's orientations that exchange width and height
 KINDS = {
     stat.S_ISDIR: "a folder",
@@ -37,7 +38,7 @@ KINDS = {
 class Print(NamedTuple):
     """The fingerprint of an image file. `width`, `height`: pixels as its EXIF data turn it; `mode`: Pillow's, of the
     file. `kind`: the type of its values if it is deep (`depth.kind_of`). `least`, `greatest`: of the values of a deep
-    picture, and of a mask's grey ones.
+    picture, and of a mask's grey ones. `flat`: all pixels are of one colour (not asked of masks).
     """
 
     sha256: str
@@ -47,6 +48,7 @@ class Print(NamedTuple):
     kind: str | None = None
     least: float = 0.0
     greatest: float = 0.0
+    flat: bool = False
 
 
 class Fingerprints:
@@ -94,7 +96,7 @@ class Fingerprints:
                     if isinstance(found, DataError):
                         failed[name] = found
                     else:
-                        known[name] = [keys[name], *(found if found.kind or name in masks else found[:4])]
+                        known[name] = [keys[name], *(found if found.flat or found.kind or name in masks else found[:4])]
                     if progress:
                         progress(done, len(new))
             write_cache(self.store, json.dumps(known))
@@ -218,12 +220,27 @@ def _read(path: Path, max_megapixels: float, is_mask: bool) -> Print:
         check_size(path, *image.size, max_megapixels)
         size, mode, kind = _upright(image, content), image.mode, depth.kind_of(image)
         if image.format == "PNG":
+            pixels = image.width * image.height
             image.verify()  # checks every chunk's sum without decoding
+            may_be_flat = len(content) < FLAT_PNG_BYTES + pixels / FLAT_PNG_PIXELS_A_BYTE
         else:
             image.draft("L", (image.width // 8, image.height // 8))  # a JPEG decodes faster at an eighth
             image.load()
+            may_be_flat = kind is None and _is_flat(image)
     values = _extremes(path, content, kind) if kind or is_mask else (0.0, 0.0)
-    return Print(hashlib.sha256(content).hexdigest(), *size, mode, kind, *values)
+    flat = values[0] == values[1] if kind else may_be_flat and not is_mask and _is_flat_file(path, content)
+    return Print(hashlib.sha256(content).hexdigest(), *size, mode, kind, *values, flat)
+
+
+def _is_flat_file(path: Path, content: bytes) -> bool:
+    with decoding(path), Image.open(io.BytesIO(content)) as image:
+        return _is_flat(image)
+
+
+def _is_flat(image: Image.Image) -> bool:
+    """Whether each channel has one value."""
+    extremes = image.getextrema()
+    return all(low == high for low, high in (extremes if isinstance(extremes[0], tuple) else (extremes,)))
 
 
 def _upright(image: Image.Image, content: bytes) -> tuple[int, int]:

@@ -58,6 +58,7 @@ class OwnFolder(MVTecAD):
         test_share: of the normal images, to test on; 0.2 by default where there is no `test_normal`.
     """
 
+    duplicates: Literal["refuse", "keep"] = "refuse"
     mask_threshold: int = 0
     normal: str | None = None
     abnormal: str | None = None
@@ -149,6 +150,7 @@ class MVTec3DAD(Source):
     modality: Literal["rgb"] = "rgb"
 
     expected: ClassVar[str] = "<category>/{train,validation,test}/<type>/rgb, .../gt"
+    leaves_pictures: ClassVar[bool] = True  # of depth
 
     def available(self) -> list[str]:
         root = self.folder()
@@ -190,6 +192,7 @@ class MagneticTile(Source):
 
     expected: ClassVar[str] = "MT_Free/Imgs/*.jpg and MT_<defect>/Imgs/*.jpg with *.png masks of equal name"
     mask_threshold: ClassVar[int] = 127  # mask edges are grey: above 0 would inflate the areas 1.5 times and more
+    leaves_pictures: ClassVar[bool] = True  # empty masks of the good images
     largest_step: ClassVar[int] = 150  # a larger gap between sorted numbers starts a new tile
     train_share: ClassVar[float] = 0.8
 

@@ -3,8 +3,9 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from harness.data import depth
+from harness.data import depth, doubles
 from harness.data.catalog import PIXEL_REVISION, DataError, Half, Sample, Source, readable
+from harness.data.doubles import Doubles
 from harness.data.fingerprints import Fingerprints, Print, Progress
 from harness.spec import Data, digest
 from harness.text import one_line
@@ -15,13 +16,15 @@ HALVES: tuple[Half, ...] = ("train", "test")
 @dataclass(frozen=True)
 class Look:
     """A category as a run's spec holds it, and what it was made from: `samples`, the `prints` of their files by path
-    (empty where the source stands for its files, see `fixed_manifest`), and what there is to say of deep pictures.
+    (empty where the source stands for its files, see `fixed_manifest`), what there is to say of deep pictures, and the
+    images that it holds twice.
     """
 
     data: Data
     samples: tuple[Sample, ...] = ()
     prints: Mapping[str, Print] = field(default_factory=dict)
     deep: tuple[depth.Deep, ...] = ()
+    twice: Doubles = field(default_factory=Doubles)
 
 
 def describe(source: Source, category: str, progress: Progress | None = None) -> Data:
@@ -30,7 +33,7 @@ def describe(source: Source, category: str, progress: Progress | None = None) ->
 
     Raises:
         DataError: files that are missing, unpaired, empty or unreadable, masks of another size than their image, or a
-            normal image's with defective pixels.
+            normal image's with defective pixels, or images that stand in both halves.
     """
     return look(source, category, progress).data
 
@@ -43,6 +46,8 @@ def look(source: Source, category: str, progress: Progress | None = None) -> Loo
         fixed = {half: source.fixed_manifest(category, half) for half in HALVES}
     _check_names(source, category, samples)
     prints = {} if any(fixed.values()) else _checked(source, samples, progress)
+    twice = doubles.find(samples, prints) if prints else Doubles()
+    doubles.check(source, category, twice)
     deep = [prints[sample.path] for sample in samples if prints and prints[sample.path].kind]
     options = {key: str(value) for key, value in source.options().items()}
     # Only there it decides pixels: elsewhere no table should tell runs apart by it.
@@ -62,7 +67,7 @@ def look(source: Source, category: str, progress: Progress | None = None) -> Loo
         test_manifest=manifests["test"],
     )
     found = depth.summary(source, ((each.kind, each.least, each.greatest) for each in deep))
-    return Look(data, tuple(samples), prints, found)
+    return Look(data, tuple(samples), prints, found, twice)
 
 
 def earlier_manifest(source: Source, category: str) -> str:

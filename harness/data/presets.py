@@ -32,6 +32,7 @@ class BTAD(Source):
     Images and masks are of equal name; their suffixes differ (.bmp and .png). Masks of good images are not read.
     """
 
+    leaves_pictures: ClassVar[bool] = True  # masks of good images
     expected: ClassVar[str] = "<category>/train/ok, <category>/test/{ok,ko}, <category>/ground_truth/ko"
 
     def available(self) -> list[str]:
@@ -60,6 +61,7 @@ class MVTecAD2(MVTecAD):
     are the held-out ones of a recipe that selects its epoch on normals.
     """
 
+    leaves_pictures: ClassVar[bool] = True  # of the private test sets
     expected: ClassVar[str] = "<category>/{train,validation}/good, <category>/test_public/{good,bad,ground_truth/bad}"
 
     def samples(self, category: str) -> list[Sample]:
@@ -117,6 +119,7 @@ class VisA(MVTecAD):
     each kind of defect, and any above 0 is defective.
     """
 
+    leaves_pictures: ClassVar[bool] = True  # where its table names only some
     expected: ClassVar[str] = (
         "split_csv/1cls.csv and <category>/Data/{Images/{Normal,Anomaly},Masks/Anomaly}, or MVTec AD's"
     )
@@ -162,6 +165,7 @@ class RealIAD(Source):
     size: Literal[256, 512, 1024, "raw"] = 1024
     split: str = "realiad_jsons"
 
+    leaves_pictures: ClassVar[bool] = True  # other views and sizes
     expected: ClassVar[str] = "realiad_<size>/<category>/{OK,NG} and realiad_jsons/<category>.json"
 
     def available(self) -> list[str]:
@@ -219,6 +223,7 @@ class KolektorSDD2(Source):
     are left out here. So are `10301 (copy).png` and its mask, which the published archive has by mistake.
     """
 
+    leaves_pictures: ClassVar[bool] = True  # masks of good images, and defective ones that would be trained on
     expected: ClassVar[str] = "train/NNNNN.png and test/NNNNN.png, each with NNNNN_GT.png"
 
     def available(self) -> list[str]:

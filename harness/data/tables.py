@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from dskd.config import quoted, suggest
 from harness.data import fingerprints
@@ -60,6 +60,7 @@ class Table(Listed):
     torn apart where the harness draws a split.
     """
 
+    duplicates: Literal["refuse", "keep"] = "refuse"
     file: str = ""
     columns: Columns = field(default_factory=Columns)
 

@@ -132,7 +132,7 @@ def shards(plan: Plan, count: int) -> list[Plan]:
         load, part = heapq.heappop(loads)
         part_of[i] = part
         heapq.heappush(loads, (load + cost[i], part))
-    parts = [Plan([], [], plan.looks) for _ in range(count)]
+    parts = [replace(plan, trainings=[], benches=[]) for _ in range(count)]
     for i, run in enumerate(runs):
         part = parts[part_of[i]]
         (part.benches if isinstance(run, BenchSpec) else part.trainings).append(run)

@@ -80,7 +80,7 @@ def test_masks_may_lack_in_a_folder_of_ones_own(tree: Path, write_grid: WriteGri
 
 
 def test_an_empty_mask_is_kept_and_said(tree: Path, write_grid: WriteGrid) -> None:
-    assert "cloth:" not in plan_of(write_grid(tree))
+    assert "masks of" not in plan_of(write_grid(tree))
     Image.new("L", (40, 40)).save(tree / "cloth/ground_truth/hole/001_mask.png")
     said = plan_of(write_grid(tree))
     assert "the masks of 1 abnormal images are empty, all their pixels count as normal" in said
@@ -360,3 +360,43 @@ def test_one_real_picture_is_the_same_in_every_kind_of_file(mtd_root: Path, tmp_
     expected = np.asarray(tile.convert("RGB").resize((48, 48), Image.Resampling.BILINEAR))
     for sample, pixels in zip(half.samples, half.images, strict=True):
         assert np.array_equal(pixels, expected), sample.path
+
+
+def test_a_plan_counts_what_each_category_holds(parts: Path, write_grid: WriteGrid) -> None:
+    Image.new("L", (400, 300), 7).save(parts / "gut/IMG 0.png")
+    Image.new("RGB", (400, 300), "white").save(parts / "gut/IMG 1.JPG")
+    shutil.copy(parts / "gut/IMG 2.png", parts / "gut/IMG 2 copy.png")
+    (parts / "defekt/neu.HEIC").write_bytes(b"a telephone's")
+    write(parts, "gut alt/a.png", "gut alt/b.png")
+    said = plan_of(write_grid(parts, **dataset(parts, **PATTERNS, test_normal="gut alt")))
+    assert "│ folder │ parts │ 21 │ 2 │ 3 │ 2 │ 40x40 to 400x300, mostly 40x40 │ RGB 25, grey 1 │" in said
+    assert "warning: folder parts: 2 pictures of one colour, first gut/IMG 0.png: is that what the camera saw?" in said
+    assert "only 2 normal and 3 abnormal images to test: one pair of them moves image AUROC by 16.7 %" in said
+    assert "folder parts: 1 image is there twice, first gut/IMG 2 copy.png and gut/IMG 2.png" in said
+    assert "folder: 1 .heic cannot be read, first defekt/neu.HEIC: convert them to .png" in said
+    few = dataset(parts, normal="gut/IMG ?.png", abnormal="defekt", test_normal="gut alt")
+    assert "warning: folder parts: 5 images to train on: too few to learn" in plan_of(write_grid(parts, **few))
+
+
+def test_pictures_that_nothing_reads_are_named(tree: Path, write_grid: WriteGrid) -> None:
+    assert "not read" not in plan_of(write_grid(tree))
+    write(tree, "cloth/train/bad/000.png", "cloth/train/bad/001.png")
+    assert "folder: 2 .png are not read, first cloth/train/bad/000.png" in plan_of(write_grid(tree))
+
+
+def test_the_same_bytes_in_both_splits_are_refused(parts: Path, write_grid: WriteGrid) -> None:
+    shutil.copy(parts / "gut/IMG 4.png", parts / "defekt/riss/leer.png")
+    grid = write_grid(parts, **dataset(parts, normal="gut", abnormal="defekt"))
+    line = refusal("plan", "--grid", grid)
+    assert (
+        "1 image stands in training and in test with the same bytes, first gut/IMG 4.png and defekt/riss/leer.png"
+        in line
+    )
+    assert "write duplicates: keep in the entry" in line
+    kept = {"normal": "gut", "abnormal": "defekt", "duplicates": "keep"}
+    assert "warning: folder parts: 1 image stands in training" in plan_of(write_grid(parts, **dataset(parts, **kept)))
+    shutil.copy(parts / "defekt/riss/a.png", parts / "ok.png")
+    grid = write_grid(parts, **dataset(parts, normal="gut", abnormal="defekt/riss/[ab].*", test_normal="ok.png"))
+    assert "1 image is both normal and abnormal with the same bytes, first ok.png and" in refusal(
+        "plan", "--grid", grid
+    )
