@@ -19,6 +19,7 @@ from harness.cli.common import (
     make_plan,
     the_grid,
 )
+from harness.cli.folded import print_folded
 
 if TYPE_CHECKING:
     from harness.grid import Plan
@@ -67,8 +68,8 @@ def plan(
         key = (title_of(bench.method.name, bench.method.recipe), bench.backbone, "(throughput)")
         rows.setdefault(key, Counter())["done" if bench.id in done else "to do"] += 1
         seconds[key] += 0.0 if bench.id in done else schedule.estimate_s(bench, rate)
-    terminal.print(_runs(parsed.name, rows, seconds))
-    terminal.print(_images(made))
+    print_folded(terminal, _runs(parsed.name, rows, seconds), 3)
+    print_folded(terminal, _images(made), 2)
     evaluations = sum(len(training.evaluations) for training in made.trainings)
     terminal.print(
         f"{len(made.trainings)} trainings, {evaluations} evaluations, {len(made.benches)} throughput measurements; "

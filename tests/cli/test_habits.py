@@ -1,10 +1,15 @@
 """What who knows other command lines expects of this one: positions, versions, completion, next steps, widths."""
 
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from rich.cells import cell_len
+from rich.table import Table
 
+from harness.cli.common import console
+from harness.cli.folded import print_folded
 from tests.faults.commands import harness, refusal
 
 WriteGrid = Callable[..., Path]
@@ -56,3 +61,26 @@ def test_completion_does_not_clutter_the_help() -> None:
     assert harness("--help").out.count("-completion") == 2
     for command in ("run", "leaderboard"):
         assert "-completion" not in harness(command, "--help").out
+
+
+@pytest.mark.parametrize("width", [40, 60, 80, 120, 160])
+def test_tables_cut_nothing_off(width: int) -> None:
+    names = ["different_family_student", "stfpm (common)", "mine"], ["tf_efficientnet_lite0", "resnet18", "r"]
+    numbers, prose = ["123456", "1", "22"], ["a longer text that says what this row is about", "", "short"]
+    table = Table("method", "backbone", title="names")
+    for column in ("runs", "estimated time", "to do"):
+        table.add_column(column, justify="right")
+    table.add_column("what it is")
+    for row in zip(*names, numbers, numbers, numbers, prose, strict=True):
+        table.add_row(*row)
+    terminal = console()
+    terminal.width = width
+    with terminal.capture() as captured:
+        print_folded(terminal, table, 2)
+    lines = captured.get().splitlines()
+    assert all(cell_len(line) <= width for line in lines)
+    cells = [[cell.strip() for cell in line.strip("│").split("│")] for line in lines if line.startswith("│")]
+    assert sum(cell == "123456" for row in cells for cell in row) == 3
+    columns = ["".join(column).replace(" ", "") for column in itertools.zip_longest(*cells, fillvalue="")]
+    for word in (*names[0], *names[1], prose[0]):  # line by line below each other
+        assert any(word.replace(" ", "") in column for column in columns), word
