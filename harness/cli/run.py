@@ -3,6 +3,7 @@
 import importlib.util
 import math
 import os
+import shlex
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Annotated
@@ -40,6 +41,7 @@ from harness.launch.verdict import Limits
 from harness.migration import earlier_line
 from harness.records import Results
 from harness.run_folder import ResultsFolder
+from harness.text import one_line
 
 _Retries = Annotated[
     int, typer.Option(help="Further attempts of a run that crashed, took too long or ran out of memory.")
@@ -109,7 +111,7 @@ def run(
     limits = Limits(retries, None if timeout is None else 60 * timeout)
     phases = schedule.phases(costs, slots, whole_machine(slots), nodes)
     interrupted = _supervise(phases, screen, reporter, results, limits, load)
-    _print_outcome(screen.console, plan, results)
+    _print_outcome(screen.console, plan, results, where)
     raise typer.Exit(130 if interrupted else 1 if screen.failures else 0)
 
 
@@ -205,8 +207,8 @@ def _open(folder: Path, grid: bytes, whole: Plan | None) -> Results:
     return results
 
 
-def _print_outcome(terminal: Console, plan: Plan, results: Results) -> None:
-    """The table of the plan's runs that have a record, and those that failed with their reason."""
+def _print_outcome(terminal: Console, plan: Plan, results: Results, where: Path) -> None:
+    """The table of the plan's runs that have a record, those that failed with their reason, and how to go on."""
     from harness.leaderboard.frame import load
     from harness.leaderboard.render import print_failures, print_sections
     from harness.leaderboard.sections import make_sections
@@ -224,3 +226,7 @@ def _print_outcome(terminal: Console, plan: Plan, results: Results) -> None:
         for line in unscored(found.trainings):
             terminal.print(line, soft_wrap=True)
     print_failures(terminal, found.failures)
+    if found.evaluations:
+        shown = one_line(shlex.quote(str(where)))
+        terminal.print(f"next: harness report {shown}    one page of charts, curves and anomaly maps", soft_wrap=True)
+        terminal.print(f"      harness leaderboard {shown} --table all    how sure it is", soft_wrap=True)

@@ -51,7 +51,7 @@ _Sbatch = Annotated[
 _Script = Annotated[
     Path, typer.Option(help="The batch script to fill in; the one that ships where this does not exist.")
 ]
-_DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the batch scripts; submit nothing.")]
+_DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the batch scripts, and their size; submit nothing.")]
 
 
 def submit(
@@ -110,6 +110,8 @@ def submit(
     if dry_run:
         for text in (*made.scripts(), made.leaderboard(["JOB"] * len(arrays))):
             typer.echo(text)
+        for line in made.preview():  # apart from the scripts, which may go to a file
+            console(stderr=True).print(line, soft_wrap=True)
     else:
         _send(made, planned(whole))
 

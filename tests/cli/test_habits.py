@@ -6,10 +6,13 @@ from pathlib import Path
 
 import pytest
 from rich.cells import cell_len
-from rich.table import Table
+from rich.table import Table as RichTable
 
 from harness.cli.common import console
 from harness.cli.folded import print_folded
+from harness.leaderboard.render import print_sections
+from harness.leaderboard.sections import Section
+from harness.leaderboard.table import Cell, Column, Table
 from tests.faults.commands import harness, refusal
 
 WriteGrid = Callable[..., Path]
@@ -67,7 +70,7 @@ def test_completion_does_not_clutter_the_help() -> None:
 def test_tables_cut_nothing_off(width: int) -> None:
     names = ["different_family_student", "stfpm (common)", "mine"], ["tf_efficientnet_lite0", "resnet18", "r"]
     numbers, prose = ["123456", "1", "22"], ["a longer text that says what this row is about", "", "short"]
-    table = Table("method", "backbone", title="names")
+    table = RichTable("method", "backbone", title="names")
     for column in ("runs", "estimated time", "to do"):
         table.add_column(column, justify="right")
     table.add_column("what it is")
@@ -84,3 +87,40 @@ def test_tables_cut_nothing_off(width: int) -> None:
     columns = ["".join(column).replace(" ", "") for column in itertools.zip_longest(*cells, fillvalue="")]
     for word in (*names[0], *names[1], prose[0]):  # line by line below each other
         assert any(word.replace(" ", "") in column for column in columns), word
+
+
+def test_a_dry_run_says_how_much_it_would_do_apart_from_the_scripts(write_grid: WriteGrid, tree: Path) -> None:
+    done = harness("submit", write_grid(tree, axes={"seed": [0, 1, 2]}), "--dry-run", "--shards", "2")
+    assert done.out.startswith("#!/bin/bash")
+    first, missing, last = done.err.splitlines()
+    assert first.startswith("tiny: 3 runs in 2 shards, about ")
+    assert "time limit 04:00:00" in first
+    assert missing.startswith("no partition and no account is set: ")
+    assert last.startswith("nothing was submitted")
+    options = ["--sbatch", "partition=long", "--sbatch", "account=us", "--sbatch", "mail-user=a b"]
+    done = harness("submit", write_grid(tree), "--dry-run", *options)
+    assert len(done.err.splitlines()) == 2
+    assert '#SBATCH --mail-user="a b"\n' in done.out
+
+
+def test_a_run_says_how_to_go_on(write_grid: WriteGrid, tree: Path, tmp_path: Path) -> None:
+    out = tmp_path / "my runs"
+    done = harness("run", write_grid(tree), "--out", out, "--devices", "cpu")
+    assert done.code == 0, done
+    assert f"next: harness report '{out}/tiny' " in done.out
+    assert f"harness leaderboard '{out}/tiny' --table all" in done.out
+
+
+def test_a_terminal_that_is_very_narrow_cuts_no_number() -> None:
+    cell = Cell(0.492, 0.1, 0.9, 0.2, 3, 5, degenerate=4, without_degenerate=0.641)
+    columns = [Column("a", "set\nimage AUROC", "share", ("sd",)), Column("b", "images/s", "speed")]
+    names = ("reverse_distillation", "tf_efficientnet_lite0", "map.scale_fuse=mul")
+    rows = [(names, {"a": cell, "b": Cell(1234567.0)}), (tuple("abc"), {"a": cell})]
+    board = Table("scores", "Scores", ["method", "backbone", "variant"], columns, rows)
+    for width in (40, 60, 80):
+        terminal = console()
+        terminal.width = width
+        with terminal.capture() as captured:
+            print_sections(terminal, [Section("", [board], {}, [])])
+        assert captured.get().count("49.2 ± 40.0 [3/5] †4 (64.1)") == 2, captured.get()
+        assert "1,234,567" in captured.get()
