@@ -161,7 +161,7 @@ class _Files:
 
     def __init__(self, source: Source, category: str, half: Half) -> None:
         self.source, self.category, self.root = source, category, source.folder()
-        self.samples = [sample for sample in source.samples(category) if sample.half == half]
+        self.samples = [sample for sample in source.selected(category) if sample.half == half]
         self.fixed = source.fixed_manifest(category, half)
         self.prints: dict[str, Print] = {}
         if self.fixed:

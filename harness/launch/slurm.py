@@ -102,9 +102,9 @@ def parse_options(items: Iterable[str]) -> dict[str, str | None]:
             f"--sbatch: {quoted(item)} is not possible; write an option of sbatch as key=value: partition=gpu, mem=64G",
         )
         require(
-            key not in ("array", "dependency", "wrap", "output"),
+            key not in ("array", "comment", "dependency", "wrap", "output"),
             f"--sbatch: {key} is for harness submit to write; "
-            "--shards and --max-parallel say how many elements an array has",
+            "--shards and --max-parallel say how many elements an array has, and its jobs are found by their comment",
         )
         options[key] = directive(value.strip()) if equals else None
     return options
