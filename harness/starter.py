@@ -165,7 +165,9 @@ def written(value: Any) -> str:
     """A value as a grid file has it, on one line."""
     value = list(value) if isinstance(value, tuple) else value
     options = {"default_flow_style": True, "allow_unicode": True, "width": 10**6, "sort_keys": False}
-    return yaml.safe_dump([value], **options).strip()[1:-1]
+    text = yaml.safe_dump([value], **options).strip()[1:-1]
+    # A name may hold a line break: as an escape then.
+    return text if len(text.splitlines()) == 1 else yaml.safe_dump([value], **options, default_style='"').strip()[1:-1]
 
 
 def placeholder(teacher: Teacher, size: Size = SHORT) -> Starter:

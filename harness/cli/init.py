@@ -116,6 +116,7 @@ def _of_data(data: str, out: Path | None, check: bool, given: Mapping[str, str])
     plugins.load(())
     with reading() as progress:
         found = recognise(data, given)
+        _check_names(found)
         looks, said = _looks(found, check, progress)
     chosen, made, seconds = _fitting(name, found, looks)
     chosen = replace(chosen, about=_about(data, found, target, duration(seconds)))
@@ -128,8 +129,11 @@ def _of_data(data: str, out: Path | None, check: bool, given: Mapping[str, str])
     remarks = [*findings.remarks(made.chosen_looks()), *_refused(found, looks), *_fit(chosen, looks)]
     for line in [*found.notes, *_others(found), *said, *remarks]:
         terminal.print(line, soft_wrap=True, style="yellow" if "warning" in line else None)
-    if not publish(target, starter.text(chosen)):
-        raise taken
+    try:
+        if not publish(target, starter.text(chosen)):
+            raise taken
+    except OSError as error:
+        raise ConfigError(f"{target} cannot be written ({error.strerror}); write --out with another place") from None
     epochs = f"{chosen.epochs} epochs" if chosen.epochs else "the published recipes"
     terminal.print(
         f"wrote {target}: {len(made.trainings)} trainings ({', '.join(starter.METHODS)}; {len(starter.SEEDS)} seeds), "
@@ -145,6 +149,17 @@ def _name(data: str) -> str:
     path = user_path(data).resolve()
     name = path.stem if path.is_file() else path.name
     return re.sub(r"[^\w.-]+", "_", name).strip("._-")[:80] or "mine"
+
+
+def _check_names(found: "Recognised") -> None:
+    """Raises ConfigError for a name that no grid could hold, and a run would refuse."""
+    names = [sample.path for own in found.samples.values() for sample in own]
+    for name in (found.entry.get("root", ""), *found.samples, *names):
+        if not name.isascii():
+            try:
+                name.encode()
+            except UnicodeEncodeError:
+                raise ConfigError(f"--data: the name {name} is not UTF-8; rename the file or folder") from None
 
 
 def _about(data: str, found: "Recognised", target: Path, time: str) -> tuple[str, ...]:

@@ -1,6 +1,7 @@
 """`harness init`: from a folder of pictures to a table in two commands; what it says, and what it never does."""
 
 import csv
+import os
 import shutil
 from pathlib import Path
 
@@ -104,6 +105,19 @@ def test_what_cannot_be_meant(arguments: list[str], error: str, here: Path) -> N
     assert not list(here.glob("*.yaml"))
 
 
+def test_names_that_are_no_text_and_places_that_cannot_be_written(here: Path) -> None:
+    write(here / "teile", good=8, bad=3)
+    (here / "file").write_text("")
+    line = refusal("init", "--data", "teile", "--out", "file/grid.yaml")
+    assert "file/grid.yaml cannot be written (" in line
+    odd = here / os.fsdecode(b"gut\xff")
+    write(odd, good=8, bad=3)
+    assert "is not UTF-8; rename the file or folder" in refusal("init", "--data", odd.name, "--out", "odd.yaml")
+    write(here / "two\nlines", good=8, bad=3)
+    said("--data", "two\nlines", "--out", "lines.yaml")
+    assert harness("plan", "--grid", "lines.yaml").code == 0
+
+
 def test_folders_that_are_named_by_the_user(here: Path) -> None:
     write(here / "ab", a=8, b=3)
     assert "normal: a abnormal: b" in said("--data", "ab", "--normal", "a", "--abnormal", "b")
@@ -135,7 +149,24 @@ def test_check_reads_the_pixels(here: Path) -> None:
     assert "good/003.png is not a readable image" in text
 
 
-@pytest.mark.parametrize("name", ["a: b", "#1", "'quoted'", '"twice"', "Gehäuse 12", "- x", "{a}", "[b]", "yes", "007"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "a: b",
+        "#1",
+        "'quoted'",
+        '"twice"',
+        "Gehäuse 12",
+        "- x",
+        "{a}",
+        "[b]",
+        "yes",
+        "007",
+        "two\nlines",
+        "x\u2028y",
+        "t\tb",
+    ],
+)
 def test_a_grid_reads_back_as_what_it_says(name: str) -> None:
     entry = {"name": "folder", "root": f"x/{name}", "normal": name, "abnormal": "{category}/{defect}"}
     made = starter.Starter("n", entry, (256, 640), starter.Teacher("resnet18", "random"), 20, ("about",))
