@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal, TypeVar
 T = TypeVar("T")
 MOST_SHOWN = 200  # characters of a value in a message
 MOST_OPTIONS = 1000  # characters of the options in a message
+FEW_OPTIONS = 12  # more of them are not listed beside a near match
 WHOLE = (-(2**63), 2**64 - 1)  # what generators take for a seed; no other number of a config comes near
 
 
@@ -24,16 +25,19 @@ class ConfigError(ValueError):
 
 
 def suggest(word: object, options: Iterable[str]) -> str:
-    """The tail of an error message: the near match if there is one, and the options: "did you mean 'dskd'? one of:
-    …".
+    """The tail of an error message: the near match if there is one, in whatever case, and the options: "did you mean
+    'dskd'? one of: …". Many options are listed only where none is near.
     """
     options = list(options)
-    near = difflib.get_close_matches(_shortened(_text(word, str)), options, n=1, cutoff=0.5)
-    hint = f"did you mean {quoted(near[0])}? " if near else ""
+    lower = {option.lower(): option for option in reversed(options)}  # of two that differ in case the first
+    near = difflib.get_close_matches(_shortened(_text(word, str)).lower(), lower, n=1, cutoff=0.5)
+    hint = f"did you mean {quoted(lower[near[0]])}?" if near else ""
+    if near and len(options) > FEW_OPTIONS:
+        return f"{hint} ({len(options)} are possible)"
     listed = ", ".join(options)
     if len(listed) > MOST_OPTIONS:
         listed = f"{listed[:MOST_OPTIONS].rpartition(', ')[0] or listed[:MOST_OPTIONS]}, ... ({len(options)} in all)"
-    return f"{hint}one of: {listed}"
+    return f"{hint} one of: {listed}".lstrip()
 
 
 def quoted(value: object) -> str:

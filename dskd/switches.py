@@ -94,6 +94,9 @@ class Loss:
         kind: `pixel_cos` is 1 - cos over channels at each position, `l2norm` twice that (STFPM), `flat_cos` 1 - cos of
             the flattened maps (RD4AD's code), `mse` the mean squared difference of the raw features, `cos_mse` the sum
             `pixel_cos` + `mse_weight` * `mse` (MKD's, with the cosine per position).
+        mse_weight: of `mse` in `cos_mse`.
+        encoder_weight: of the encoder student's loss.
+        decoder_weight: of the decoder student's loss.
         scale_weights: of scales 1 to 3, finest first.
     """
 
@@ -117,13 +120,18 @@ class Map:
     """How the discrepancies of students and scales become one anomaly map; changing it needs no training.
 
     Attributes:
+        discrepancy: at each position: `pixel_cos` is 1 - cos over channels, `l2norm` twice that (STFPM).
+        scale_fuse: whether the maps of the scales are added or multiplied.
         student_fuse: `sum`, `mul` and `max` fuse each student's scales first, the others the students at each scale:
             `mean_feature` compares the teacher with the mean of the students' unit features, `noisy_or` is
             1 - (1 - D_e)(1 - D_d), `error_disagreement` adds that mean's error and the students' disagreement, each
             standardised by the training images (Uninformed Students).
+        encoder_weight: of the encoder student's map, with `sum` and `max`.
+        decoder_weight: of the decoder student's map, with `sum` and `max`.
         scale_weights: of scales 1 to 3, finest first.
         fuse_at: `image` upsamples every scale to the input's size before fusing; `scale1` fuses at the finest scale's
             size and upsamples the result (official STFPM).
+        align_corners: whether upsampling takes corners for the outermost pixels' centres.
         sigma: Gaussian smoothing in pixels of the input, 0 for none.
     """
 
@@ -162,8 +170,12 @@ class Train:
 
     Attributes:
         optimizer: `split` is Adam for embedding and decoder and SGD for the encoder student.
+        lr: learning rate, with `split` of its Adam.
         encoder_lr: of the SGD of `split`.
+        betas: of Adam.
+        momentum: of SGD.
         weight_decay: with `split` the SGD's.
+        epochs: passes over the training images.
         batch_size: global, of all processes together.
         schedule: of the learning rate, stepped every batch over all epochs.
         clip: the largest norm of the gradient, 0 for any.
@@ -215,6 +227,8 @@ class Method:
         students: whose discrepancy counts; an encoder student that only feeds the embedding is built all the same.
         layers: the scales (1 to 3, strides 4, 8 and 16) that count in loss and map.
         recipe: `own` is the one that the method was published with, `common` is DSKD's loss, map, score and training.
+        score: of an image, from its map: the highest value, the mean of the highest ones, the mean of all, or their
+            standard deviation.
         revision: raised by the author of a plug-in whose fix changes numbers.
     """
 

@@ -1,6 +1,9 @@
 """Teacher: the frozen feature pyramid of a pre-trained timm backbone."""
 
+import json
+import shlex
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -73,6 +76,7 @@ def read_trunk_weights(trunk: nn.Module, backbone: str, path: Path) -> dict[str,
     except FileNotFoundError:
         raise ConfigError(f"weights: {path} does not exist; write the path of a safetensors file") from None
     except Exception as error:  # safetensors raises its own and OS errors for damaged or foreign files
+        _refuse_pickle(path)
         raise ConfigError(f"weights: {path} is not a readable safetensors file ({error})") from None
     wanted = trunk.state_dict()
     if backbone in TRUNKS:
@@ -91,6 +95,22 @@ def read_trunk_weights(trunk: nn.Module, backbone: str, path: Path) -> dict[str,
     _refuse(path, backbone, "has other shapes for", wrong)
     _refuse_infinite(path, {names[key]: state[key] for key in needed.keys() & state.keys()})
     return {key: state.get(flat, wanted[key]) for flat, key in needed.items()}
+
+
+def _refuse_pickle(path: Path) -> None:
+    """Raises ConfigError for a file of `torch.save` or another pickle: what it is, and how to convert it."""
+    with suppress(OSError), path.open("rb") as stream:
+        head = stream.read(4)
+        if head == b"PK\x03\x04" or (head[:1] == b"\x80" and head[1:2] in b"\x02\x03\x04\x05"):
+            made = path.with_suffix(".safetensors").name
+            code = (
+                "import torch, safetensors.torch as s; s.save_file({k: v.contiguous() for k, v in "
+                f'torch.load({json.dumps(str(path))}, "cpu", weights_only=True).items()}}, {json.dumps(made)})'
+            )
+            raise ConfigError(
+                f"weights: {path} is a pickle of PyTorch (.pth), which may run code when it is read; convert its "
+                f"state dict once with python -c {shlex.quote(code)} and write weights: {made}"
+            )
 
 
 def _flat(key: str) -> str:

@@ -125,10 +125,15 @@ def utc_now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
+def core_count() -> int:
+    """The cores that this process may run on."""
+    return len(os.sched_getaffinity(0))
+
+
 def thread_count() -> int:
     """Threads to compute with: the cores that this process may run on, or OMP_NUM_THREADS where that is set."""
     wanted = os.environ.get("OMP_NUM_THREADS", "")
-    return int(wanted) if wanted.isdigit() and int(wanted) > 0 else len(os.sched_getaffinity(0))
+    return int(wanted) if wanted.isdigit() and int(wanted) > 0 else core_count()
 
 
 # Variables by which OpenMP libraries are told how threads wait: the standard's, GNU's and Intel's.

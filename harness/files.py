@@ -3,6 +3,7 @@
 import errno
 import fcntl
 import os
+import re
 import shutil
 import tempfile
 import time
@@ -29,9 +30,24 @@ class CacheError(ConfigError):
     """A cache folder that cannot be used: one line with the folder, the reason and what to do."""
 
 
-def user_path(text: str) -> Path:
-    """A path as users write it: `~` and environment variables (`$DATA/mtd`) are filled in."""
-    return Path(os.path.expanduser(os.path.expandvars(text)))
+_VARIABLE = re.compile(r"\$(?:[A-Za-z0-9_]+|\{[^}]*\})")
+
+
+def user_path(text: str, where: str = "") -> Path:
+    """A path as users write it: `~` and environment variables (`$DATA/mtd`) are filled in.
+
+    Args:
+        where: begins the message: the key that the text is a value of.
+
+    Raises:
+        ConfigError: a variable that is not set, unless there is a file or folder of that very name.
+    """
+    path = os.path.expanduser(os.path.expandvars(text))
+    unset = [name for name in dict.fromkeys(_VARIABLE.findall(text)) if os.path.expandvars(name) == name]
+    if unset and not os.path.lexists(path):
+        said = f"{', '.join(unset)} {'is' if len(unset) == 1 else 'are'} not set"
+        raise ConfigError(f"{where}{': ' * bool(where)}{said}, in {text}; set the variable or write the path itself")
+    return Path(path)
 
 
 def cache_root() -> Path:
@@ -42,7 +58,7 @@ def cache_root() -> Path:
         CacheError: nothing says where the user's home is.
     """
     base = os.environ.get("HARNESS_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "dskd-harness"
-    root = user_path(str(base))
+    root = user_path(str(base), "cache folder")
     if root.parts[:1] and root.parts[0].startswith("~"):
         raise CacheError(f"cache folder {root}: this home folder is not known; set HARNESS_CACHE to a folder")
     return root

@@ -13,9 +13,10 @@ from dskd.config import ConfigError, coerce, field_types, quoted, replace, requi
 from dskd.methods import METHODS, get_method
 from dskd.size import simplest, size_text
 from dskd.switches import Method
+from harness.axes import backbone_entry, method_entry, source_of
 from harness.backbones import remember
 from harness.data import builtin, findings, hub, layouts, leftovers, presets, tables  # noqa: F401  (they register their data sets)
-from harness.data.catalog import Source, get_source
+from harness.data.catalog import Source
 from harness.data.manifest import Look, look
 from harness.environment import device_name, thread_count
 from harness.gridfile import (
@@ -26,8 +27,6 @@ from harness.gridfile import (
     Grid,
     Settings,
     beginning,
-    flat_settings,
-    require_mapping,
 )
 from harness.spec import Bench, BenchSpec, Data, EvaluateSpec, TrainSpec, Weights
 from harness.weights import is_folded, locate
@@ -112,7 +111,7 @@ def resolve(grid: Grid, device: str = "auto", progress: Progress | None = None) 
     categories: dict[Source, list[Data]] = {}
     looks: Looks = {}
     unread: dict[Source, str] = {}
-    for source in dict.fromkeys(source_of(entry) for block in blocks for entry in block["dataset"]):
+    for source in dict.fromkeys(source_of(entry, grid.limit) for block in blocks for entry in block["dataset"]):
         report = functools.partial(progress, f"reading {source.name}") if progress else None
         own = {(source, category): look(source, category, report) for category in source.chosen()}
         categories[source] = [found.data for found in own.values()]
@@ -120,14 +119,9 @@ def resolve(grid: Grid, device: str = "auto", progress: Progress | None = None) 
         unread[source] = leftovers.look(source, {name for found in own.values() for name in found.prints})
     for name in _trunks(grid):
         remember(name)
-    default = grid.defaults.get("weights", DEFAULT_WEIGHTS)
-    wanted = {str(value) for block in blocks for value in block.get("weights", [default])}
-    wanted |= {str(extra["weights"]) for _, extra in grid.overrides if "weights" in extra}
-    weights = {
-        (name, backbone): locate(name, backbone)
-        for name in sorted(wanted)
-        for backbone in sorted({backbone for block in blocks for backbone in block["backbone"]})
-    }
+    chosen = (_chosen(grid, values, data) for values, data in _combinations(grid, categories))
+    pairs = {(_weights_of(run.settings), run.backbone) for run in chosen if run}
+    weights = {pair: locate(*pair) for pair in sorted(pairs)}
     folded = frozenset(key for key, (_, path) in weights.items() if path is None or is_folded(Path(path)))
     missing = tuple(name for name in DEEPSPEED_PACKAGES if importlib.util.find_spec(name) is None)
     return Facts(categories, weights, device_name(device), thread_count(), folded, missing, looks, unread)
@@ -135,41 +129,17 @@ def resolve(grid: Grid, device: str = "auto", progress: Progress | None = None) 
 
 def _trunks(grid: Grid) -> set[str]:
     """Every other trunk that an encoder student of the grid may have."""
-    names = {METHODS[method_entry(entry)[0]].encoder.backbone for entry in _methods(grid)}
-    places = [grid.defaults, *(method_entry(entry)[1] for entry in _methods(grid))]
+    names = {METHODS[method_entry(entry)[0]].encoder.backbone for entry in _entries(grid, "method")}
+    places = [grid.defaults, *(method_entry(entry)[1] for entry in _entries(grid, "method"))]
+    places += [backbone_entry(entry)[1] for entry in _entries(grid, "backbone")]
     places += [extra for _, extra in grid.overrides]
     names |= {place.get("encoder.backbone") for place in places}
     names |= {name for block in [grid.axes, *grid.include] for name in block.get("encoder.backbone", [])}
     return {str(name) for name in names if name is not None}
 
 
-def _methods(grid: Grid) -> list[Any]:
-    return [entry for block in [grid.axes, *grid.include] for entry in block["method"]]
-
-
-def method_entry(entry: Any) -> tuple[str, Settings]:
-    """Name and settings of a method axis value: `dskd` or `{name: dskd, embedding.source: teacher}`."""
-    name = _entry_name(entry, "method")
-    if isinstance(entry, str):
-        return get_method(name).name, {}
-    settings = {key: value for key, value in entry.items() if key != "name"}
-    return get_method(name).name, flat_settings(settings, METHOD_KEYS, f"method {name}")
-
-
-def source_of(entry: Any) -> Source:
-    _entry_name(entry, "dataset")
-    return get_source(entry)
-
-
-def _entry_name(entry: Any, axis: str) -> str:
-    """Of an axis value that is a name, or a mapping with one."""
-    if isinstance(entry, str):
-        return entry
-    require_mapping(entry, axis)
-    require("name" in entry, f"{axis}: {quoted(dict(entry))} has no `name`")
-    name = entry["name"]
-    require(isinstance(name, str), f"{axis}: the name {quoted(name)} is not possible; write a text")
-    return name
+def _entries(grid: Grid, axis: str) -> list[Any]:
+    return [entry for block in [grid.axes, *grid.include] for entry in block[axis]]
 
 
 def _check_names(grid: Grid) -> None:
@@ -178,7 +148,7 @@ def _check_names(grid: Grid) -> None:
     values: dict[str, list[str]] = {axis: [] for block in blocks for axis in block}
     for block in blocks:
         values["method"] += [method_entry(entry)[0] for entry in block["method"]]
-        values["backbone"] += [remember(name).name for name in block["backbone"]]
+        values["backbone"] += [remember(backbone_entry(entry)[0]).name for entry in block["backbone"]]
         values["dataset"] += [source_of(entry).name for entry in block["dataset"]]
         for axis in block.keys() - {"method", "backbone", "dataset"}:
             values[axis] += [_option(axis, value) for value in block[axis]]
@@ -194,7 +164,8 @@ def _check_names(grid: Grid) -> None:
 
 
 def expand(grid: Grid, facts: Facts) -> Plan:
-    """Axes × include, less exclude, with defaults < method entry < axes < overrides. Pure; equal runs are kept once.
+    """Axes × include, less exclude, with defaults < entries of method and backbone < axes < overrides. Pure; equal runs
+    are kept once.
 
     Raises:
         ConfigError: a value that is not possible, with the key.
@@ -202,22 +173,25 @@ def expand(grid: Grid, facts: Facts) -> Plan:
     trainings: dict[str, Training] = {}
     benches: dict[str, BenchSpec] = {}
     once = _Once()
-    for block in [grid.axes, *grid.include]:
-        sources = [source_of(entry) for entry in block["dataset"]]
-        for values in _combinations(block | {"dataset": sources}):
-            for data in facts.categories[values["dataset"]]:
-                training = _training(grid, facts, values, data, once)
-                if training is None or training.spec.id in trainings:
-                    continue
-                trainings[training.spec.id] = training
-                for bench in _benches(training.spec, grid.bench, facts):
-                    benches.setdefault(bench.id, bench)
+    for values, data in _combinations(grid, facts.categories):
+        run = _chosen(grid, values, data)
+        training = run and _training(grid, facts, run, values, data, once)
+        if training is None or training.spec.id in trainings:
+            continue
+        trainings[training.spec.id] = training
+        for bench in _benches(training.spec, grid.bench, facts):
+            benches.setdefault(bench.id, bench)
     return Plan(list(trainings.values()), list(benches.values()), facts.looks, facts.unread)
 
 
-def _combinations(block: Mapping[str, list[Any]]) -> Iterator[Settings]:
-    for values in itertools.product(*block.values()):
-        yield dict(zip(block, values, strict=True))
+def _combinations(grid: Grid, categories: Mapping[Source, list[Data]]) -> Iterator[tuple[Settings, Data]]:
+    """Every combination of axis values, with the data set as its `Source`, and each category of that."""
+    for block in [grid.axes, *grid.include]:
+        block = block | {"dataset": [source_of(entry, grid.limit) for entry in block["dataset"]]}
+        for combination in itertools.product(*block.values()):
+            values = dict(zip(block, combination, strict=True))
+            for data in categories[values["dataset"]]:
+                yield values, data
 
 
 def matches(labels: Mapping[str, Any], rule: Mapping[str, Any]) -> bool:
@@ -236,14 +210,25 @@ def _option(key: str, value: Any) -> str:
     return size_text(simplest(value)) if is_size else str(value)
 
 
-def _training(grid: Grid, facts: Facts, values: Settings, data: Data, once: "_Once") -> Training | None:
+@dataclass(frozen=True)
+class _Chosen:
+    """What the grid says of one combination: names, and the settings that count."""
+
+    method: str
+    backbone: str
+    settings: Settings
+
+
+def _chosen(grid: Grid, values: Settings, data: Data) -> _Chosen | None:
+    """None for a combination that a rule leaves out."""
     name, own = method_entry(values["method"])
+    backbone, its = backbone_entry(values["backbone"])
     axes = {key: value for key, value in values.items() if key not in ("method", "backbone", "dataset", "seed")}
-    settings = grid.defaults | own | axes
+    settings = grid.defaults | own | its | axes
     labels = settings | {
         "method": name,
         "recipe": settings.get("recipe", "own"),
-        "backbone": values["backbone"],
+        "backbone": backbone,
         "dataset": data.name,
         "category": data.category,
         "seed": values["seed"],
@@ -253,11 +238,20 @@ def _training(grid: Grid, facts: Facts, values: Settings, data: Data, once: "_On
     for when, extra in grid.overrides:
         if matches(labels, when):
             settings = settings | extra
-    method, run = once(_configured, settings, name)
-    wanted = str(settings.get("weights", DEFAULT_WEIGHTS))
-    weights, path = facts.weights[wanted, values["backbone"]]
+    return _Chosen(name, backbone, settings)
+
+
+def _weights_of(settings: Settings) -> str:
+    return str(settings.get("weights", DEFAULT_WEIGHTS))
+
+
+def _training(grid: Grid, facts: Facts, chosen: _Chosen, values: Settings, data: Data, once: "_Once") -> Training:
+    settings = chosen.settings
+    method, run = once(_configured, settings, chosen.method)
+    wanted = _weights_of(settings), chosen.backbone
+    weights, path = facts.weights[wanted]
     seed = once(_run_values, {"seed": values["seed"]})  # apart from the settings, which stay few
-    spec = TrainSpec(method, values["backbone"], weights, data, **seed, **run)
+    spec = TrainSpec(method, chosen.backbone, weights, data, **seed, **run)
     require(
         spec.strategy == "ddp" or not facts.missing,
         f"strategy: {spec.strategy} needs packages that are not installed ({', '.join(facts.missing)}); run "
@@ -265,8 +259,8 @@ def _training(grid: Grid, facts: Facts, values: Settings, data: Data, once: "_On
     )
     if method.encoder.init == "imagenet":
         require(
-            (wanted, values["backbone"]) not in facts.folded,
-            f"encoder.init: imagenet needs weights with their BatchNorm statistics, {wanted} for {values['backbone']} "
+            wanted not in facts.folded,
+            f"encoder.init: imagenet needs weights with their BatchNorm statistics, {wanted[0]} for {wanted[1]} "
             "has none (folded into the convolutions, or random); write encoder.init: random",
         )
     evaluations: dict[str, EvaluateSpec] = {}
@@ -361,6 +355,11 @@ def check_processes(plan: Plan, kind: str, count: int, nodes: int = 1) -> None:
         require(
             spec.processes % nodes == 0,
             f"processes: {spec.processes} does not divide over --nodes {nodes}; write processes: {count * nodes}",
+        )
+        require(  # steps of one job would wait for each other, and take each other's port and GPUs
+            nodes == 1 or spec.processes == count * nodes,
+            f"processes: {spec.processes} leaves devices of --nodes {nodes} idle; write processes: {count * nodes}, or "
+            f"give --devices fewer",
         )
         require(
             spec.method.train.batch_norm == "local" or kind == "cuda",

@@ -49,6 +49,7 @@ class Grid:
         exclude: rules; a run that meets one of them is left out.
         overrides: rules, each with the settings of the runs that meet it.
         evaluate: settings of each evaluation of a training.
+        limit: images, as by `Source.limit`, of every data set; None for all.
         path: where it was read; begins messages about it.
         text: the bytes that were read.
     """
@@ -63,6 +64,7 @@ class Grid:
     bench: Bench | None = None
     save: Save = field(default_factory=Save)
     tracking: Tracking | None = None
+    limit: int | None = None
     path: Path | None = field(default=None, compare=False)
     text: bytes = field(default=b"", compare=False, repr=False)
 
@@ -87,6 +89,7 @@ def parse(document: Any) -> Grid:
     """A grid from the parsed YAML. Raises ConfigError."""
     require_mapping(document, "a grid file")
     known = ["name", "axes", "defaults", "include", "exclude", "overrides", "evaluate", "bench", "save", "tracking"]
+    known.append("limit")
     _require_keys(document, known, "")
     name = _name(document.get("name", ""))
     axes = _axes(document.get("axes"), "axes")
@@ -116,10 +119,17 @@ def parse(document: Any) -> Grid:
         bench=from_mapping(Bench, bench, "bench") if bench else None,
         save=from_mapping(Save, document.get("save") or {}, "save"),
         tracking=coerce(document.get("tracking"), Tracking | None, "tracking"),
+        limit=coerce(document.get("limit"), int | None, "limit"),
     )
+    require_limit(grid.limit, "limit")
     runs = sum(math.prod(map(len, block.values())) for block in [grid.axes, *grid.include])
     require(runs <= MOST_RUNS, f"axes: they combine to {runs:,} runs of each category; write at most {MOST_RUNS:,}")
     return grid
+
+
+def require_limit(limit: int | None, where: str) -> None:
+    """Raises ConfigError for a limit that leaves no images."""
+    require(limit is None or 2 <= limit < 2**31, f"{where}: {limit} is not possible; write 2 or more images")
 
 
 def _name(value: Any) -> str:
@@ -155,7 +165,9 @@ def flat_settings(settings: Any, keys: Sequence[str], where: str) -> Settings:
 
 
 def _list(value: Any, where: str) -> list[Any]:
-    require(value is None or isinstance(value, list), f"{where}: {quoted(value)} is not possible; write a list")
+    """A mapping alone is a list of one."""
+    value = [value] if isinstance(value, Mapping) and value else value
+    require(not value or isinstance(value, list), f"{where}: {quoted(value)} is not possible; write a list")
     return value or []
 
 
@@ -196,7 +208,8 @@ def read_document(path: Path) -> tuple[bytes, Any]:
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from None
     except (yaml.YAMLError, ValueError) as error:  # a ValueError: 2026-13-45
-        raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())[:300]}") from None
+        said = " ".join(str(error).split()).replace(' in "<unicode string>",', ",")  # the parser knows no file
+        raise ConfigError(f"{path} is not YAML: {said[:300]}") from None
 
 
 def _bytes(path: Path) -> bytes:
@@ -215,10 +228,10 @@ def _bytes(path: Path) -> bytes:
 
 @dataclass
 class _Open:
-    """A list or mapping that is being read: what it came to so far, and the keys of a mapping."""
+    """A list or mapping that is being read: what it came to so far, and the keys of a mapping with their lines."""
 
     anchor: str | None
-    keys: set[tuple[str, bool]] | None
+    keys: dict[tuple[str, bool], str] | None
     items: int = 0
     values: int = 1
     depth: int = 0
@@ -227,8 +240,9 @@ class _Open:
         if self.keys is not None and self.items % 2 == 0 and isinstance(event, yaml.ScalarEvent):
             key = event.value, event.implicit[0]  # 1 is not "1"
             if key in self.keys:
-                raise ConfigError(f"the key {quoted(event.value)} is written twice, {_place(event)}")
-            self.keys.add(key)
+                places = f"{self.keys[key]} and {_place(event)}"
+                raise ConfigError(f"the key {quoted(event.value)} is written twice, {places}; leave one of them out")
+            self.keys[key] = _place(event)
         self.items += 1
         self.values += values
         self.depth = max(self.depth, depth)
@@ -256,7 +270,7 @@ def _check(text: str) -> None:
         else:
             size = 0, 0
         if isinstance(event, yaml.CollectionStartEvent):
-            within.append(_Open(anchor, set() if isinstance(event, yaml.MappingStartEvent) else None))
+            within.append(_Open(anchor, {} if isinstance(event, yaml.MappingStartEvent) else None))
         elif size[0]:
             within[-1].add(event, *size)
             if anchor is not None:

@@ -173,7 +173,7 @@ def written(value: Any) -> str:
 def placeholder(teacher: Teacher, size: Size = SHORT) -> Starter:
     """A grid to fill in."""
     about = (
-        "A grid for pictures of your own. Change root, normal and abnormal, then type: harness run --grid grid.yaml",
+        "A grid for pictures of your own. Change root, normal and abnormal, then type: harness run grid.yaml",
         "`harness init --data FOLDER` writes such a file for a folder as it finds it, with sizes and times that fit.",
     )
     entry = {"name": "folder", "root": PLACEHOLDER, "normal": "good", "abnormal": "bad"}

@@ -33,10 +33,10 @@ def locate(name: str, backbone: str) -> tuple[Weights, str | None]:
     if name == packaged.NAME:
         weights, path = packaged.locate(backbone)
         return weights, str(path)
-    path = _imagenet(backbone) if name == "imagenet" else user_path(name)
+    path = _imagenet(backbone) if name == "imagenet" else user_path(name, "weights")
     if not _is_file(path):
         names = ["imagenet", packaged.NAME, "random"]
-        near = f"no file {path}" if "/" in name or "." in name else suggest(name, names)
+        near = f"no file {path}" if {"/", "."} & {*str(path)} else suggest(name, names)
         raise ConfigError(f"weights: {name!r} is not possible ({near}); write {', '.join(names)} or the path of a file")
     try:
         sha256 = file_sha256(path)

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 import yaml
+from safetensors.torch import save_file
 
+from dskd import Teacher
 from dskd.config import ConfigError, from_mapping, to_mapping
 from dskd.methods import get_method
 from harness.environment import thread_count
@@ -183,7 +185,14 @@ def test_weights_decide_by_content() -> None:
             "HF_HUB_OFFLINE is set; where there is a network run `hf download timm/resnet18",
         ),
         ({"exclude": [{"method": "stpfm"}]}, "exclude: method 'stpfm' is not in the grid; did you mean 'stfpm'"),
-        ({"exclude": {"method": "stfpm"}}, "exclude: .* write a list"),
+        ({"exclude": "stfpm"}, "exclude: 'stfpm' is not possible; write a list"),
+        ({"exclude": {"method": "stpfm"}}, "exclude: method 'stpfm' is not in the grid"),
+        ({"axes": DOCUMENT["axes"] | {"method": ["STFPM"]}}, "unknown method 'STFPM'; did you mean 'stfpm'"),
+        (
+            {"defaults": {"imagesize": 64}},
+            r"unknown key 'imagesize'; did you mean 'image_size'\? \(\d+ are possible\)$",
+        ),
+        ({"defaults": {"weights": "$NOPE/x"}}, r"weights: \$NOPE is not set, in \$NOPE/x; set the variable or write"),
         ({"overrides": [{"if": {}}]}, "overrides: unknown key 'if'"),
         ({"overrides": [{"when": {"seed": 5}, "set": {}}]}, "overrides.when: seed 5 is not in the grid"),
         ({"overrides": [{"set": {"seed": 5}}]}, "overrides.set: unknown key 'seed'"),
@@ -288,3 +297,69 @@ def test_evaluation_defaults_to_the_methods_own_map() -> None:
     evaluation = plan(defaults={"weights": "random", "map.sigma": 1}).trainings[0].evaluations[0]
     assert isinstance(evaluation, EvaluateSpec)
     assert evaluation.map.sigma == 1
+
+
+def test_a_mapping_alone_is_a_rule() -> None:
+    for section, rule in (("exclude", {"method": "dskd", "seed": 0}), ("overrides", {"when": {"seed": 0}, "set": {}})):
+        assert parse(DOCUMENT | {section: rule}) == parse(DOCUMENT | {section: [rule]})
+
+
+def planned(**sections: object) -> dict[tuple[str, int], str]:
+    """Of the plan of DOCUMENT with these sections the weights by backbone and seed."""
+    grid = parse(DOCUMENT | {"axes": DOCUMENT["axes"] | {"seed": [0]}, "defaults": {"weights": "random"}} | sections)
+    runs = expand(grid, resolve(grid, "cpu")).trainings
+    return {(run.spec.backbone, run.spec.seed): run.spec.weights.name for run in runs}
+
+
+def test_weights_go_with_a_backbone(tmp_path: Path) -> None:
+    """Only those pairs are looked at that a run has: neither file holds the other's backbone."""
+    names = {}
+    for backbone in ("resnet18", "resnet34"):
+        save_file(Teacher(backbone).trunk.state_dict(), tmp_path / f"{backbone}.safetensors")
+        names[backbone] = str(tmp_path / f"{backbone}.safetensors")
+    expected = {("resnet18", 0): "resnet18.safetensors", ("resnet34", 0): "resnet34.safetensors"}
+    axes = DOCUMENT["axes"] | {"seed": [0]}
+    entries = [{"name": name, "weights": path} for name, path in names.items()]
+    rules = [{"when": {"backbone": name}, "set": {"weights": path}} for name, path in names.items()]
+    each = {"backbone": list(names), "weights": list(names.values())}
+    others = [
+        {"backbone": "resnet18", "weights": names["resnet34"]},
+        {"backbone": "resnet34", "weights": names["resnet18"]},
+    ]
+    for sections in (
+        {"axes": axes | {"backbone": entries}},
+        {"axes": axes | {"backbone": list(names)}, "overrides": rules},
+        {"axes": axes | {"backbone": entries[:1]}, "include": [{"backbone": "resnet34", "weights": names["resnet34"]}]},
+        {"axes": axes | each, "exclude": others},
+    ):
+        assert planned(**sections) == expected
+    assert planned(axes=axes | {"backbone": [entries[0], "resnet34"]}) == expected | {("resnet34", 0): "random"}
+    with pytest.raises(ConfigError, match="a file for resnet34 in timm's names is needed"):
+        planned(axes=axes | each)
+
+
+def test_a_backbones_settings_come_between_defaults_and_axes() -> None:
+    entry = {"name": "resnet18", "image_size": 64, "train": {"epochs": 3}}
+    for own, size in ({}, 64), ({"image_size": [128]}, 128):
+        grid = parse(
+            DOCUMENT | {"axes": DOCUMENT["axes"] | {"backbone": [entry]} | own, "defaults": {"weights": "random"}}
+        )
+        (spec, *_) = [run.spec for run in expand(grid, resolve(grid, "cpu")).trainings]
+        assert (spec.image_size, spec.method.train.epochs) == (size, 3)
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ({"weights": "random"}, "backbone: {'weights': 'random'} has no `name`"),
+        ({"name": "resnet19"}, "unknown backbone 'resnet19'; did you mean 'resnet18'"),
+        ({"name": ["resnet18"]}, "backbone: the name ['resnet18'] is not possible; write a text"),
+        ({"name": "resnet18", "weight": "random"}, "backbone resnet18: unknown key 'weight'; did you mean 'weights'"),
+        ({"name": "resnet18", "seed": 1}, "backbone resnet18: unknown key 'seed'"),
+        (5, "backbone: 5 is not possible; write a name such as resnet18"),
+    ],
+)
+def test_backbones_that_are_none(entry: object, message: str) -> None:
+    grid = parse(DOCUMENT | {"axes": DOCUMENT["axes"] | {"backbone": [entry]}})
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        resolve(grid, "cpu")

@@ -1,9 +1,13 @@
 """Where a teacher's weights come from: the hub's cache, a file, nothing."""
 
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import huggingface_hub
 import pytest
+import torch
 from safetensors.torch import save_file
 
 from dskd import Teacher
@@ -41,6 +45,25 @@ def test_without_a_network_it_is_said_at_once(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr("harness.weights.reachable", lambda _: False)
     with pytest.raises(ConfigError, match="the hub cannot be reached; where there is a network run `hf download"):
         locate("imagenet", "resnet18")
+
+
+@pytest.mark.parametrize("name", ["teacher.pth", "it's a teacher.pt"])
+def test_a_pickle_is_named_and_the_line_that_converts_it_works(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    torch.save(Teacher("resnet18").trunk.state_dict(), name)
+    with pytest.raises(ConfigError, match="is a pickle of PyTorch") as refused:
+        locate(name, "resnet18")
+    command, made = re.search(r"once with (python -c .*) and write weights: (.*)$", str(refused.value)).groups()
+    subprocess.run(f"{sys.executable}{command.removeprefix('python')}", shell=True, check=True)
+    assert locate(made, "resnet18")[0].sha256
+
+
+def test_the_path_behind_a_variable_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("THERE", "/gone/weights")
+    with pytest.raises(ConfigError, match=r"'\$THERE' is not possible \(no file /gone/weights\)"):
+        locate("$THERE", "resnet18")
 
 
 def test_random_weights_need_no_file() -> None:

@@ -5,7 +5,7 @@ import importlib
 import io
 import os
 import sys
-from typing import Any, TextIO
+from typing import Annotated, Any, TextIO
 
 import typer
 from typer.core import TyperGroup
@@ -51,9 +51,8 @@ class Commands(TyperGroup):
 
 app = typer.Typer(
     cls=Commands,
-    no_args_is_help=True,
+    invoke_without_command=True,
     rich_markup_mode=MARKUP,
-    add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
@@ -63,8 +62,20 @@ app = typer.Typer(
     help="Benchmark student-teacher anomaly detection: a grid file becomes runs, runs become records, "
     "records become a leaderboard."
 )
-def _harness() -> None:
-    """Without a callback typer takes it for a program without commands."""
+def _harness(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Show the versions and exit.")] = False,
+) -> None:
+    if version:
+        from harness.environment import describe_environment
+
+        about = describe_environment()
+        commit = f" ({about['commit']})" if about["commit"] else ""
+        packages = about["packages"]
+        others = f"torch {packages['torch']}, timm {packages['timm']}, Python {about['python']}"
+        typer.echo(f"harness {packages['dskd-harness']}{commit}; {others}")
+    elif context.invoked_subcommand is None:
+        typer.echo(context.get_help(), nl=False)
 
 
 def main() -> None:
@@ -90,7 +101,7 @@ def main() -> None:
 
 def _call() -> int:
     try:
-        app(standalone_mode=True)
+        app(standalone_mode=True, prog_name="harness")  # by which completion knows it, however it was called
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else int(end.code is not None)
     except ConfigError as error:

@@ -13,6 +13,7 @@ from dskd.size import Size, parse_size, sides, size_text
 from harness import plugins
 from harness.backbones import remember
 from harness.cli.common import ImageSizeOption, PluginOption, console
+from harness.cli.folded import print_folded
 
 MOST = 40  # models of one pattern: inspecting one takes a second the first time
 
@@ -71,7 +72,7 @@ def backbones(
         )
     terminal = console()
     if rows:
-        terminal.print(_table(rows, size))
+        print_folded(terminal, _table(rows, size))
     for remark in [*refusals, *remarks]:
         terminal.print(remark, soft_wrap=True)
 

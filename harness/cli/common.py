@@ -16,7 +16,7 @@ from rich.text import Text
 
 from dskd.config import ConfigError, require, suggest
 from harness import plugins
-from harness.gridfile import Grid, read_grid
+from harness.gridfile import Grid, read_grid, require_limit
 from harness.launch.devices import kind_of
 from harness.naming import LABELS, labels_of
 from harness.text import shown
@@ -24,7 +24,8 @@ from harness.text import shown
 if TYPE_CHECKING:
     from harness.grid import Plan
 
-GridOption = Annotated[Path, typer.Option("--grid", "-g", help="The grid file (YAML).", show_default=False)]
+GridArgument = Annotated[Path | None, typer.Argument(metavar="GRID", help="The grid file (YAML).", show_default=False)]
+GridOption = Annotated[Path | None, typer.Option("--grid", "-g", help="The same as an option.", show_default=False)]
 OutOption = Annotated[
     Path, typer.Option("--out", "-o", help="Results go to the folder OUT/NAME, NAME being the name of the grid.")
 ]
@@ -36,6 +37,14 @@ RunsPerDeviceOption = Annotated[int, typer.Option(help="Runs at a time on each d
 OnlyOption = Annotated[
     list[str] | None,
     typer.Option("--only", help="Only runs whose label has this value: method=dskd, seed=0; may be given again."),
+]
+LimitOption = Annotated[
+    int | None,
+    typer.Option(
+        metavar="N",
+        help="A smoke run: N images of a category to train on, and N of each type of defect and of the good ones to "
+        "test on. Its results go to NAME-limitN.",
+    ),
 ]
 ImageSizeOption = Annotated[
     str,
@@ -49,6 +58,18 @@ PluginOption = Annotated[
         help="A module with methods, backbones or data sets of your own: its name or .py file; may be given again.",
     ),
 ]
+
+
+def the_grid(argument: Path | None, option: Path | None) -> Path:
+    """The grid file that a command was given in one of the two ways. Raises ConfigError."""
+    require(
+        argument is None or option is None,
+        f"two grid files are named, {argument} and --grid {option}; name one of them",
+    )
+    path = option if argument is None else argument
+    if path is None:
+        raise ConfigError("no grid file is named; write its path, such as benchmarks/grids/quickstart.yaml")
+    return path
 
 
 def results_folder(path: Path, out: Path) -> Path:
@@ -138,10 +159,17 @@ def parse_only(only: list[str] | None) -> dict[str, list[str]]:
 
 
 def make_plan(
-    path: Path, devices: str, only: list[str] | None, modules: Iterable[str] | None = None
+    path: Path,
+    devices: str,
+    only: list[str] | None,
+    modules: Iterable[str] | None = None,
+    limit: int | None = None,
 ) -> tuple[Grid, "Plan"]:
     """Load the plug-ins (`modules` and the installed ones), then read, look and expand, with a progress bar while data
     are read for the first time. Raises ConfigError.
+
+    Args:
+        limit: what `--limit` says. Such a grid has a name of its own, so that its runs stand in no table of the whole.
     """
     from harness.grid import expand, matches, resolve
 
@@ -149,6 +177,9 @@ def make_plan(
     rule = parse_only(only)
     plugins.load(modules or ())
     grid = read_grid(path)
+    if limit is not None:
+        require_limit(limit, "--limit")
+        grid = replace(grid, limit=limit, name=f"{grid.name}-limit{limit}")
     with reading() as progress:
         facts = resolve(grid, kind, progress)
     plan = expand(grid, facts)

@@ -96,13 +96,14 @@ def _copy(folder: Path) -> None:
         typer.echo(f"kept {place}, which differs from the one that ships")
     typer.echo(
         f"next: harness init --data FOLDER, which writes a grid for your pictures; or fill in "
-        f"{one_line(str(folder / GRID))} and type harness run --grid {one_line(str(folder / GRID))}"
+        f"{one_line(str(folder / GRID))} and type harness run {one_line(str(folder / GRID))}"
     )
 
 
 def _of_data(data: str, out: Path | None, check: bool, given: Mapping[str, str]) -> None:
     from harness import grid, plugins  # noqa: F401  (the first registers the data sets)
     from harness.cli.common import console, reading
+    from harness.cli.folded import print_folded
     from harness.cli.plan import images_table
     from harness.data import findings
     from harness.data.recognise import recognise
@@ -125,7 +126,7 @@ def _of_data(data: str, out: Path | None, check: bool, given: Mapping[str, str])
     for key, value in found.entry.items():
         if key not in ("name", "root"):
             terminal.print(f"  {key}: {starter.written(value)}", soft_wrap=True)
-    terminal.print(images_table(made.chosen_looks()))
+    print_folded(terminal, images_table(made.chosen_looks()), 2)
     remarks = [*findings.remarks(made.chosen_looks()), *_refused(found, looks), *_fit(chosen, looks)]
     for line in [*found.notes, *_others(found), *said, *remarks]:
         terminal.print(line, soft_wrap=True, style="yellow" if "warning" in line else None)
@@ -141,7 +142,7 @@ def _of_data(data: str, out: Path | None, check: bool, given: Mapping[str, str])
         f"{duration(seconds)} on this machine",
         soft_wrap=True,
     )
-    terminal.print(f"next: harness run --grid {shlex.quote(str(target))}", soft_wrap=True)
+    terminal.print(f"next: harness run {shlex.quote(str(target))}", soft_wrap=True)
 
 
 def _name(data: str) -> str:
@@ -241,14 +242,16 @@ def _fitting(name: str, found: "Recognised", looks: "Looks") -> tuple[starter.St
 
     load, kind = Load(), kind_of("auto")
     teacher = starter.Teacher(*weights.at_hand())
-    rate = schedule.rate_of(Results(Path("runs") / name), kind) / load.look().slowdown(kind)
     for short, epochs in starter.CPU_CHOICES if kind == "cpu" else ((starter.SHORT, None),):
         size, _ = starter.common_size(_sizes(looks), short)
         chosen = starter.Starter(name, found.entry, size, teacher, epochs)
         made = _plan(chosen, looks)
-        seconds = sum(schedule.estimate_s(work, rate) for work in (*made.trainings, *made.benches))
-        if seconds <= starter.BUDGET_S:
+        works = [*made.trainings, *made.benches]
+        # By an idle machine: what others do at the moment must not decide what is trained.
+        if sum(schedule.estimate_s(work, schedule.RATE[kind]) for work in works) <= starter.BUDGET_S:
             break
+    rate = schedule.rate_of(Results(Path("runs") / name), kind) / load.look().slowdown(kind)
+    seconds = sum(schedule.estimate_s(work, rate) for work in works)
     return chosen, made, seconds
 
 

@@ -1,5 +1,9 @@
 """`harness methods`"""
 
+import re
+import types
+import typing
+from dataclasses import is_dataclass
 from typing import Annotated, Any
 
 import typer
@@ -7,13 +11,14 @@ import yaml
 from rich.table import Table
 from rich.text import Text
 
-from dskd.config import ConfigError, to_mapping
+from dskd.config import ConfigError, field_types, to_mapping
 from dskd.methods import ABOUT, METHODS, get_method
 from dskd.size import parse_size, sides, size_text
 from dskd.switches import Method, Train
 from harness import plugins
 from harness.backbones import remember
 from harness.cli.common import ImageSizeOption, PluginOption, console
+from harness.cli.folded import print_folded
 from harness.gridfile import METHOD_KEYS
 from harness.spec import check_students
 
@@ -34,8 +39,8 @@ def methods(
     Trainable parameters are in millions. GMAC are the multiply-adds, in 1e9, of teacher and students together for one
     image: what an inspection costs. They are counted, not estimated, and nothing is downloaded.
 
-    With one name all switches of that method follow, as the dotted keys that a grid takes, with their values; beside
-    them what `recipe: common` makes of those that it changes.
+    With one name all switches of that method follow, as the dotted keys that a grid takes, with their values, what
+    `recipe: common` makes of those that it changes, which values are possible and what they mean.
     """
     plugins.load(plugin or ())
     chosen = [get_method(name) for name in dict.fromkeys(names or METHODS)]
@@ -65,12 +70,12 @@ def methods(
             cells = (method.name, _students(method), _source(method), *numbers, _recipe(method.train))
             table.add_row(*map(Text, (*cells, ABOUT[method.name])))
     terminal = console()
-    terminal.print(table)
+    print_folded(terminal, table)
     for remark in remarks:
         terminal.print(remark, soft_wrap=True)
     if len(names or []) == 1:
         table, differs = _switches(chosen[0])
-        terminal.print(table)
+        print_folded(terminal, table)
         if not differs:
             terminal.print(f"{chosen[0].name}: `recipe: common` is its own recipe")
 
@@ -101,16 +106,44 @@ def _recipe(train: Train) -> str:
 
 
 def _switches(method: Method) -> tuple[Table, bool]:
-    """What a grid can set, with the values of the method's own recipe, and of the common one where they differ; and
-    whether they do anywhere.
+    """What a grid can set, with the values of the method's own recipe, and of the common one where they differ, what
+    else is possible and what it means; and whether the recipes differ anywhere.
     """
     own, common = (to_mapping(get_method(method.name, recipe)) for recipe in ("own", "common"))
-    table = Table("switch", "value", "recipe: common", title=f"switches of {method.name}", title_justify="left")
+    table = Table(title=f"switches of {method.name}", title_justify="left")
+    for column in ("switch", "value", "recipe: common", "possible", "what it is"):
+        table.add_column(column)
+    about = switches()
     for key in METHOD_KEYS:
         value, other = _written(own, key), _written(common, key)
         if key != "recipe":
-            table.add_row(*map(Text, (key, value, "" if other == value else other)))
+            table.add_row(*map(Text, (key, value, "" if other == value else other, *about[key])))
     return table, own != common
+
+
+def switches(config: type = Method, prefix: str = "") -> dict[str, tuple[str, str]]:
+    """Of each switch, by its dotted key, the values that are possible, and what its class says of it."""
+    said = re.findall(r"^ {8}(\w+): (.*(?:\n {12}.*)*)$", config.__doc__ or "", re.MULTILINE)
+    words = {name: " ".join(text.split()) for name, text in said}
+    found = {}
+    for name, kind in field_types(config).items():
+        if is_dataclass(kind):
+            found |= switches(kind, f"{prefix}{name}.")
+        else:
+            found[prefix + name] = _possible(kind), words.get(name, "")
+    return found
+
+
+def _possible(kind: Any) -> str:
+    """Values of an annotation, as a grid file has them."""
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin is typing.Literal:
+        return ", ".join(map(str, arguments))
+    if origin is tuple:
+        return f"list of {_possible(arguments[0])}" if Ellipsis in arguments else f"{len(arguments)} numbers"
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join("null" if each is type(None) else _possible(each) for each in arguments)
+    return {bool: "true, false", int: "whole number", float: "number", str: "name"}.get(kind, kind.__name__)
 
 
 def _written(mapping: dict[str, Any], key: str) -> str:

@@ -7,18 +7,32 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
-from harness.cli.common import DevicesOption, GridOption, OnlyOption, OutOption, PluginOption, console, make_plan
+from harness.cli.common import (
+    DevicesOption,
+    GridArgument,
+    GridOption,
+    LimitOption,
+    OnlyOption,
+    OutOption,
+    PluginOption,
+    console,
+    make_plan,
+    the_grid,
+)
+from harness.cli.folded import print_folded
 
 if TYPE_CHECKING:
     from harness.data.findings import Looks
 
 
 def plan(
-    grid: GridOption,
+    grid_file: GridArgument = None,
+    grid: GridOption = None,
     out: OutOption = "runs",
     devices: DevicesOption = "auto",
     only: OnlyOption = None,
     plugin: PluginOption = None,
+    limit: LimitOption = None,
     list_runs: Annotated[bool, typer.Option("--list", help="One line for each training, with its id.")] = False,
 ) -> None:
     """Show what `harness run` would do: runs done, failed and to do, and about how long it takes. Nothing is run."""
@@ -29,8 +43,8 @@ def plan(
     from harness.naming import labels_of, title_of
     from harness.records import Results, damage_line
 
-    load, kind = Load(), kind_of(devices)
-    parsed, made = make_plan(grid, devices, only, plugin)
+    path, load, kind = the_grid(grid_file, grid), Load(), kind_of(devices)
+    parsed, made = make_plan(path, devices, only, plugin, limit)
     results = Results(out / parsed.name)
     survey = results.survey()
     done, failed = survey.done, survey.failed
@@ -54,8 +68,8 @@ def plan(
         key = (title_of(bench.method.name, bench.method.recipe), bench.backbone, "(throughput)")
         rows.setdefault(key, Counter())["done" if bench.id in done else "to do"] += 1
         seconds[key] += 0.0 if bench.id in done else schedule.estimate_s(bench, rate)
-    terminal.print(_runs(parsed.name, rows, seconds))
-    terminal.print(images_table(made.chosen_looks()))
+    print_folded(terminal, _runs(parsed.name, rows, seconds), 3)
+    print_folded(terminal, images_table(made.chosen_looks()), 2)
     evaluations = sum(len(training.evaluations) for training in made.trainings)
     terminal.print(
         f"{len(made.trainings)} trainings, {evaluations} evaluations, {len(made.benches)} throughput measurements; "

@@ -11,7 +11,16 @@ from rich.table import Table
 
 from dskd.config import ConfigError, require
 from harness import events
-from harness.cli.common import DevicesOption, GridOption, OnlyOption, PluginOption, console, make_plan
+from harness.cli.common import (
+    DevicesOption,
+    GridArgument,
+    GridOption,
+    OnlyOption,
+    PluginOption,
+    console,
+    make_plan,
+    the_grid,
+)
 from harness.cli.outputs import check_file
 from harness.job import TrainJob
 from harness.naming import title
@@ -21,7 +30,8 @@ if TYPE_CHECKING:
 
 
 def profile(
-    grid: GridOption,
+    grid_file: GridArgument = None,
+    grid: GridOption = None,
     devices: DevicesOption = "auto",
     only: OnlyOption = None,
     plugin: PluginOption = None,
@@ -40,11 +50,12 @@ def profile(
     from harness.launch.devices import find_slots
     from harness.spec import Save
 
+    path = the_grid(grid_file, grid)
     if trace is not None:
         check_file("--trace", trace)
         require(trace.absolute().parent.is_dir(), f"--trace: the folder of {trace} is not there; make it")
     slot = find_slots(devices)[0]
-    parsed, plan = make_plan(grid, devices, only, plugin)
+    parsed, plan = make_plan(path, devices, only, plugin)
     if slot.visible:
         os.environ["CUDA_VISIBLE_DEVICES"] = slot.visible
     with TemporaryDirectory() as folder:

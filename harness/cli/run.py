@@ -3,6 +3,7 @@
 import importlib.util
 import math
 import os
+import shlex
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Annotated
@@ -13,7 +14,9 @@ from rich.console import Console
 from dskd.config import require
 from harness.cli.common import (
     DevicesOption,
+    GridArgument,
     GridOption,
+    LimitOption,
     OnlyOption,
     OutOption,
     PluginOption,
@@ -21,11 +24,13 @@ from harness.cli.common import (
     Terminal,
     Unbreakable,
     make_plan,
+    the_grid,
 )
 from harness.cli.screen import Screen
 from harness.files import write_atomic
 from harness.foreign import check_links, opening
 from harness.grid import Plan, check_processes
+from harness.gridfile import Grid
 from harness.job import Job
 from harness.launch import schedule
 from harness.launch.cluster import check_submission
@@ -36,6 +41,7 @@ from harness.launch.verdict import Limits
 from harness.migration import earlier_line
 from harness.records import Results
 from harness.run_folder import ResultsFolder
+from harness.text import one_line
 
 _Retries = Annotated[
     int, typer.Option(help="Further attempts of a run that crashed, took too long or ran out of memory.")
@@ -56,11 +62,13 @@ _Nodes = Annotated[
 
 
 def run(
-    grid: GridOption,
+    grid_file: GridArgument = None,
+    grid: GridOption = None,
     out: OutOption = "runs",
     devices: DevicesOption = "auto",
     only: OnlyOption = None,
     plugin: PluginOption = None,
+    limit: LimitOption = None,
     runs_per_device: RunsPerDeviceOption = 1,
     retries: _Retries = 1,
     timeout: _Timeout = None,
@@ -78,11 +86,11 @@ def run(
     stands in the results folder's `logs/` too. Exit codes: 0 all done, 1 some runs failed, 2 wrong usage or input,
     130 interrupted.
     """
-    load = Load()
+    path, load = the_grid(grid_file, grid), Load()
     slots = find_slots(devices, runs_per_device)
     _check_options(retries, timeout, checkpoint_every, nodes)
     part, parts = schedule.parse_shard(shard) if shard else (0, 1)
-    parsed, whole = make_plan(grid, devices, only, plugin)
+    parsed, whole = make_plan(path, devices, only, plugin, limit)
     _check_tracking(parsed.tracking)
     plan = schedule.shards(whole, parts)[part]
     check_processes(plan, slots[0].kind, len(apart(slots)), nodes)
@@ -90,17 +98,7 @@ def run(
     results = _open(where, parsed.text, None if only else whole)
     survey, wanted = results.survey(), {spec.id for spec in schedule.works(plan)}
     damaged, done = results.set_aside(wanted, survey), survey.done
-    todo = schedule.remaining(
-        plan,
-        done,
-        results=str(results.folder),
-        save=parsed.save,
-        device=slots[0].kind,
-        force=force,
-        grid=parsed.name,
-        checkpoint_every_s=60 * checkpoint_every,
-        tracking=parsed.tracking,
-    )
+    todo = _todo(parsed, plan, results, done, slots[0].kind, force, checkpoint_every)
     costs = _costs(todo.jobs, results, slots[0].kind, load, () if force else done)
     log = ResultsFolder(results.folder).logs / f"{supervisor_name()}.txt"
     screen = Screen(Terminal(file=Unbreakable()), costs, log)
@@ -113,8 +111,24 @@ def run(
     limits = Limits(retries, None if timeout is None else 60 * timeout)
     phases = schedule.phases(costs, slots, whole_machine(slots), nodes)
     interrupted = _supervise(phases, screen, reporter, results, limits, load)
-    _print_outcome(screen.console, plan, results)
+    _print_outcome(screen.console, plan, results, where)
     raise typer.Exit(130 if interrupted else 1 if screen.failures else 0)
+
+
+def _todo(
+    grid: Grid, plan: Plan, results: Results, done: set[str], kind: Kind, force: bool, checkpoint_every: float
+) -> schedule.Todo:
+    return schedule.remaining(
+        plan,
+        done,
+        results=str(results.folder),
+        save=grid.save,
+        device=kind,
+        force=force,
+        grid=grid.name,
+        checkpoint_every_s=60 * checkpoint_every,
+        tracking=grid.tracking,
+    )
 
 
 def _costs(
@@ -193,8 +207,8 @@ def _open(folder: Path, grid: bytes, whole: Plan | None) -> Results:
     return results
 
 
-def _print_outcome(terminal: Console, plan: Plan, results: Results) -> None:
-    """The table of the plan's runs that have a record, and those that failed with their reason."""
+def _print_outcome(terminal: Console, plan: Plan, results: Results, where: Path) -> None:
+    """The table of the plan's runs that have a record, those that failed with their reason, and how to go on."""
     from harness.leaderboard.frame import load
     from harness.leaderboard.render import print_failures, print_sections
     from harness.leaderboard.sections import make_sections
@@ -212,3 +226,7 @@ def _print_outcome(terminal: Console, plan: Plan, results: Results) -> None:
         for line in unscored(found.trainings):
             terminal.print(line, soft_wrap=True)
     print_failures(terminal, found.failures)
+    if found.evaluations:
+        shown = one_line(shlex.quote(str(where)))
+        terminal.print(f"next: harness report {shown}    one page of charts, curves and anomaly maps", soft_wrap=True)
+        terminal.print(f"      harness leaderboard {shown} --table all    how sure it is", soft_wrap=True)

@@ -10,7 +10,17 @@ import typer
 
 from dskd.config import ConfigError, require
 from harness import shipped
-from harness.cli.common import GridOption, OnlyOption, OutOption, PluginOption, console, make_plan
+from harness.cli.common import (
+    GridArgument,
+    GridOption,
+    LimitOption,
+    OnlyOption,
+    OutOption,
+    PluginOption,
+    console,
+    make_plan,
+    the_grid,
+)
 from harness.files import write_atomic
 from harness.foreign import opening
 from harness.launch import cluster, schedule, slurm
@@ -41,15 +51,17 @@ _Sbatch = Annotated[
 _Script = Annotated[
     Path, typer.Option(help="The batch script to fill in; the one that ships where this does not exist.")
 ]
-_DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the batch scripts; submit nothing.")]
+_DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the batch scripts, and their size; submit nothing.")]
 
 
 def submit(
-    grid: GridOption,
+    grid_file: GridArgument = None,
     run_options: _RunOptions = None,
+    grid: GridOption = None,
     out: OutOption = "runs",
     only: OnlyOption = None,
     plugin: PluginOption = None,
+    limit: LimitOption = None,
     shards: _Shards = "auto",
     minutes: _Minutes = 60.0,
     max_parallel: _MaxParallel = None,
@@ -65,15 +77,18 @@ def submit(
     still missing. `harness status runs/NAME` shows how far it is. Exit codes: 0 submitted, 1 SLURM failed, 2 wrong
     input.
     """
-    chosen = slurm.parse_options(sbatch or [])
-    words = (only or (), plugin or (), run_options or ())
-    request = Request(str(grid), str(out), *words, chosen, shards, minutes, max_parallel)
+    words = list(run_options or ())
+    if str(grid_file).startswith("-"):  # no grid, but the first of the options for the jobs
+        grid_file, words = None, [str(grid_file), *words]
+    path, chosen = the_grid(grid_file, grid), slurm.parse_options(sbatch or [])
+    words = (only or (), plugin or (), [*([] if limit is None else ["--limit", str(limit)]), *words])
+    request = Request(str(path), str(out), *words, chosen, shards, minutes, max_parallel)
     check(request)
-    _check_grid(grid)
+    _check_grid(path)
     if not dry_run:
         cluster.require_sbatch()
-    parsed, whole = make_plan(grid, "cpu", None, plugin)
-    plan = make_plan(grid, "cpu", only, plugin)[1] if only else whole
+    parsed, whole = make_plan(path, "cpu", None, plugin, limit)
+    plan = make_plan(path, "cpu", only, plugin, limit)[1] if only else whole
     results = Results(Path(os.path.realpath(out / parsed.name)))  # a loop of links raises nothing here
     slurm.check_folder(results.folder)
     slurm.check_text("--out", str(out))
@@ -95,6 +110,8 @@ def submit(
     if dry_run:
         for text in (*made.scripts(), made.leaderboard(["JOB"] * len(arrays))):
             typer.echo(text)
+        for line in made.preview():  # apart from the scripts, which may go to a file
+            console(stderr=True).print(line, soft_wrap=True)
     else:
         _send(made, planned(whole))
 

@@ -1,7 +1,7 @@
 """What a data set must hold, and the registry of those that a grid can name. No torch is imported here."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,6 +72,8 @@ class Source(ABC):
             holds.
         duplicates: whether a plan refuses images that stand in training and in test with the same bytes, or as normal
             and as abnormal ones; a published data set is measured as it is, and the plan says it.
+        limit: so many images of a category at most to train on, to hold out, and to test on of each type of defect and
+            of the good ones; 0 for all.
     """
 
     root: str = ""
@@ -80,6 +82,7 @@ class Source(ABC):
     range: tuple[float, float] | None = None
     max_megapixels: float = 1000.0
     duplicates: Literal["refuse", "keep"] = "keep"
+    limit: int = 0
 
     name: ClassVar[str]
     mask_threshold: ClassVar[int] = 0  # a pixel is defective where the mask is above it
@@ -89,7 +92,7 @@ class Source(ABC):
         """The folder that holds the data. Raises DataError if there is none."""
         if not self.root:
             raise DataError(f"dataset {self.name}: `root` is missing; write {{name: {self.name}, root: /path/to/it}}")
-        folder = user_path(self.root)
+        folder = user_path(self.root, f"dataset {self.name}: root")
         with readable(self.name):
             if not folder.is_dir():
                 raise DataError(f"dataset {self.name}: root {folder} is not a folder")
@@ -103,11 +106,16 @@ class Source(ABC):
     def samples(self, category: str) -> list[Sample]:
         """The category's samples in a fixed order. Raises DataError for what is missing or left over."""
 
+    def selected(self, category: str) -> list[Sample]:
+        """Those of `samples` that `limit` leaves. Raises DataError as it does."""
+        samples = self.samples(category)
+        return limited(samples, self.limit) if self.limit else samples
+
     def options(self) -> dict[str, Any]:
         """Of the keys of its entry those that records and tables show: what decides what is measured, not where the
         files lie.
         """
-        hidden = ("root", "categories", "range", "max_megapixels", "duplicates")
+        hidden = ("root", "categories", "range", "max_megapixels", "duplicates", "limit")
         return {key: value for key, value in to_mapping(self).items() if key not in hidden}
 
     def prepare(self, category: str, progress: Callable[[int, int], None] | None = None) -> None:  # noqa: B027
@@ -145,6 +153,21 @@ class Source(ABC):
             if category not in available:
                 raise DataError(f"dataset {self.name}: unknown category {category!r}; {suggest(category, available)}")
         return list(self.categories) or available
+
+
+def limited(samples: Sequence[Sample], limit: int) -> list[Sample]:
+    """At most so many of each split and, in testing, of each type of defect: spread evenly over their order, so that
+    the same are chosen everywhere and not all of one object. Pure.
+    """
+    classes: dict[tuple[str, str], list[int]] = {}
+    for place, sample in enumerate(samples):
+        classes.setdefault((sample.split, sample.defect), []).append(place)
+    chosen = {
+        places[i * len(places) // limit] if len(places) > limit else place
+        for places in classes.values()
+        for i, place in enumerate(places[:limit])
+    }
+    return [sample for place, sample in enumerate(samples) if place in chosen]
 
 
 @contextmanager
@@ -193,6 +216,10 @@ def get_source(entry: str | Mapping[str, Any]) -> Source:
     source = from_mapping(SOURCES[name], entry, f"dataset {name}")
     low, high = source.range or (0, 1)
     require(low < high, f"dataset {name}: range [{low:g}, {high:g}] is not possible; write [LOW, HIGH] with LOW < HIGH")
+    require(
+        source.limit == 0 or source.limit >= 2,
+        f"dataset {name}: limit {source.limit} is not possible; write 2 or more, or 0 for all",
+    )
     require(
         source.max_megapixels > 0,
         f"dataset {name}: max_megapixels {source.max_megapixels:g} is not possible; write a number above 0",

@@ -42,7 +42,7 @@ def look(source: Source, category: str, progress: Progress | None = None) -> Loo
     """As `describe`, with what it was made from."""
     with readable(source.name):
         source.prepare(category, progress)
-        samples = source.samples(category)
+        samples = source.selected(category)
         fixed = {half: source.fixed_manifest(category, half) for half in HALVES}
     _check_names(source, category, samples)
     prints = {} if any(fixed.values()) else _checked(source, samples, progress)
@@ -53,6 +53,8 @@ def look(source: Source, category: str, progress: Progress | None = None) -> Loo
     # Only there it decides pixels: elsewhere no table should tell runs apart by it.
     if source.range is not None and (deep or not prints):
         options["range"] = depth.text_of(source.range)
+    if source.limit:
+        options["limit"] = str(source.limit)
     halves = {half: [sample for sample in samples if sample.half == half] for half in HALVES}
     manifests = {half: manifest_of(source, chosen, prints, fixed[half]) for half, chosen in halves.items()}
     data = Data(
@@ -106,7 +108,9 @@ def manifest_of(source: Source, samples: Sequence[Sample], prints: Mapping[str, 
         deep = [list(bounds) for bounds in sorted({depth.range_of(source, kind) for kind in kinds})]
         # Fractions count as defective since deep pictures are read as what they are.
         deep += ["f32"] if any(prints[mask].kind == "f32" for sample in samples for mask in sample.masks) else []
-    return digest([content, PIXEL_REVISION, source.resize, source.mask_threshold, *([deep] if deep else [])])
+    # A limit is a protocol of its own, also where there are no more images.
+    more = [*([deep] if deep else []), *([["limit", source.limit]] if source.limit else [])]
+    return digest([content, PIXEL_REVISION, source.resize, source.mask_threshold, *more])
 
 
 def _check_names(source: Source, category: str, samples: Sequence[Sample]) -> None:

@@ -102,9 +102,9 @@ def parse_options(items: Iterable[str]) -> dict[str, str | None]:
             f"--sbatch: {quoted(item)} is not possible; write an option of sbatch as key=value: partition=gpu, mem=64G",
         )
         require(
-            key not in ("array", "dependency", "wrap", "output"),
+            key not in ("array", "comment", "dependency", "wrap", "output"),
             f"--sbatch: {key} is for harness submit to write; "
-            "--shards and --max-parallel say how many elements an array has",
+            "--shards and --max-parallel say how many elements an array has, and its jobs are found by their comment",
         )
         options[key] = directive(value.strip()) if equals else None
     return options
@@ -249,5 +249,12 @@ def launcher(python: str, nodes: int, processes: int, host: str, port: int) -> l
     ranks = f'exec "$0" -m torch.distributed.run --node-rank "$SLURM_NODEID" --nnodes {nodes} '
     ranks += f'--nproc-per-node {processes} --master-addr {host} --master-port {port} "$@"'
     # A rank that dies on one node is told to the launchers of the others, but a node that is gone is not.
-    step = ["srun", f"--nodes={nodes}", f"--ntasks={nodes}", "--ntasks-per-node=1", "--kill-on-bad-exit=1"]
+    step = [
+        "srun",
+        "--mpi=none",
+        f"--nodes={nodes}",
+        f"--ntasks={nodes}",
+        "--ntasks-per-node=1",
+        "--kill-on-bad-exit=1",
+    ]
     return [*step, "bash", "-c", ranks, python]

@@ -179,15 +179,31 @@ class Submission:
         note: dict[str, Any] = {"shards": self.work.count, "jobs": own, "leaderboard": leaderboard}
         return json.dumps(note | {"runs": self.work.shards})
 
+    def size(self) -> str:
+        """How much there is to do, in a line."""
+        count, seconds = self.work.count, sum(self.work.seconds.values()) / self.work.workers
+        left, runs = len(self.work.shards), len(self.work.seconds)
+        elements = f"{left} of {count} shards" if left < count else f"{count} shard{'s' * (count > 1)}"
+        return f"{self.name}: {runs} run{'s' * (runs > 1)} in {elements}, about {schedule.duration(seconds)} of work"
+
+    def preview(self) -> list[str]:
+        """What would be submitted, and what a cluster may miss, a line each."""
+        longest = self.work.seconds[self.work.longest.spec.id]
+        limit = f"time limit {self.options.get('time') or 'the default of the partition'}"
+        unset = [key for key in ("partition", "account") if not self.options.get(key)]
+        asked = " ".join(f"--sbatch {key}=NAME" for key in unset)
+        missing = f"no {' and no '.join(unset)} is set: where there is no default write {asked}"
+        return [
+            f"{self.size()}; the longest run takes about {schedule.duration(longest)}, {limit}",
+            *([missing] if unset else []),
+            "nothing was submitted; the same command without --dry-run does so",
+        ]
+
     def summary(self, jobs: Sequence[str], leaderboard: str) -> list[str]:
         """What was submitted and how to go on, a line each."""
-        count, seconds = self.work.count, sum(self.work.seconds.values()) / self.work.workers
-        left = len(self.work.shards)
-        elements = f"{left} of {count} shards" if left < count else f"{count} shard{'s' * (count > 1)}"
         where = ResultsFolder(Path(self.request.out) / self.name)
         return [
-            f"{self.name}: {len(self.work.seconds)} runs in {elements}, about {schedule.duration(seconds)} of work; "
-            f"jobs {', '.join(jobs)}, leaderboard {leaderboard}",
+            f"{self.size()}; jobs {', '.join(jobs)}, leaderboard {leaderboard}",
             f"watch:        harness status {where.path} --watch",
             f"logs:         {where.slurm}",
             f"leaderboard:  {where.leaderboard}, when all have ended",

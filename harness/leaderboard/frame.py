@@ -218,7 +218,7 @@ def split(lines: pd.DataFrame, named: Collection[str], allow_mixed: bool) -> lis
     if not keys:
         return [("", lines)]
     if not allow_mixed:
-        key = keys[0]
+        key = next((key for key in keys if key != "images"), "images")  # of which other images may be a consequence
         first, *_ = values = sorted(lines[key].unique())
         if key == "images":
             raise ConfigError(

@@ -49,7 +49,11 @@ def _print_table(console: Console, table: Table, titled: bool) -> None:
         count = len(left)
         while count > 1 and _width(console, _rich(table, left[:count])) > console.width:
             count -= 1
-        console.print(_rich(table, left[:count]))
+        made, key_width = _rich(table, left[:count]), KEY_WIDTH
+        while _width(console, made) > console.width and key_width > 1:  # a number is never cut, so names give way
+            key_width -= 1
+            made = _rich(table, left[:count], key_width)
+        console.print(made)
         left = left[count:]
     for note in table.notes:
         console.print(Text(one_line(note), style="dim"))
@@ -73,7 +77,7 @@ def _width(console: Console, made: RichTable) -> int:
     return console.measure(made, options=console.options.update(width=10_000)).minimum
 
 
-def _rich(table: Table, columns: Sequence[Column]) -> RichTable:
+def _rich(table: Table, columns: Sequence[Column], key_width: int = KEY_WIDTH) -> RichTable:
     made = RichTable(box=box.SIMPLE_HEAD, pad_edge=False)
     medals = _medals(table) if columns[0] is table.columns[0] else []
     if medals:
@@ -81,7 +85,7 @@ def _rich(table: Table, columns: Sequence[Column]) -> RichTable:
     keys = [[one_line(part) for part in key] for key, _ in table.rows]
     for place, key in enumerate(table.by):
         longest = max(len(key), *(len(row[place]) for row in keys))
-        made.add_column(key, overflow="fold", min_width=min(KEY_WIDTH, longest))
+        made.add_column(key, overflow="fold", min_width=min(key_width, longest))
     best = best_of(table)
     texts = [[_rich_cell(table, best, column, cells.get(column.key)) for column in columns] for _, cells in table.rows]
     for column, cells in zip(columns, zip(*texts, strict=True), strict=True):

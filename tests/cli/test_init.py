@@ -52,14 +52,14 @@ def test_a_factorys_folder_in_two_commands(factory: Path, here: Path) -> None:
     assert "10 abnormal without masks: pixel metrics are undefined" in text
     assert "other files, which are not read: 2 .db" in text
     assert "no weights of a teacher can be had here" in text
-    assert text.endswith("next: harness run --grid 'Teile_Ä.yaml'")
+    assert text.endswith("next: harness run 'Teile_Ä.yaml'")
     path = here / "Teile_Ä.yaml"
     plan = harness("plan", "--grid", path)
     assert plan.code == 0, plan.err
     rows = [" ".join(each.split()).partition("Teile Ä │ ")[2][:20] for each in (text, plan.out)]
     assert rows[0] == rows[1] == "15 │ 5 │ 10 │ 0 │ 40"  # what it said, a plan says
     document = yaml.safe_load(path.read_text())
-    assert document["defaults"]["image_size"] == 64
+    assert (document["defaults"]["image_size"], document["defaults"]["train.epochs"]) == (64, 50)
     document["defaults"] |= {"image_size": 32, "train.epochs": 1}  # only what decides how long it takes
     document["axes"] |= {"method": ["stfpm"], "seed": [0]}
     del document["bench"]

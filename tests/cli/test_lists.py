@@ -20,8 +20,10 @@ from dskd.costs import of_backbone, of_method
 from dskd.methods import ABOUT, METHODS, get_method
 from harness import grid  # noqa: F401  (it registers the data sets)
 from harness.cli import main
+from harness.cli.methods import switches
 from harness.data.catalog import SOURCES, get_source
 from harness.data.references import REFERENCES
+from harness.gridfile import METHOD_KEYS
 
 Harness = Callable[..., str]
 
@@ -95,7 +97,7 @@ def test_methods_lists_all_with_their_numbers(harness: Harness) -> None:
     output = harness("methods")
     assert all(name in output for name in METHODS)
     assert row(output, "dskd")[1:5] == ["encoder, decoder", "encoder", "18.166", "6.155"]
-    assert row(output, "stfpm")[1:6] == ["encoder", "", "2.783", "3.664", "SGD 0.4, 100 epochs,"]
+    assert row(output, "stfpm")[1:6] == ["encoder", "", "2.783", "3.664", "SGD 0.4, 100 epochs, batch"]
     assert row(output, "reverse_distillation")[1:5] == ["decoder", "teacher", "15.383", "4.323"]
     assert row(output, "student_ensemble")[1] == "3 x encoder"
     assert row(output, "smaller_student")[1] == "encoder (resnet10t)"
@@ -106,14 +108,20 @@ def test_one_method_is_shown_with_its_switches(harness: Harness) -> None:
     output = harness("methods", "stfpm")
     assert "dskd" not in output
     assert ABOUT["stfpm"][:20] in output
-    assert row(output, "embedding.source") == ["embedding.source", "encoder", ""]
-    assert row(output, "students") == ["students", "[encoder]", ""]
-    assert row(output, "train.lr") == ["train.lr", "0.4", "0.005"]
-    assert row(output, "map.scale_fuse") == ["map.scale_fuse", "mul", "sum"]
+    assert row(output, "embedding.source")[:4] == ["embedding.source", "encoder", "", "encoder, teacher, both"]
+    assert row(output, "students")[:4] == ["students", "[encoder]", "", "list of encoder, decoder"]
+    assert row(output, "train.lr") == ["train.lr", "0.4", "0.005", "number", "learning rate, with `split` of its Adam."]
+    assert row(output, "map.scale_fuse")[:4] == ["map.scale_fuse", "mul", "sum", "sum, mul"]
+    assert row(output, "embedding.blocks")[3] == "whole number or null"
     assert "`recipe: common` is its own recipe" in harness("methods", "dskd")
     both = harness("methods", "dskd", "stfpm")
     assert "embedding.source" not in both
     assert "reverse_distillation" not in both
+
+
+def test_every_switch_is_explained() -> None:
+    found = switches()
+    assert not [key for key in METHOD_KEYS if key != "recipe" and not all(found[key])]
 
 
 def test_a_method_that_cannot_go_with_the_backbone_says_why(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from dskd.config import ConfigError
 from harness.data import builtin, layouts  # noqa: F401
 from harness.data.catalog import DataError, get_source
 from harness.data.manifest import describe
@@ -137,6 +138,8 @@ def test_roots_that_are_none(name: str, tmp_path: Path) -> None:
 
 
 def test_unknown_category_and_empty_folder(tree: Path) -> None:
+    with pytest.raises(ConfigError, match=r"dataset folder: root: \$NOPE is not set, in \$NOPE/data; set the variable"):
+        get_source({"name": "folder", "root": "$NOPE/data"}).chosen()
     with pytest.raises(DataError, match="unknown category 'clth'; did you mean 'cloth'"):
         get_source({"name": "folder", "root": str(tree), "categories": ["clth"]}).chosen()
     shutil.rmtree(tree / "cloth" / "train" / "good")

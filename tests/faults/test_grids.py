@@ -69,7 +69,10 @@ DOCUMENTS = [
     pytest.param("name: !!int x\n", "the tag 'tag:yaml.org,2002:int' is not possible", id="tag"),
     pytest.param("name: 0b_\n", "is not YAML: invalid literal", id="no-binary-number"),
     pytest.param("- " * 40_000 + "a", "more than 32 lists within each other", id="deep"),
-    pytest.param("name: x\nname: y\n", "the key 'name' is written twice, line 2", id="key-twice"),
+    pytest.param("name: x\nname: y\n", "the key 'name' is written twice, line 1 and line 2; leave", id="key-twice"),
+    pytest.param(
+        "name: x\naxes: {a: [b}", "is not YAML: while parsing a flow sequence, line 2, col", id="no-file-in-it"
+    ),
     pytest.param("x: " + "1:" * 3000 + "1\n", "6001 characters", id="number-to-the-base-60"),
     pytest.param("x" * 1_100_000, "is more than 1048576 bytes", id="large-file"),
 ]

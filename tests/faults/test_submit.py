@@ -52,6 +52,7 @@ REFUSED = [
     pytest.param(["--sbatch", "nodes=a"], "--sbatch nodes: 'a' is not possible", id="nodes-a-word"),
     pytest.param(["--sbatch", "signal=USR1@x"], "--sbatch signal: 'USR1@x' is not possible", id="signal-at-a-word"),
     pytest.param(["--out", LINE], "--out: ", id="newline-in-out"),
+    pytest.param(["--sbatch", "comment=a b"], "--sbatch: comment is for harness submit to write", id="its-comment"),
     pytest.param(["--sbatch", f"comment={LINE}"], "--sbatch: ", id="newline-in-an-option"),
     pytest.param(["--sbatch", "comment=a\x1bb"], "--sbatch: ", id="control-character-in-an-option"),
     pytest.param(["--sbatch", "comment=a\udcffb"], "--sbatch: ", id="option-not-utf-8"),
@@ -131,9 +132,9 @@ def test_paths_reach_slurm_and_the_shell_as_they_are(
 @settings(derandomize=True, deadline=None)
 @given(st.text(st.characters(exclude_categories=["Cc", "Cs", "Cf", "Zl", "Zp"]), max_size=30))
 def test_any_value_is_one_word_to_sbatch(value: str) -> None:
-    (option,) = [f"#SBATCH --comment={text}" for text in slurm.parse_options([f"comment={value}"]).values()]
-    assert words(option.removeprefix("#SBATCH ")) == [f"--comment={value.strip()}"]
-    assert slurm.options_of(f"{option}\necho\n") == {"comment": slurm.directive(value.strip())}
+    (option,) = [f"#SBATCH --mail-user={text}" for text in slurm.parse_options([f"mail-user={value}"]).values()]
+    assert words(option.removeprefix("#SBATCH ")) == [f"--mail-user={value.strip()}"]
+    assert slurm.options_of(f"{option}\necho\n") == {"mail-user": slurm.directive(value.strip())}
 
 
 def test_options_of_a_script_keep_their_quotes() -> None:

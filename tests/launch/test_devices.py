@@ -11,6 +11,7 @@ from dskd.config import ConfigError
 from harness import environment
 from harness.environment import gpus
 from harness.launch.devices import find_slots, kind_of
+from harness.launch.worker import cores_of
 
 
 class NVMLError(Exception):
@@ -121,3 +122,18 @@ def test_a_machine_without_a_driver_is_a_cpu(nvml: Nvml, monkeypatch: pytest.Mon
     monkeypatch.setattr(environment, "DRIVER", tmp_path / "none")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
     assert kind_of("auto") == "cpu"
+
+
+@pytest.mark.parametrize(
+    ("share", "rank", "own", "expected"),
+    [
+        ((4, 5), 1, {2, 3, 4, 5}, {4, 5}),
+        ((0, 1), 0, {8, 9, 10, 11}, {8, 9}),  # dealt on another node
+        ((2, 3), 1, {8, 9, 10, 11}, {10, 11}),
+        ((2, 3), 1, {8}, {8}),
+    ],
+)
+def test_a_rank_on_another_node_takes_its_share_of_the_cores_there(
+    share: tuple[int, ...], rank: int, own: set[int], expected: set[int]
+) -> None:
+    assert set(cores_of(share, rank, 2, own)) == expected
