@@ -137,3 +137,25 @@ def test_a_rank_on_another_node_takes_its_share_of_the_cores_there(
     share: tuple[int, ...], rank: int, own: set[int], expected: set[int]
 ) -> None:
     assert set(cores_of(share, rank, 2, own)) == expected
+
+
+def test_gpus_get_whole_cores_of_their_own_processor(
+    nvml: Nvml, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two processors of two cores with two threads each, numbered as Linux does; GPU 0 hangs on the second one."""
+    for cpu in range(8):
+        place = tmp_path / f"cpu{cpu}" / "topology"
+        place.mkdir(parents=True)
+        (place / "physical_package_id").write_text(f"{cpu % 4 // 2}\n")
+        (place / "core_id").write_text(f"{cpu % 2}\n")
+    monkeypatch.setattr(environment, "TOPOLOGY", tmp_path)
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(8)))
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    nvml.nvmlDeviceGetCpuAffinity = lambda handle, words: [0b11001100 if handle == "GPU-0aa" else 0b00110011]
+    assert [(slot.name, set(slot.cpus)) for slot in find_slots("cuda")] == [
+        ("cuda:0", {2, 6, 3, 7}),
+        ("cuda:1", {0, 4, 1, 5}),
+    ]
+    assert [set(slot.cpus) for slot in find_slots("cpu:4")] == [{0, 4}, {1, 5}, {2, 6}, {3, 7}]
+    monkeypatch.setattr(environment, "TOPOLOGY", tmp_path / "gone")
+    assert [set(slot.cpus) for slot in find_slots("cpu:4")] == [{0, 1}, {2, 3}, {4, 5}, {6, 7}]
