@@ -4,6 +4,7 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
@@ -142,7 +143,7 @@ def make_plan(
     """Load the plug-ins (`modules` and the installed ones), then read, look and expand, with a progress bar while data
     are read for the first time. Raises ConfigError.
     """
-    from harness.grid import Plan, expand, matches, resolve
+    from harness.grid import expand, matches, resolve
 
     kind = kind_of(devices)
     rule = parse_only(only)
@@ -153,11 +154,19 @@ def make_plan(
     plan = expand(grid, facts)
     require(bool(plan.trainings), f"{path}: `exclude` leaves no run")
     if rule:
-        trainings = [training for training in plan.trainings if matches(labels_of(training.spec), rule)]
+        # By name or as it is called: what is shown is what one writes.
+        trainings = [
+            training
+            for training in plan.trainings
+            if all(
+                matches(labels_of(training.spec), one) or matches(labels_of(training.spec, called=True), one)
+                for one in ({key: values} for key, values in rule.items())
+            )
+        ]
         require(bool(trainings), f"--only: no run of the grid has {' '.join(only or [])}")
         models = {(training.spec.method, training.spec.backbone) for training in trainings}
         benches = [bench for bench in plan.benches if (bench.method, bench.backbone) in models]
-        plan = Plan(trainings, benches, plan.looks)
+        plan = replace(plan, trainings=trainings, benches=benches)
     return grid, plan
 
 

@@ -64,5 +64,5 @@ def leaderboard(
     found = load([results_folder(path, Path(out)) for path in runs])
     made = boards(found, listed(by), metrics_of(metric), where or (), allow_mixed)
     values = read(published_file) if published or published_file else None
-    print_tables(make_sections(made, names, sort, against, values), output, found.failures)
+    print_tables(make_sections(made, names, sort, against, values), output, found)
     print_remarks(found)

@@ -12,7 +12,6 @@ from harness.cli.common import console, listed
 if TYPE_CHECKING:
     from harness.leaderboard.frame import Found
     from harness.leaderboard.sections import Section
-    from harness.records import Failure
 
 WhereOption = Annotated[
     list[str] | None,
@@ -44,13 +43,15 @@ def check_format(output: str) -> None:
         raise ConfigError(f"--format: {output!r} is not possible; {suggest(output, formats)}")
 
 
-def print_tables(sections: Sequence["Section"], output: str, failures: Sequence["Failure"] = ()) -> None:
-    """In the format asked for; the terminal is told of failures too."""
+def print_tables(sections: Sequence["Section"], output: str, found: "Found | None" = None) -> None:
+    """In the format asked for; the terminal is told of failures among what was found, too."""
+    from harness.leaderboard.frame import names_in
     from harness.leaderboard.render import FORMATS, print_failures, print_sections
 
     if output == "table":
         print_sections(console(), sections)
-        print_failures(console(), failures)
+        if found is not None and found.failures:
+            print_failures(console(), found.failures, names_in(found))
     else:
         typer.echo(FORMATS[output](sections), nl=False)
 

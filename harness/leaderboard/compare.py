@@ -10,6 +10,7 @@ from dskd.config import ConfigError, require, suggest
 from harness.leaderboard import truth
 from harness.leaderboard.evidence import Scores, difference_cells, paired
 from harness.leaderboard.frame import (
+    CALLED,
     LABELS,
     SHOWN,
     SPEED,
@@ -88,7 +89,8 @@ def compare(
     _check("--metric", metrics, known) if tuple(metrics) != SHOWN else None
     metrics = [metric for metric in metrics if metric in known]
     lines = [_comparable(each, settings) for each in lines]
-    keys = [*LABELS, "manifest", *(name for name in settings if name not in (*ignore, *NEVER))]
+    labels = [f"{name}_name" if name in CALLED else name for name in LABELS]
+    keys = [*labels, "manifest", *(name for name in settings if name not in (*ignore, *NEVER))]
     for side, each in zip((first, second), lines, strict=True):
         require(
             not each.duplicated(keys).any(),
@@ -127,11 +129,12 @@ def _reason(first: pd.DataFrame, second: pd.DataFrame, keys: Sequence[str]) -> s
     for key in keys:
         values = [set(side[key].astype(str)) for side in (first, second)]
         if not values[0] & values[1]:
-            differing[key] = f"{key} ({' and '.join(', '.join(sorted(found)[:3]) or 'nothing' for found in values)})"
+            told = " and ".join(", ".join(sorted(found)[:3]) or "nothing" for found in values)
+            differing[key] = f"{key.removesuffix('_name')} ({told})"
     if not differing:
         return "no two have the same settings and images"
     said = f"they differ in {', '.join(list(differing.values())[:3])}"
-    if set(differing) & {*LABELS, "manifest"}:
+    if set(differing) - set(settings_of(first)):
         return said
     return f"{said}; write --ignore {','.join(differing)} to compare them all the same"
 

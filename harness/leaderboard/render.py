@@ -137,15 +137,18 @@ def _bar(table: Table, column: Column, cell: Cell | None) -> str:
     return f" {bar:{BAR}}"
 
 
-def print_failures(console: Console, failures: Sequence[Failure]) -> None:
-    """One line for each run that failed or was interrupted: what it was, why, and how to see more."""
+def print_failures(console: Console, failures: Sequence[Failure], names: Mapping[str, str]) -> None:
+    """One line for each run that failed or was interrupted: what it was (by `names`, of its id), why, and how to see
+    more.
+    """
     interrupted = sum(failure.reason == "interrupted" for failure in failures)
     counts = (("failed", "red", len(failures) - interrupted), ("interrupted", "yellow", interrupted))
     if failures:
         said = Text(", ").join(Text(f"{count} {word}", style=style) for word, style, count in counts if count)
         console.print(said + Text(" (the same command tries them again; `harness show ID` tells more):"))
     for failure in failures:
-        text = f"  {failure.id}  {failure.kind} {title(failure.spec)}  {failure.reason}: {failure.message}"
+        name = names.get(failure.id) or title(failure.spec)
+        text = f"  {failure.id}  {failure.kind} {name}  {failure.reason}: {failure.message}"
         console.print(Text(one_line(text)), soft_wrap=True)
 
 
