@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 
 from dskd.config import ConfigError, require, suggest
-from harness.leaderboard import truth
+from harness.leaderboard import truth, verdict
 from harness.leaderboard.evidence import Scores, difference_cells, paired
 from harness.leaderboard.frame import (
     CALLED,
@@ -17,6 +17,7 @@ from harness.leaderboard.frame import (
     Found,
     frame,
     load,
+    metric_title,
     metrics_of,
     mixed,
     provenance,
@@ -25,8 +26,8 @@ from harness.leaderboard.frame import (
     variants,
 )
 from harness.leaderboard.sections import Section
-from harness.leaderboard.statistics import caution
-from harness.leaderboard.table import SPREAD, Cell, Column, Table
+from harness.leaderboard.table import SPREAD, Cell, Column, Table, label
+from harness.leaderboard.verdict import Verdict
 
 AFTER = " after"  # ends the names of the second side's columns
 NEVER = ("images", "aupro_limits")  # `manifest` says which images; a metric's name says its limit
@@ -104,11 +105,27 @@ def compare(
         if len(each) > len(matched)
     ]
     tables = [_differences(first.found, second.found, matched, metrics), *_speed(first, second)]
-    counts = matched.groupby("dataset")[["seed", "category"]].nunique()
     said = [f"{side.name}: {provenance(side.found.evaluations)}" for side in (first, second)]
     about = {"first": first.name, "second": second.name, "unmatched": rest}
-    notes = caution(int(counts["seed"].min()), int(counts["category"].max()))[: int(counts["seed"].min() < 5)]
-    return Section("", tables, about, [*rest, *notes, *said]), rest
+    return Section("", tables, about, [*rest, *said], _verdict(matched, tables[0], metrics)), rest
+
+
+def _verdict(matched: pd.DataFrame, table: Table, metrics: Sequence[str]) -> Verdict:
+    """What became better or worse beyond noise, and how many runs are the same to the last digit."""
+    equal = pd.Series(True, index=matched.index)
+    for metric in metrics:
+        first, second = matched[metric], matched[metric + AFTER]
+        equal &= (first == second) | (first.isna() & second.isna())
+    differences = []
+    for (dataset, metric, *key), cells in table.rows:
+        cell = cells.get("difference")
+        if cell is not None and cell.value is not None:
+            what = f"{label(key)} on {dataset} by {metric_title(metric)}"
+            differences.append((what, float(cell.value), cell.sign))
+    lines = verdict.of_comparison(len(matched), int(equal.sum()), differences)
+    seeds = int(matched.groupby("dataset")["seed"].nunique().min())
+    few = [] if equal.all() else verdict.few(seeds)
+    return Verdict([*lines, *(f"Caution: {line}." for line in few)], [])
 
 
 def _check(option: str, words: Sequence[str], known: Sequence[str]) -> None:

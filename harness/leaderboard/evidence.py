@@ -10,7 +10,7 @@ from dskd.config import ConfigError, suggest
 from harness.foreign import Damaged
 from harness.leaderboard import statistics
 from harness.leaderboard.frame import training_key
-from harness.leaderboard.statistics import LEAST_CATEGORIES, Pair
+from harness.leaderboard.statistics import LEAST_CATEGORIES, STEADY_SEEDS, Pair
 from harness.leaderboard.table import HOLE, SPREAD, Board, Cell, Column, Table, label, seed_means, with_interval
 from harness.records import Record
 from harness.run_folder import RunFolder, Score, read_metrics, read_scores
@@ -177,7 +177,9 @@ def differences(board: Board, against: str | None = None) -> Table:
     notes = [
         "in points; paired by category, seed and test images; 95 % interval over images × seeds (bootstrap) where "
         "scores by image are there (image AUROC), else over seeds (Student's t within categories); ▲ ▼: it excludes 0",
-        "P(above): how often a run of the first is above one of the second, over pairs of seeds within categories",
+        "above: in so many % of the pairs of seeds within categories a run of the first is above one of the second; it "
+        "is of these seeds and images alone, so it can be 100 where the interval beside it, which is of others too, "
+        f"holds 0; with its own interval from {STEADY_SEEDS} seeds on",
     ]
     return Table(
         "differences", "Paired differences", ["dataset", "metric", "first", "minus"], DIFFERENCE_COLUMNS, rows, notes
@@ -186,7 +188,7 @@ def differences(board: Board, against: str | None = None) -> Table:
 
 DIFFERENCE_COLUMNS = [
     Column("difference", "difference\n[95 %]", "points", SPREAD),
-    Column("probability", "P(above)", "share", SPREAD),
+    Column("probability", "above\n[% of pairs]", "share", SPREAD),
     Column("pairs", "pairs", "number"),
     Column("over", "interval over", "text"),
 ]
@@ -197,13 +199,23 @@ def difference_cells(pairs: Sequence[Pair]) -> dict[str, Cell]:
     if not pairs:
         return {"pairs": Cell(0)}
     found = statistics.paired_difference(pairs)
-    probability = statistics.probability_of_improvement([(pair.first, pair.second) for pair in pairs])
+    above, interval = statistics.probability_of_improvement([(pair.first, pair.second) for pair in pairs])
+    if min(len(pair.first) for pair in pairs) < STEADY_SEEDS or (interval and contradicts(found.sign, interval)):
+        interval = None
     return {
         "difference": with_interval(found.mean, found.interval, sign=found.sign),
-        "probability": with_interval(*probability),
+        "probability": with_interval(above, interval),
         "pairs": Cell(sum(len(pair.first) for pair in pairs)),
         "over": Cell(found.over or HOLE),
     }
+
+
+def contradicts(sign: int, interval: statistics.Interval) -> bool:
+    """Whether the interval of a probability of improvement seems to say other than a difference of that sign: a
+    bootstrap over seeds alone is narrower than one over images too.
+    """
+    low, high = interval
+    return (int(low > 0.5) - int(high < 0.5)) != sign
 
 
 Folders = pd.Series  # of evaluations, by (category, seed)
@@ -220,10 +232,10 @@ def paired(
     first_folders: Folders,
     second_folders: Folders,
     metric: str,
-    read: "Scores",
+    read: "Scores | None",
 ) -> list[Pair]:
     """One pair for each category that both have, of their common seeds; with scores where all have them (image AUROC
-    of the same test images).
+    of the same test images). Without `read` none are looked for.
     """
     made = []
     for category in first.columns.intersection(second.columns):
@@ -231,7 +243,7 @@ def paired(
         if columns.empty:
             continue
         scores = None
-        if metric == "image_auroc":
+        if metric == "image_auroc" and read is not None:
             both = (first_folders, second_folders)
             scores = read.together(*([folders[category, seed] for seed in columns.index] for folders in both))
         made.append(Pair(columns["first"].to_numpy(), columns["second"].to_numpy(), scores))

@@ -31,7 +31,8 @@ METRICS = {  # in the order of tables; those of AUPRO are in a record by the lim
 SHOWN = ("image_auroc", "pixel_auroc", "aupro_0.30")  # of a table that says nothing else
 SPEED = "images_per_s"
 CALLED = ("method", "backbone", "dataset")  # what a grid's entries may have a `label` of
-_BESIDE = ("manifest", "degenerate", "id", "model", "older", "row", "variant", "configuration", "label")
+_BESIDE = ("manifest", "degenerate", "id", "model", "older", "row", "variant", "label", "own")
+_GROUPS = ("configuration", "training")  # numbers that are equal for equal settings
 # What decides whether two numbers may stand in one table; `images` tells apart test sets of one name, and what belongs
 # to a data set alone (`data.split`) is its protocol too. The rest are settings of a model: rows of their own.
 _PROTOCOL = sorted((each.protocol, each.key) for each in settings(TrainSpec).values() if each.protocol)
@@ -100,7 +101,8 @@ def frame(found: Found) -> pd.DataFrame:
     """One line for each evaluation: the labels, every setting as text (dotted, as grids write it; empty where a data
     set has no such setting), the metrics as shares (NaN where undefined), `degenerate`, `manifest` (its images),
     `model` (what a bench of it is known by), `older` (other test sets that the same was evaluated on before), `id`,
-    `configuration` (equal for equal settings) and `label` (of its entry of `evaluate`).
+    `configuration` (equal for equal settings), `training` (the same of its training), `own` (whether map and score are
+    its method's) and `label` (of its entry of `evaluate`).
 
     Method, backbone and data set are called as the newest record of the same one does (`label`); `method_name` and the
     like are their names.
@@ -114,7 +116,8 @@ def frame(found: Found) -> pd.DataFrame:
     why = "; ".join(truth.unscored(found.trainings)) or "`harness plan --grid GRID` tells what is to do"
     require(bool(found.evaluations), f"no finished evaluation to show; {why}")
     known: dict[bytes, int] = {}
-    configurations: list[dict[str, str]] = []
+    trainings: dict[bytes, int] = {}
+    configurations: list[dict[str, Any]] = []
     names: dict[str, str] = {}  # of weights by their hash: the first that a record calls them
     called = _Called()
     lines = []
@@ -127,7 +130,17 @@ def frame(found: Found) -> pd.DataFrame:
         key = marshal.dumps([rest, data["options"], result["precision"], own], 2)
         if key not in known:  # a grid of 10,000 runs has few
             known[key] = len(configurations)
-            configurations.append(_settings(record, names) | {"model": model_key(train, result)})
+            trained = trainings.setdefault(
+                marshal.dumps([rest, data["options"], result["precision"]], 2), len(trainings)
+            )
+            configurations.append(
+                {
+                    **_settings(record, names),
+                    "model": model_key(train, result),
+                    "training": trainings.setdefault(trained, len(trainings)),
+                    "own": (own["map"], own["score"]) == (train["method"]["map"], train["method"]["score"]),
+                }
+            )
         called.hear(record, known[key])
         about = (data["manifest"], data.get("test_manifest", ""), bool(result.get("degenerate")), record.id)
         labels = (train["method"]["name"], train["backbone"], data["name"], data["category"], train["seed"])
@@ -214,7 +227,7 @@ def metrics_of(lines: pd.DataFrame) -> list[str]:
 
 def settings_of(lines: pd.DataFrame) -> list[str]:
     """The columns that are settings, protocol first."""
-    fixed = {*LABELS, *metrics_of(lines), *_BESIDE, *(f"{key}_name" for key in CALLED)}
+    fixed = {*LABELS, *metrics_of(lines), *_BESIDE, *_GROUPS, *(f"{key}_name" for key in CALLED)}
     order = {key: place for place, key in enumerate(PROTOCOL)}
     found = [column for column in lines.columns if column not in fixed]
     return sorted(found, key=lambda key: order.get(key, len(order) + (not is_protocol(key))))
@@ -304,6 +317,16 @@ def variants(lines: pd.DataFrame) -> list[str]:
     texts = map(variant, tell_apart(items), few["label"])
     known = dict(zip(places, texts, strict=True))
     return [known[place] for place in zip(lines["configuration"], lines["dataset"], strict=True)]
+
+
+def folded(lines: pd.DataFrame) -> pd.DataFrame:
+    """One evaluation of each training: its method's own map and score stands for it, or else the variant with the
+    fewest settings that are not the default. `lines` come with their `variant`.
+    """
+    few = lines.drop_duplicates("configuration")
+    few = few.assign(words=few["variant"].str.count("=") + (few["label"] != ""), foreign=~few["own"].astype(bool))
+    first = few.sort_values(["foreign", "words", "variant"], kind="stable").drop_duplicates("training")
+    return lines[lines["configuration"].isin(first["configuration"])]
 
 
 def _settings(record: Record, names: dict[str, str]) -> dict[str, str]:
