@@ -1,6 +1,5 @@
 """From a board and its table of scores to what `verdict` speaks of, and back: which cells lead."""
 
-import re
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -11,6 +10,7 @@ from harness.leaderboard.frame import metric_title, model_key
 from harness.leaderboard.table import Board, Cell, Table
 from harness.leaderboard.verdict import Contest, Doubts, Rival, Verdict, verdict
 
+NO_FOLDERS = pd.Series(dtype=object)
 MOST_SCORED = 600  # evaluations whose scores by image are read for a verdict: of more the interval is over seeds
 HOW = (
     "beyond noise: the 95 % interval of the paired difference from every other method excludes 0; it is over images × "
@@ -20,19 +20,15 @@ HOW = (
 Key = tuple[str, ...]
 
 
-def names_of(keys: Sequence[Key]) -> dict[Key, str]:
-    """A short name of each row: the parts in which rows differ, with the recipe as people write it."""
-    return {key: re.sub(r"(?:^| )recipe=(\S+)", r" (\1)", name).strip() for key, name in evidence.labels(keys).items()}
-
-
 def contests(board: Board, table: Table) -> list[Contest]:
     """One for each data set and metric of which any row has all runs, in the order of `table`, the board's scores; none
     where rows are no methods (`--by seed`, `--by category`).
     """
     if {"seed", "category"} & set(board.by):
         return []
-    names = names_of([key for key, _ in table.rows])
-    parts = board.parts()
+    names = evidence.labels([key for key, _ in table.rows])
+    few = board.lines[["row", "dataset", "category", "seed", *board.metrics]]  # of 60 columns these are enough
+    parts = {tuple(key): part for key, part in few.groupby("row", sort=False)}
     read = evidence.Scores(board.found.skipped) if len(board.lines) <= MOST_SCORED else None
     made = []
     for dataset in board.datasets:
@@ -47,7 +43,8 @@ def contests(board: Board, table: Table) -> list[Contest]:
                     made.append(_undecided(about, dataset, metric, left_out))
                 continue
             values = {key: board.values(own[key], metric) for key in ranked}
-            folders = {key: evidence.folders_of(board, key, dataset) for key in ranked}
+            scored = read is not None and metric == "image_auroc"
+            folders = {key: evidence.folders_of(board, key, dataset) if scored else NO_FOLDERS for key in ranked}
             rivals = []
             for key in ranked[1:]:
                 pairs = evidence.paired(values[ranked[0]], values[key], folders[ranked[0]], folders[key], metric, read)
@@ -110,7 +107,7 @@ def judge(board: Board, made: Sequence[Contest]) -> Verdict:
 
 def marked(table: Table, made: Sequence[Contest], board: Board) -> Table:
     """The table of scores with the standing of its cells: who leads beyond noise, or who is not told apart."""
-    names = names_of([key for key, _ in table.rows])
+    names = evidence.labels([key for key, _ in table.rows])
     standing: dict[tuple[str, str], str] = {}
     metrics = {metric_title(metric): metric for metric in board.metrics}
     for contest in made:

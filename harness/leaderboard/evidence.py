@@ -1,6 +1,7 @@
 """How sure a lead is: tables of aggregates and ranks, of stability, of paired differences and of tests."""
 
 import itertools
+import re
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -316,9 +317,10 @@ def tests(board: Board) -> Table:
 
 
 def labels(keys: Sequence[Key]) -> dict[Key, str]:
-    """A short name of each row: the parts of its key in which rows differ."""
+    """A short name of each row: the parts of its key in which rows differ, with a recipe as people write it."""
     differing = [i for i, parts in enumerate(zip(*keys, strict=True)) if len(set(parts)) > 1]
-    return {key: label([key[i] for i in differing]) or label(key) for key in keys}
+    names = {key: label([key[i] for i in differing]) or label(key) for key in keys}
+    return {key: re.sub(r"(^| )recipe=(\S+)", r"\1(\2)", name) for key, name in names.items()}
 
 
 def _named(keys: Sequence[Key], name: str) -> Key:

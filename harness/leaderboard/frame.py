@@ -306,7 +306,8 @@ def split(lines: pd.DataFrame, named: Collection[str], allow_mixed: bool) -> lis
 
 def variants(lines: pd.DataFrame) -> list[str]:
     """For each line what tells it from the others of its method and backbone: settings that differ there and are not
-    the default. Compared within a data set: what one data set alone has (`data.split`) does not tell rows apart.
+    the default, and the recipe where there are several. Compared within a data set: what one data set alone has
+    (`data.split`) does not tell rows apart.
     """
     names = [name for name in settings_of(lines) if not is_protocol(name)]
     few = lines.drop_duplicates(["configuration", "dataset"])
@@ -314,7 +315,11 @@ def variants(lines: pd.DataFrame) -> list[str]:
     about = few[["method", "backbone", "dataset"]].itertuples(index=False, name=None)
     each = zip(about, few["method_name"], few[names].to_dict("records"), strict=True)
     items = [(group, own, defaults_of(name, own["recipe"])) for group, name, own in each]
-    texts = map(variant, tell_apart(items), few["label"])
+    found = tell_apart(items)
+    if few["recipe"].nunique() > 1:  # of a method under one recipe too: the others' is another
+        recipes = [{"recipe": recipe} if recipe != "own" else {} for recipe in few["recipe"]]
+        found = [recipe | own for recipe, own in zip(recipes, found, strict=True)]
+    texts = map(variant, found, few["label"])
     known = dict(zip(places, texts, strict=True))
     return [known[place] for place in zip(lines["configuration"], lines["dataset"], strict=True)]
 

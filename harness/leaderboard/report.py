@@ -11,7 +11,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from harness.environment import utc_now
-from harness.leaderboard import contest, gallery, inventory, plots
+from harness.leaderboard import evidence, gallery, inventory, plots
 from harness.leaderboard.figures import Figure, Names, figures
 from harness.leaderboard.frame import SPEED, Found, metric_title
 from harness.leaderboard.render import best_of, marked, remarks, without_constants
@@ -87,7 +87,7 @@ def gather(
             "cost": inventory.cost(board),
             "runs": inventory.runs(board),
         }
-        shown = contest.names_of(list(board.parts()))
+        shown = evidence.labels(list(board.parts()))
         names = {key: shown[key] for key, _ in tables["scores"].rows}  # best first
         cases = gallery.choose(board, names, pictures // len(boards))
         charts = list(figures(board, names, tables["differences"]))
@@ -175,12 +175,12 @@ def save_figures(folder: Path, parts: Sequence[Part]) -> list[Path]:
 
 
 def cards(board: Board, names: Names, contests: Sequence[Contest]) -> list[Card]:
-    """Who leads on each data set by the first metric, by how much and how surely; who is fastest."""
+    """Who leads on each of several data sets by the first metric (of one alone the verdict speaks); who is fastest."""
     title = metric_title(board.metrics[0])
     made = [
         Card(f"{title} on {each.dataset}", each.leader or "no clear leader", [sentence(each)])
         for each in contests
-        if each.metric == title and each.rivals
+        if each.metric == title and len(board.datasets) > 1
     ]
     models = {model: names[row] for model, row in zip(board.lines["model"], board.lines["row"], strict=True)}
     measured = board.speeds[board.speeds["model"].isin(models)].sort_values(SPEED, ascending=False)
