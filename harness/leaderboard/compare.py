@@ -104,7 +104,9 @@ def compare(
         for side, each in zip((first, second), lines, strict=True)
         if len(each) > len(matched)
     ]
-    tables = [_differences(first.found, second.found, matched, metrics), *_speed(first, second)]
+    own = matched[[name for name in matched if not name.endswith(AFTER)]]
+    matched = matched.assign(variant=variants(own))
+    tables = [_differences(first.found, second.found, matched, metrics), *_speed(first, second, matched)]
     said = [f"{side.name}: {provenance(side.found.evaluations)}" for side in (first, second)]
     about = {"first": first.name, "second": second.name, "unmatched": rest}
     return Section("", tables, about, [*rest, *said], _verdict(matched, tables[0], metrics)), rest
@@ -158,7 +160,6 @@ def _reason(first: pd.DataFrame, second: pd.DataFrame, keys: Sequence[str]) -> s
 
 def _differences(first: Found, second: Found, matched: pd.DataFrame, metrics: Sequence[str]) -> Table:
     own = matched[[name for name in matched if not name.endswith(AFTER)]]
-    matched = matched.assign(variant=variants(own))
     by = ["method", "backbone", *(name for name in mixed(own) if name not in NEVER)]
     by += ["variant"] if (matched["variant"] != "").any() else []
     read = Scores(first.skipped)
@@ -185,18 +186,28 @@ def _differences(first: Found, second: Found, matched: pd.DataFrame, metrics: Se
     return Table("differences", "Differences", ["dataset", "metric", *by], COLUMNS, rows, notes)
 
 
-def _speed(first: Side, second: Side) -> list[Table]:
-    """Images/s of the models that both measured on one device; none where neither measured any."""
+def _speed(first: Side, second: Side, compared: pd.DataFrame) -> list[Table]:
+    """Images/s of the models that both measured on one device; none where neither measured any.
+
+    compared: lines by whose rows models are called; one that several rows share has no variant.
+    """
     sides = [speeds(side.found) for side in (first, second)]
     if all(side.empty for side in sides):
         return []
     keys = ["model", "method", "backbone", "device", "protocol"]
     matched = sides[0].merge(sides[1], on=keys, suffixes=("", AFTER))
+    called = compared.drop_duplicates(["model", "method", "backbone", "variant"])
+    names = {
+        model: (*part[["method", "backbone"]].iloc[0], part["variant"].iloc[0] if len(part) == 1 else "")
+        for model, part in called.groupby("model")
+    }
+    told = any(names.get(model, ("", "", ""))[2] for model in matched["model"])
     rows = []
     for line in matched.to_dict("records"):
         before, after = line[SPEED], line[SPEED + AFTER]
         cells = {"before": Cell(before), "after": Cell(after), "ratio": Cell(after / before)}
-        rows.append(((line["device"], line["method"], line["backbone"]), cells))
+        name = names.get(line["model"], (line["method"], line["backbone"], ""))
+        rows.append(((line["device"], *name[: 3 if told else 2]), cells))
     devices = [", ".join(sorted(side["device"].unique())) or "nothing" for side in sides]
     notes = ["one measurement each: there is no interval"] if rows else []
     if devices[0] != devices[1]:
@@ -204,7 +215,8 @@ def _speed(first: Side, second: Side) -> list[Table]:
             f"throughput is compared on one device only: {first.name} measured on {devices[0]}, {second.name} on "
             f"{devices[1]}"
         )
-    return [Table("speed", "Throughput", ["device", "method", "backbone"], SPEED_COLUMNS, rows, notes)]
+    by = ["device", "method", "backbone", *(["variant"] if told else [])]
+    return [Table("speed", "Throughput", by, SPEED_COLUMNS, rows, notes)]
 
 
 def regressions(table: Table, limit: float) -> list[str]:

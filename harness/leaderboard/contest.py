@@ -83,7 +83,7 @@ def doubts(board: Board) -> Doubts:
         expected += own["row"].nunique() * own["category"].nunique() * own["seed"].nunique()
     models = set(lines["model"])
     benches = [bench for bench in board.found.benches if model_key(bench.spec, bench.result) in models]
-    random = lines[lines["weights"].str.startswith("random")]
+    random = lines[lines["weights"] == "random"]
     least = lines.groupby("dataset")[["seed", "category"]].nunique().min()
     return Doubts(
         rows=lines["row"].nunique(),

@@ -67,8 +67,9 @@ def aggregate(board: Board) -> Table:
     columns = [
         Column("iqm", "IQM [95 %]", "share", SPREAD),
         Column("rank", "average\nrank", "number"),
-        Column("alike", "alike", "text"),
+        Column("alike", "not told\napart", "text"),
     ]
+    columns = [column for column in columns if any(column.key in cells for _, cells in rows)]
     said = "IQM: mean of the middle half of all runs; bootstrap over seeds within categories"
     return Table("aggregate", "Aggregates and ranks", ["dataset", "metric", *board.by], columns, rows, [said, *notes])
 

@@ -62,6 +62,11 @@ class Case:
     def standing(self, name: str) -> float | None:
         return self.scored[name].standing if name in self.scored else None
 
+    def stands(self, standing: float) -> str:
+        """`above 88 % of the good pictures`, where a defective one should be."""
+        other = "below {} of the defective pictures" if self.defect == "good" else "above {} of the good pictures"
+        return other.format(f"{100 * standing:.0f} %")
+
     def image_and_mask(self) -> tuple[str, str]:
         """Data URIs, as of the others below."""
         image, mask, _ = next(iter(self.panels.values()))
