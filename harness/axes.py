@@ -1,6 +1,5 @@
 """Values of the axes `method`, `backbone` and `dataset`: a name, or a mapping with one and settings of its own."""
 
-import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -32,11 +31,9 @@ def backbone_entry(entry: Any) -> tuple[str, Settings]:
 
 
 def source_of(entry: Any, limit: int | None = None) -> Source:
-    """Of a data set axis value; of its own `limit` and the grid's the lower one counts."""
+    """Of a data set axis value; `limit`: the grid's."""
     _entry_name(entry, "dataset")
-    source = get_source(entry)
-    lowest = min(filter(None, (source.limit, limit)), default=0)
-    return source if lowest == source.limit else dataclasses.replace(source, limit=lowest)
+    return get_source(entry, limit)
 
 
 def _entry_name(entry: Any, axis: str) -> str:

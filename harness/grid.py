@@ -3,7 +3,8 @@
 import functools
 import importlib.util
 import itertools
-from collections.abc import Callable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Set
 from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
@@ -13,6 +14,7 @@ from dskd.config import ConfigError, coerce, field_types, quoted, replace, requi
 from dskd.methods import METHODS, get_method
 from dskd.size import simplest, size_text
 from dskd.switches import Method
+from harness import labels
 from harness.axes import backbone_entry, method_entry, source_of
 from harness.backbones import remember
 from harness.data import builtin, findings, hub, layouts, leftovers, presets, tables  # noqa: F401  (they register their data sets)
@@ -28,7 +30,8 @@ from harness.gridfile import (
     Settings,
     beginning,
 )
-from harness.spec import Bench, BenchSpec, Data, EvaluateSpec, TrainSpec, Weights
+from harness.naming import counted, names_of
+from harness.spec import Bench, BenchSpec, Data, EvaluateSpec, Spec, TrainSpec, Weights
 from harness.weights import is_folded, locate
 
 T = TypeVar("T")
@@ -67,15 +70,37 @@ class Training:
 
 @dataclass(frozen=True)
 class Plan:
-    """All work of a grid, each piece once, in the order of the grid."""
+    """All work of a grid, each piece once, in the order of the grid. `names`: by id, those of the whole grid in a part
+    of it too.
+    """
 
     trainings: list[Training]
     benches: list[BenchSpec]
     looks: Looks = field(default_factory=dict)
     unread: dict[Source, str] = field(default_factory=dict)
+    names: dict[str, str] = field(default_factory=dict)
 
-    def __len__(self) -> int:
-        return len(self.trainings) + sum(len(training.evaluations) for training in self.trainings) + len(self.benches)
+    def __post_init__(self) -> None:
+        if not self.names:
+            self.names.update(names_of((spec.id, spec) for spec in self.works()))
+
+    def counted(self, among: Set[str] | None = None) -> str:
+        """`3 runs (3 trainings, 6 evaluations), 1 measurement`: the words and counts of every command.
+
+        Args:
+            among: ids to count, all if None; a run counts where any of its works does.
+        """
+        kinds = Counter(spec.kind for spec in self.works() if among is None or spec.id in among)
+        ids = [(run.spec.id, *(each.id for each in run.evaluations)) for run in self.trainings]
+        runs = sum(among is None or not among.isdisjoint(own) for own in ids)
+        return counted(runs, kinds["bench"], kinds["train"], kinds["evaluate"])
+
+    def works(self) -> Iterator[Spec]:
+        """Every piece of work."""
+        for training in self.trainings:
+            yield training.spec
+            yield from training.evaluations
+        yield from self.benches
 
     def remarks(self) -> list[str]:
         """What there is to say of its data sets, a line each: what was found, and what follows from it."""
@@ -152,6 +177,7 @@ def _check_names(grid: Grid) -> None:
         values["dataset"] += [source_of(entry).name for entry in block["dataset"]]
         for axis in block.keys() - {"method", "backbone", "dataset"}:
             values[axis] += [_option(axis, value) for value in block[axis]]
+    labels.check_all(grid, values, (source_of(entry, grid.limit) for block in blocks for entry in block["dataset"]))
     rules = [("exclude", rule) for rule in grid.exclude] + [("overrides.when", when) for when, _ in grid.overrides]
     for where, rule in rules:
         for key, wanted in rule.items():
@@ -225,7 +251,7 @@ def _chosen(grid: Grid, values: Settings, data: Data) -> _Chosen | None:
     backbone, its = backbone_entry(values["backbone"])
     axes = {key: value for key, value in values.items() if key not in ("method", "backbone", "dataset", "seed")}
     settings = grid.defaults | own | its | axes
-    labels = settings | {
+    about = settings | {
         "method": name,
         "recipe": settings.get("recipe", "own"),
         "backbone": backbone,
@@ -233,10 +259,10 @@ def _chosen(grid: Grid, values: Settings, data: Data) -> _Chosen | None:
         "category": data.category,
         "seed": values["seed"],
     }
-    if any(matches(labels, rule) for rule in grid.exclude):
+    if any(matches(about, rule) for rule in grid.exclude):
         return None
     for when, extra in grid.overrides:
-        if matches(labels, when):
+        if matches(about, when):
             settings = settings | extra
     return _Chosen(name, backbone, settings)
 
@@ -251,7 +277,8 @@ def _training(grid: Grid, facts: Facts, chosen: _Chosen, values: Settings, data:
     wanted = _weights_of(settings), chosen.backbone
     weights, path = facts.weights[wanted]
     seed = once(_run_values, {"seed": values["seed"]})  # apart from the settings, which stay few
-    spec = TrainSpec(method, chosen.backbone, weights, data, **seed, **run)
+    called = once(labels.called, {key: values[key] for key in ("method", "backbone", "dataset")}, grid)
+    spec = TrainSpec(method, chosen.backbone, weights, data, **seed, **run, called=called)
     require(
         spec.strategy == "ddp" or not facts.missing,
         f"strategy: {spec.strategy} needs packages that are not installed ({', '.join(facts.missing)}); run "
@@ -311,13 +338,15 @@ def _variants(settings: Settings, method: Method, variants: list[Settings]) -> l
 
 def _variant(settings: Settings, method: Method) -> Settings:
     _refuse_dates(settings)
+    label = settings.get("label", "")
+    settings = {key: value for key, value in settings.items() if key != "label"}
     kinds, given = field_types(EvaluateSpec), {"score": method.score} | settings
     values = {field: coerce(given[key], kinds[field], key) for key, field in MEASURED_KEYS.items() if key in given}
     limits = given.get("aupro_limits")
     if limits and all(isinstance(limit, (int, float)) for limit in limits):
         values["aupro_limits"] = tuple(limits)  # 1 stays 1 and not 1.0, which would be another id
     changes = {key.removeprefix("map."): value for key, value in settings.items() if key not in MEASURED_KEYS}
-    return values | {"map": replace(method.map, changes, "map.")}
+    return values | {"map": replace(method.map, changes, "map."), "label": label}
 
 
 def _refuse_dates(settings: Settings) -> None:
@@ -339,7 +368,8 @@ def _benches(spec: TrainSpec, bench: Bench | None, facts: Facts) -> list[BenchSp
     if bench is None:
         return []
     model = (spec.method, spec.backbone, spec.sides, spec.precision, facts.device, facts.threads)
-    return [BenchSpec(*model, bench.batch_sizes, bench.seconds, compiled) for compiled in bench.compile]
+    called = tuple(pair for pair in spec.called if pair[0] != "dataset")
+    return [BenchSpec(*model, bench.batch_sizes, bench.seconds, compiled, called) for compiled in bench.compile]
 
 
 def check_processes(plan: Plan, kind: str, count: int, nodes: int = 1) -> None:

@@ -16,6 +16,8 @@ import yaml
 
 from dskd.config import ConfigError, coerce, dotted_keys, from_mapping, quoted, require, suggest
 from dskd.switches import Method
+from harness import labels
+from harness.labels import Label
 from harness.naming import LABELS
 from harness.spec import Bench, EvaluateSpec, Save, Tracking, TrainSpec, settings
 
@@ -48,8 +50,9 @@ class Grid:
         include: further axes, each with those of the grid that it does not name itself.
         exclude: rules; a run that meets one of them is left out.
         overrides: rules, each with the settings of the runs that meet it.
-        evaluate: settings of each evaluation of a training.
+        evaluate: settings of each evaluation of a training, and its `label`.
         limit: images, as by `Source.limit`, of every data set; None for all.
+        labels: of entries of axes, which are without them.
         path: where it was read; begins messages about it.
         text: the bytes that were read.
     """
@@ -65,6 +68,7 @@ class Grid:
     save: Save = field(default_factory=Save)
     tracking: Tracking | None = None
     limit: int | None = None
+    labels: list[Label] = field(default_factory=list)
     path: Path | None = field(default=None, compare=False)
     text: bytes = field(default=b"", compare=False, repr=False)
 
@@ -92,11 +96,15 @@ def parse(document: Any) -> Grid:
     known.append("limit")
     _require_keys(document, known, "")
     name = _name(document.get("name", ""))
-    axes = _axes(document.get("axes"), "axes")
+    axes, called = labels.taken_out(_axes(document.get("axes"), "axes"))
     for axis in ("method", "backbone", "dataset"):
         require(axis in axes, f"axes: {axis!r} is missing; write axes: {{{axis}: [...]}}")
     axes.setdefault("seed", [0])
-    include = [axes | _axes(entry, "include") for entry in _list(document.get("include"), "include")]
+    include = []
+    for entry in _list(document.get("include"), "include"):
+        own, more = labels.taken_out(_axes(entry, "include"))
+        include.append(axes | own)
+        called += more
     rules = [flat_settings(rule, [*LABELS, *AXES], "exclude") for rule in _list(document.get("exclude"), "exclude")]
     overrides = []
     for rule in _list(document.get("overrides"), "overrides"):
@@ -112,14 +120,12 @@ def parse(document: Any) -> Grid:
         include=include,
         exclude=rules,
         overrides=overrides,
-        evaluate=[
-            flat_settings(entry or {}, EVALUATE_KEYS, "evaluate")
-            for entry in _list(document.get("evaluate"), "evaluate") or [{}]
-        ],
+        evaluate=_evaluate(document.get("evaluate")),
         bench=from_mapping(Bench, bench, "bench") if bench else None,
         save=from_mapping(Save, document.get("save") or {}, "save"),
         tracking=coerce(document.get("tracking"), Tracking | None, "tracking"),
         limit=coerce(document.get("limit"), int | None, "limit"),
+        labels=called,
     )
     require_limit(grid.limit, "limit")
     runs = sum(math.prod(map(len, block.values())) for block in [grid.axes, *grid.include])
@@ -130,6 +136,16 @@ def parse(document: Any) -> Grid:
 def require_limit(limit: int | None, where: str) -> None:
     """Raises ConfigError for a limit that leaves no images."""
     require(limit is None or 2 <= limit < 2**31, f"{where}: {limit} is not possible; write 2 or more images")
+
+
+def _evaluate(entries: Any) -> list[Settings]:
+    """The settings of each evaluation. Raises ConfigError."""
+    keys = [*EVALUATE_KEYS, "label"]
+    found = [flat_settings(entry or {}, keys, "evaluate") for entry in _list(entries, "evaluate") or [{}]]
+    said = [labels.check(entry["label"], "evaluate") for entry in found if "label" in entry]
+    twice = next((label for label in said if said.count(label) > 1), None)
+    require(twice is None, f"evaluate: two entries are called {quoted(twice)}; write a label of its own for each")
+    return found
 
 
 def _name(value: Any) -> str:

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 from dskd.config import from_mapping, to_mapping
 from harness.environment import describe_environment
+from harness.naming import title
 from harness.records import Failure
 from harness.spec import BenchSpec, EvaluateSpec, Save, Spec, TrainSpec
 
@@ -23,6 +24,7 @@ class TrainJob:
         grid: the grid's name.
         checkpoint_every_s: seconds from one save of the unfinished training to the next.
         tracking: the experiment tracker that hears of it, as the grid names it.
+        names: by id those of its works, as the grid's `Plan` has them.
     """
 
     spec: TrainSpec
@@ -36,6 +38,7 @@ class TrainJob:
     grid: str = ""
     checkpoint_every_s: float = 600.0
     tracking: str | None = None
+    names: dict[str, str] = field(default_factory=dict)
 
     kind: ClassVar[str] = "train"
 
@@ -53,6 +56,7 @@ class BenchJob:
     device: str = "auto"
     force: bool = False
     grid: str = ""
+    names: dict[str, str] = field(default_factory=dict)
 
     kind: ClassVar[str] = "bench"
 
@@ -72,6 +76,11 @@ class GroupKind:
     precision: str
     processes: int = 1
     strategy: str = "ddp"
+
+
+def name_of(job: Job, run_id: str = "") -> str:
+    """What one of its works is called; its training or measurement without an id."""
+    return job.names.get(run_id or job.spec.id) or title(job.spec)
 
 
 def group_of(job: Job) -> GroupKind:

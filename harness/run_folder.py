@@ -39,8 +39,13 @@ class ResultsFolder:
 
     @property
     def plan(self) -> Path:
-        """The trainings of the whole grid, for who counts what is missing."""
+        """The runs and measurements of the whole grid, for who counts what is missing."""
         return self.path / "plan.json"
+
+    @property
+    def index(self) -> Path:
+        """What lies where, a line for each piece of work; written for people, and read by nothing here."""
+        return self.path / "index.csv"
 
     @property
     def shards(self) -> Path:

@@ -26,6 +26,7 @@ HEAD = {  # of a record and of an attempt
 }
 RECORD = {**HEAD, "result": dict, "wall_s": NOT_NEGATIVE, "grid?": str}
 
+CALLED = Each((OneOf(("method", "backbone", "dataset")), str), of=list)  # pairs: what the `label` of an entry says
 _TRAIN = {
     "method": Part({"name": str, "recipe?": str, "map": dict, "score": object, "train": {"epochs": COUNT}}),
     "backbone": str,
@@ -42,13 +43,14 @@ _TRAIN = {
     "seed": SEED,
     "image_size": SIZE,
     "eval_batch_size": COUNT,
+    "called?": CALLED,
 }
 _FACTS = {"device?": str, "device_type?": str}
 _MEMORY = {"peak_device_memory_mib?": Null(NOT_NEGATIVE), "peak_host_memory_mib?": Null(NOT_NEGATIVE)}
 _METRICS = (f"{level}_{metric}?" for level in ("image", "pixel") for metric in ("auroc", "ap", "f1_max"))
 _SPECS = {
     "train": _TRAIN,
-    "evaluate": {"train": _TRAIN, "map": dict, "score": object, "aupro_limits": list},
+    "evaluate": {"train": _TRAIN, "map": dict, "score": object, "aupro_limits": list, "label?": str},
     "bench": {
         "method": {"name": str},
         "backbone": str,
@@ -56,6 +58,7 @@ _SPECS = {
         "precision": str,
         "device": str,
         "threads": object,
+        "called?": CALLED,
     },
 }
 _RESULTS = {
@@ -96,10 +99,11 @@ _NAMES = {
     "backbone?": str,
     "data?": {"name": str, "category": str},
     "seed?": SEED,
+    "called?": CALLED,
 }
 FAILURE = {
     **HEAD,
-    "spec": {**_NAMES, "train?": _NAMES},
+    "spec": {**_NAMES, "train?": _NAMES, "label?": str},
     "reason": str,
     "message": str,
     "traceback": str,

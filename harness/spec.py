@@ -29,6 +29,7 @@ Kind = Literal["train", "evaluate", "bench"]
 # Those of Accelerate; each is the name of its package too.
 Tracking = Literal["tensorboard", "mlflow", "wandb", "aim", "clearml", "comet_ml", "dvclive", "swanlab", "trackio"]
 Compile = Literal["auto", True, False]
+Called = tuple[tuple[str, str], ...]
 Strategy = Literal["ddp", "deepspeed_zero1", "deepspeed_zero2", "deepspeed_zero3"]
 
 
@@ -137,6 +138,7 @@ class TrainSpec:
         processes: so many share each batch, by `strategy`; they decide the numbers too, since each has BatchNorm
             statistics of its own part.
         compile: the training step, with torch.compile.
+        called: by `method`, `backbone` and `dataset` what the `label` of its entry calls it; shown, and in no id.
 
     Raises:
         ConfigError: values that are not possible, also together; what depends on the facts of a backbone is checked
@@ -157,6 +159,7 @@ class TrainSpec:
     processes: int = field(default=1, metadata=setting("processes", later=True))
     strategy: Strategy = field(default="ddp", metadata=setting("strategy", later=True))
     compile: Compile = field(default="auto", metadata=setting("compile", later=True))
+    called: Called = ()
 
     kind: ClassVar[Kind] = "train"
 
@@ -284,6 +287,7 @@ class EvaluateSpec:
     Attributes:
         aupro_limits: false positive rates, each up to which one AUPRO is integrated.
         metrics: `exact`, or `histogram` for test sets whose maps do not fit in memory, with bounds of its error.
+        label: what its entry of `evaluate` is called; shown, and in no id.
     """
 
     train: TrainSpec
@@ -291,6 +295,7 @@ class EvaluateSpec:
     score: Score = field(default="max", metadata=setting("score"))
     aupro_limits: tuple[float, ...] = field(default=(0.3, 0.05), metadata=setting("aupro_limits"))
     metrics: Metrics = field(default="exact", metadata=setting("metrics", later=True))
+    label: str = ""
 
     kind: ClassVar[Kind] = "evaluate"
 
@@ -324,6 +329,7 @@ class BenchSpec:
     batch_sizes: tuple[int, ...] = (1, 8, 32)
     seconds: float = 10.0
     compile: bool = False
+    called: Called = ()  # as of `TrainSpec`
 
     kind: ClassVar[Kind] = "bench"
 

@@ -5,6 +5,7 @@ Each target has one function here, which everything that prints there uses: `sho
 page's template engine after `shown`, and an argument of a shell by `shlex.quote`.
 """
 
+import ast
 import hashlib
 import itertools
 import json
@@ -86,6 +87,7 @@ _LATEX = str.maketrans(
         "†": r"\dag ",
         "±": r"$\pm$",
         "×": r"$\times$",
+        "≈": r"$\approx$",
         "▲": r"$\uparrow$",
         "▼": r"$\downarrow$",
         "Δ": r"$\Delta$",
@@ -117,6 +119,15 @@ def csv_cell(value: Any) -> Any:
         return value
     text = one_line(value)
     return f"'{text}" if text.startswith(_FORMULA) and not _NUMBER.fullmatch(text) else text
+
+
+def typed(text: str) -> Any:
+    """A setting's text as the value that JSON shall have: a number, true, false, null or a list; else as it is."""
+    try:
+        value = ast.literal_eval(text)
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return text
+    return value if isinstance(value, (bool, int, float, list)) or value is None else text
 
 
 def as_json(document: Any, **options: Any) -> str:

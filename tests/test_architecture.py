@@ -29,7 +29,7 @@ MAY_IMPORT = {
 }
 # What crosses a process or a disk imports nothing of who uses it.
 CROSSING = ("job", "events", "run_folder", "records", "spec")
-BELOW = {"environment", "files", "foreign", "plugins", "remembered", "schema", "shapes", "text"}
+BELOW = {"environment", "files", "foreign", "naming", "plugins", "remembered", "schema", "shapes", "text"}
 
 
 def modules() -> dict[str, Path]:

@@ -44,7 +44,7 @@ def test_runs_are_shown_with_all_that_lies_beside_their_records(tmp_path: Path) 
     assert f"train {INTERRUPTED}: failed (interrupted, attempt 1)" in shown.out
     assert "metrics along the training" in harness("show", "5df33a2b2a058d17", "--out", tmp_path / "runs").out
     status = harness("status", folder)
-    assert "3 runs: 2 done, 1 to do" in status.out
+    assert "3 runs (2 done, 1 to do)" in status.out
     page = tmp_path / "page.html"
     report = harness("report", folder, "--out", page)
     assert report.code == 0, report
@@ -75,7 +75,7 @@ def test_the_next_calls_bring_it_over_and_do_what_is_left(tmp_path: Path) -> Non
     images.load(source, describe(source, "granite"), 32)  # a worker knows today's revision, and takes what is decoded
     done = harness("run", *words, "--only", "seed=2")
     assert done.code == 0, done
-    assert "3 of 3 works to do, 0 done" in done.out  # the throughput is the whole grid's
+    assert "to do: 1 run (1 training, 2 evaluations);" in done.out  # the throughput is the whole grid's
     assert after.items() <= records(folder).items()
     assert {item.spec["seed"] for item in results if isinstance(item, Record) and item.kind == "train"} == {0, 1, 2}
     assert harness("status", folder).code == 0

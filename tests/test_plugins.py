@@ -86,7 +86,7 @@ def test_the_page_as_it_stands(mine: Path, registered: None) -> None:
     document["bench"] = {"batch_sizes": [1], "seconds": 0.05}
     (mine / "grid.yaml").write_text(yaml.safe_dump(document))
     command = block("console").removeprefix("$ harness ").split()
-    assert "10 of 10 works to do" in harness(mine, *command).stdout
+    assert "4 runs (4 trainings, 4 evaluations), 2 measurements; to do: 4 runs" in harness(mine, *command).stdout
     records = [item for item in Results(mine / "runs" / "mine") if isinstance(item, Record)]
     version = hashlib.sha256((mine / "my_plugin.py").read_bytes()).hexdigest()[:12]
     assert len(records) == 10
@@ -98,11 +98,11 @@ def test_the_page_as_it_stands(mine: Path, registered: None) -> None:
     assert all((spec["data"]["train_images"], spec["data"]["test_images"]) == (6, 6) for spec in trained)
     parameters = {r.spec["method"]["name"]: r.result["parameters_students"] for r in records if r.kind == "train"}
     assert parameters["narrow_stfpm"] > parameters["stfpm"]  # its own students were trained
-    assert "0 of 10 works to do" in harness(mine, *command).stdout
+    assert "to do: nothing" in harness(mine, *command).stdout
     assert "narrow_stfpm" in harness(mine, "leaderboard", "runs/mine", "--allow-mixed").stdout  # no plug-in
     # What slurm/sweep.sh and slurm/multinode.sh ask after a job: the grid's name is all that is wanted.
     assert "narrow_stfpm" in harness(mine, "leaderboard", "grid.yaml", "--allow-mixed").stdout
-    assert "4 runs: 4 done" in harness(mine, "status", "grid.yaml").stdout
+    assert "4 runs (4 done), 2 measurements (2 done)" in harness(mine, "status", "grid.yaml").stdout
 
 
 def test_a_plugin_backbone_works_with_every_method(registered: None) -> None:

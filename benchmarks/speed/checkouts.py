@@ -27,13 +27,12 @@ import sys
 from pathlib import Path
 from dskd.config import to_mapping
 from harness.cli.common import make_plan
-from harness.launch.schedule import works
 from harness.records import Record, Results
 grid, plan = make_plan(Path(sys.argv[1]), "cpu", None)
 results = Results(Path(sys.argv[2]) / grid.name)
 names = ("image_auroc", "image_ap", "image_f1_max", "pixel_auroc", "pixel_ap", "pixel_f1_max", "aupro_0.30")
 facts = {"precision": "bf16", "device": "a GPU", "device_type": "cpu", "threads": 2, "degenerate": False, "train_s": 9}
-for number, spec in enumerate(works(plan)):
+for number, spec in enumerate(plan.works()):
     values = {name: 0.5 + number % 97 / 200 for name in names} if spec.kind == "evaluate" else {}
     results.publish(
         Record(spec.kind, spec.id, to_mapping(spec), facts | values, {}, "2026-01-01T00:00:00+00:00", 1.0)

@@ -185,7 +185,15 @@ def make_plan(
     plan = expand(grid, facts)
     require(bool(plan.trainings), f"{path}: `exclude` leaves no run")
     if rule:
-        trainings = [training for training in plan.trainings if matches(labels_of(training.spec), rule)]
+        # By name or as it is called: what is shown is what one writes.
+        trainings = [
+            training
+            for training in plan.trainings
+            if all(
+                matches(labels_of(training.spec), one) or matches(labels_of(training.spec, called=True), one)
+                for one in ({key: values} for key, values in rule.items())
+            )
+        ]
         require(bool(trainings), f"--only: no run of the grid has {' '.join(only or [])}")
         models = {(training.spec.method, training.spec.backbone) for training in trainings}
         benches = [bench for bench in plan.benches if (bench.method, bench.backbone) in models]

@@ -40,6 +40,8 @@ def compare(
     sides = [library.read_side(text) for text in (before, after)]
     section, _ = library.compare(*sides, metrics_of(metric), listed(ignore))
     shown = section if output != "csv" else replace(section, tables=section.tables[:1])  # CSV is one table
+    if output in ("table", "markdown") and all(cells["equal"] == cells["pairs"] for _, cells in section.tables[0].rows):
+        shown = replace(section, tables=section.tables[1:])  # rows of +0.0 would say nothing
     print_tables([shown], output)
     print_remarks(*(side.found for side in sides))
     failed = [] if fail_on is None else library.regressions(section.tables[0], fail_on)

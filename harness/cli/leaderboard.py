@@ -13,6 +13,7 @@ from harness.cli.tables import (
     PublishedFileOption,
     PublishedOption,
     WhereOption,
+    WhyOption,
     check_format,
     metrics_of,
     print_remarks,
@@ -39,15 +40,22 @@ def leaderboard(
     allow_mixed: Annotated[
         bool, typer.Option("--allow-mixed", help="Several protocols (sizes, weights, test images): a table for each.")
     ] = False,
+    variants: Annotated[
+        bool, typer.Option("--variants", help="A row for each variant of evaluation, not for each method alone.")
+    ] = False,
+    why: WhyOption = False,
     output: FormatOption = "table",
     out: OutOption = "runs",
 ) -> None:
     """Print the comparison of finished runs, from their records alone.
 
     A score is the mean over categories and seeds, ± its 95 % interval over seeds; what is missing is counted, never a
-    zero. Runs that differ in a setting are rows of their own. Further tables (`--table`): *aggregate* has
-    interquartile means, ranks and which methods cannot be told apart; *stability* what seeds and epochs do;
-    *differences* paired differences from one row, with intervals; *tests* Wilcoxon tests over categories.
+    zero. Runs that differ in a setting are rows of their own; of the evaluations of one training that of its method's
+    own map stands for it. Below stand who leads, beyond noise or not, and what speaks against it.
+
+    Further tables (`--table`): *aggregate* has interquartile means, ranks and which methods cannot be told apart;
+    *stability* what seeds and epochs do; *differences* paired differences from one row, with intervals; *tests*
+    Wilcoxon tests over categories.
 
     How each number is made, and the schema of CSV and JSON: docs/leaderboard.md.
     """
@@ -62,7 +70,7 @@ def leaderboard(
         if name not in NAMES:
             raise ConfigError(f"--table: unknown table {name!r}; {suggest(name, [*NAMES, 'all'])}")
     found = load([results_folder(path, Path(out)) for path in runs])
-    made = boards(found, listed(by), metrics_of(metric), where or (), allow_mixed)
+    made = boards(found, listed(by), metrics_of(metric), where or (), allow_mixed, variants)
     values = read(published_file) if published or published_file else None
-    print_tables(make_sections(made, names, sort, against, values), output, found.failures)
+    print_tables(make_sections(made, names, sort, against, values), output, found, why)
     print_remarks(found)

@@ -23,6 +23,7 @@ from harness.cli.folded import print_folded
 
 if TYPE_CHECKING:
     from harness.data.findings import Looks
+    from harness.spec import BenchSpec, TrainSpec
 
 
 def plan(
@@ -33,14 +34,16 @@ def plan(
     only: OnlyOption = None,
     plugin: PluginOption = None,
     limit: LimitOption = None,
-    list_runs: Annotated[bool, typer.Option("--list", help="One line for each training, with its id.")] = False,
+    list_runs: Annotated[
+        bool, typer.Option("--list", help="One line for each training, evaluation and measurement, with its id.")
+    ] = False,
 ) -> None:
     """Show what `harness run` would do: runs done, failed and to do, and about how long it takes. Nothing is run."""
     from harness.launch import schedule
     from harness.launch.devices import kind_of
     from harness.launch.load import Load
     from harness.migration import earlier_line
-    from harness.naming import labels_of, title_of
+    from harness.naming import labels_of
     from harness.records import Results, damage_line
 
     path, load, kind = the_grid(grid_file, grid), Load(), kind_of(devices)
@@ -54,30 +57,26 @@ def plan(
     terminal = console()
     for training in made.trainings:
         spec = training.spec
-        key = (title_of(spec.method.name, spec.method.recipe), spec.backbone, spec.data.name)
+        key = (*_model(spec, made.names[spec.id]), labels_of(spec, called=True)["dataset"])
         cost = schedule.estimate_s(training, rate, done)
         ids = [spec.id, *(evaluation.id for evaluation in training.evaluations)]
         state = "done" if done.issuperset(ids) else "failed" if failed.intersection(ids) else "to do"
         rows.setdefault(key, Counter())[state] += 1
         seconds[key] += cost if state != "done" else 0.0
-        if list_runs:
-            labels = labels_of(spec)
-            text = f"{labels['category']} seed {labels['seed']}"
-            terminal.print(f"{spec.id}  {state:6}  {' '.join(key)} {text}", soft_wrap=True)
     for bench in made.benches:
-        key = (title_of(bench.method.name, bench.method.recipe), bench.backbone, "(throughput)")
+        key = (*_model(bench, made.names[bench.id]), "(throughput)")
         rows.setdefault(key, Counter())["done" if bench.id in done else "to do"] += 1
         seconds[key] += 0.0 if bench.id in done else schedule.estimate_s(bench, rate)
+    for spec in made.works() if list_runs else ():
+        state = "done" if spec.id in done else "failed" if spec.id in failed else "to do"
+        terminal.print(f"{spec.id}  {state:6}  {spec.kind:8}  {made.names[spec.id]}", soft_wrap=True)
     print_folded(terminal, _runs(parsed.name, rows, seconds), 3)
     print_folded(terminal, images_table(made.chosen_looks()), 2)
-    evaluations = sum(len(training.evaluations) for training in made.trainings)
-    terminal.print(
-        f"{len(made.trainings)} trainings, {evaluations} evaluations, {len(made.benches)} throughput measurements; "
-        f"about {schedule.duration(sum(seconds.values()))} to do"
-    )
+    left = made.counted({spec.id for spec in made.works()} - done)
+    terminal.print(f"{made.counted()}; to do: {left}, about {schedule.duration(sum(seconds.values()))}", soft_wrap=True)
     for remark in made.remarks():
         terminal.print(remark, soft_wrap=True, style="yellow" if "warning" in remark else None)
-    earlier = earlier_line(results, done, {spec.id for spec in schedule.works(made)})
+    earlier = earlier_line(results, done, {spec.id for spec in made.works()})
     for remark in filter(None, [*earlier, load.remark(kind) if any(seconds.values()) else None]):
         terminal.print(remark, soft_wrap=True, style="yellow")
     for line in damage_line(survey.damaged):
@@ -89,7 +88,7 @@ def _runs(name: str, rows: Mapping[tuple[str, ...], Counter[str]], seconds: Mapp
     from harness.launch import schedule
 
     table = Table("method", "backbone", "data set", title=f"plan of {name}", title_justify="left")
-    for column in ("runs", "done", "failed", "to do", "estimated time"):
+    for column in ("count", "done", "failed", "to do", "estimated time"):
         table.add_column(column, justify="right")
     for key, counts in rows.items():
         cells = [str(counts[state]) for state in ("done", "failed", "to do")]
@@ -112,3 +111,12 @@ def images_table(looks: "Looks") -> Table:
         counts = row.train, *([row.held_out] if held_out else []), row.good, row.abnormal, row.masks
         table.add_row(source.name, category, *map(str, counts), row.sizes, row.modes)
     return table
+
+
+def _model(spec: "TrainSpec | BenchSpec", name: str) -> tuple[str, str]:
+    """The method, with its recipe and what tells it from others of the grid, and the backbone, as they are called."""
+    from harness.naming import labels_of, title, title_of
+
+    labels = labels_of(spec, called=True)
+    differing = name.removeprefix(title(spec)).partition(" [")[0]  # behind it what tells other images apart
+    return title_of(labels["method"], labels["recipe"]) + differing, labels["backbone"]

@@ -22,8 +22,7 @@ from harness.cli.common import (
     the_grid,
 )
 from harness.cli.outputs import check_file
-from harness.job import TrainJob
-from harness.naming import title
+from harness.job import TrainJob, name_of
 
 if TYPE_CHECKING:
     from harness.run.profile import Profile
@@ -66,7 +65,7 @@ def profile(
             f"processes: {job.spec.processes}: harness profile does runs of one process; write processes: 1",
         )
         terminal = console()
-        terminal.print(f"profile of {title(job.spec)}, {job.spec.method.train.epochs} epochs ...")
+        terminal.print(f"profile of {name_of(job)}, {job.spec.method.train.epochs} epochs ...")
         found = _take(job, trace)
     terminal.print(_table(found))
     facts = found.facts

@@ -88,9 +88,9 @@ def _write(
         raise ConfigError(f"{where} cannot be written ({error.strerror or error}); name another folder") from None
     terminal = console()
     for part in parts:
-        for card in part.cards:
-            where = f" ({part.protocol})" if len(parts) > 1 else ""
-            terminal.print(f"{card.title}{where}: {'; '.join([card.figure, *card.lines])}", soft_wrap=True)
+        where = f"{part.protocol}: " if len(parts) > 1 else ""
+        for line in part.verdict.lines:
+            terminal.print(f"{where}{line}", soft_wrap=True)
     terminal.print(f"{out}: {out.stat().st_size / 1e6:.1f} MB, open it in a browser", soft_wrap=True)
     if drawn:
         terminal.print(f"{figures}: {len(drawn)} figures, each as SVG and PDF", soft_wrap=True)

@@ -28,13 +28,14 @@ from harness.cli.common import (
 )
 from harness.cli.screen import Screen
 from harness.files import write_atomic
-from harness.foreign import check_links, opening
+from harness.foreign import Damaged, check_links, opening
 from harness.grid import Plan, check_processes
 from harness.gridfile import Grid
 from harness.job import Job
 from harness.launch import schedule
 from harness.launch.cluster import check_submission
 from harness.launch.devices import Kind, apart, find_slots, whole_machine
+from harness.launch.index import write_index
 from harness.launch.load import Load
 from harness.launch.progress import Reporter, planned, supervisor_name, write_plan
 from harness.launch.verdict import Limits
@@ -96,21 +97,21 @@ def run(
     check_processes(plan, slots[0].kind, len(apart(slots)), nodes)
     where = out / parsed.name
     results = _open(where, parsed.text, None if only else whole)
-    survey, wanted = results.survey(), {spec.id for spec in schedule.works(plan)}
+    survey, wanted = results.survey(), {spec.id for spec in plan.works()}
     damaged, done = results.set_aside(wanted, survey), survey.done
     todo = _todo(parsed, plan, results, done, slots[0].kind, force, checkpoint_every)
     costs = _costs(todo.jobs, results, slots[0].kind, load, () if force else done)
     log = ResultsFolder(results.folder).logs / f"{supervisor_name()}.txt"
     screen = Screen(Terminal(file=Unbreakable()), costs, log)
-    screen.say(f"{parsed.name}: {todo.left} of {len(plan)} works to do, {todo.done} done; results in {where}")
-    aside = [f"{one.folder}: set aside and done again: {one.message}" for one in damaged]
+    screen.say(f"{parsed.name}: {plan.counted()}; to do: {plan.counted(todo.left)}; results in {where}")
     earlier = earlier_line(results, done, wanted) if todo.jobs else []
-    for remark in filter(None, [*plan.remarks(), *aside, *earlier, load.remark(slots[0].kind)]):
+    for remark in filter(None, [*plan.remarks(), *_aside(damaged), *earlier, load.remark(slots[0].kind)]):
         screen.say((remark, "yellow"))
     reporter = Reporter(results.folder, shard or "", len(costs))
     limits = Limits(retries, None if timeout is None else 60 * timeout)
     phases = schedule.phases(costs, slots, whole_machine(slots), nodes)
     interrupted = _supervise(phases, screen, reporter, results, limits, load)
+    _write_index(results, None if only else whole, bool(todo.jobs))
     _print_outcome(screen.console, plan, results, where)
     raise typer.Exit(130 if interrupted else 1 if screen.failures else 0)
 
@@ -207,6 +208,16 @@ def _open(folder: Path, grid: bytes, whole: Plan | None) -> Results:
     return results
 
 
+def _aside(damaged: Sequence[Damaged]) -> list[str]:
+    return [f"{one.folder}: set aside and done again: {one.message}" for one in damaged]
+
+
+def _write_index(results: Results, whole: Plan | None, changed: bool) -> None:
+    """Of the whole plan, where that is known and the index would be another."""
+    if whole is not None and (changed or not ResultsFolder(results.folder).index.exists()):
+        write_index(results, whole)
+
+
 def _print_outcome(terminal: Console, plan: Plan, results: Results, where: Path) -> None:
     """The table of the plan's runs that have a record, those that failed with their reason, and how to go on."""
     from harness.leaderboard.frame import load
@@ -217,7 +228,7 @@ def _print_outcome(terminal: Console, plan: Plan, results: Results, where: Path)
 
     done = results.done()
     # A training that is done is not in the table, unless it has nothing to be scored on.
-    wanted = {spec.id for spec in schedule.works(plan) if spec.kind != "train" or spec.id not in done}
+    wanted = {spec.id for spec in plan.works() if spec.kind != "train" or spec.id not in done}
     wanted |= {training.spec.id for training in plan.trainings if not training.evaluations}
     found = load([results.folder], wanted)
     if found.evaluations:
@@ -225,7 +236,7 @@ def _print_outcome(terminal: Console, plan: Plan, results: Results, where: Path)
     else:
         for line in unscored(found.trainings):
             terminal.print(line, soft_wrap=True)
-    print_failures(terminal, found.failures)
+    print_failures(terminal, found.failures, plan.names)
     if found.evaluations:
         shown = one_line(shlex.quote(str(where)))
         terminal.print(f"next: harness report {shown}    one page of charts, curves and anomaly maps", soft_wrap=True)

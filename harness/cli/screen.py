@@ -14,9 +14,9 @@ from rich.text import Text
 
 from harness import events
 from harness.environment import utc_now
-from harness.job import Job
+from harness.job import Job, name_of
 from harness.launch.schedule import duration
-from harness.naming import title
+from harness.naming import counted
 from harness.text import one_line
 
 # How a run's time divides over its phases, roughly: enough for a bar that never runs backwards.
@@ -44,7 +44,9 @@ class Screen:
         self.log = _open(log)
         self.costs = {job.spec.id: seconds for job, seconds in jobs}
         self.total_s = max(sum(self.costs.values()), 1e-9)
-        self.failures = self.finished = 0
+        self.kinds = {job.spec.id: job.kind for job, _ in jobs}
+        self.finished: set[str] = set()
+        self.failures = 0
         self.finished_s = 0.0
         self.running: dict[str, _Running] = {}
         self.last_line, self.pace = time.monotonic(), Pace()
@@ -79,15 +81,15 @@ class Screen:
                 self._show(job, done / total)
             case events.Epoch():
                 self._show_epoch(job, event)
-            case events.Recorded(kind, _, wall_s, result):
+            case events.Recorded(kind, run_id, wall_s, result):
                 shown = "  ".join(f"{_NAMES[key]} {_number(key, value)}" for key, value in result.items())
-                self.say(("✓", "green"), f" {kind:8} {title(job.spec)}  {shown}  ", (f"{wall_s:.1f} s", "dim"))
+                self.say(("✓", "green"), f" {kind:8} {name_of(job, run_id)}  {shown}  ", (f"{wall_s:.1f} s", "dim"))
             case events.Failed(run_id, reason, message):
                 self.failures += reason != "interrupted"
                 sign = ("◼ interrupted", "yellow") if reason == "interrupted" else (f"✗ {reason}", "red")
-                self.say(sign, f" {title(job.spec)}  {message}  ", (run_id, "dim"))
+                self.say(sign, f" {name_of(job, run_id)}  {message}  ", (run_id, "dim"))
             case events.Retrying(run_id, reason, message):
-                text = f" {title(job.spec)}  {message}  will be tried again  "
+                text = f" {name_of(job, run_id)}  {message}  will be tried again  "
                 self.say((f"↻ {reason}", "yellow"), text, (run_id, "dim"))
                 self._end(job)
             case events.Waiting(message):
@@ -102,7 +104,7 @@ class Screen:
     def _begin(self, job: Job, phase: str) -> None:
         run = self.running.get(job.spec.id)
         if run is None:
-            task = self.progress.add_task(title(job.spec), total=1.0, note="")
+            task = self.progress.add_task(name_of(job), total=1.0, note="")
             run = self.running[job.spec.id] = _Running(task, self.costs[job.spec.id])
         run.shares = _SHARES[phase]
         self._show(job, 0.0, phase)
@@ -112,15 +114,15 @@ class Screen:
         self._show(job, event.epoch / event.epochs, note)
         if not self.console.is_terminal and time.monotonic() - self.last_line >= LINE_EVERY_S:
             self.last_line = time.monotonic()
-            self.say(f"  {title(job.spec)}  {note}  {self._eta()}")
+            self.say(f"  {name_of(job)}  {note}  {self._eta()}")
 
     def _finish(self, job: Job) -> None:
-        self.finished += 1
+        self.finished.add(job.spec.id)
         self.finished_s += self.costs[job.spec.id]
         self._end(job)
         self._show_grid()
         if not self.console.is_terminal:
-            self.say(f"  {self.finished}/{len(self.costs)} runs  {self._eta()}")
+            self.say(f"  {self._count()}  {self._eta()}")
 
     def _end(self, job: Job) -> None:
         run = self.running.pop(job.spec.id, None)
@@ -137,8 +139,17 @@ class Screen:
         self._show_grid()
 
     def _show_grid(self) -> None:
-        text = f"{self.finished}/{len(self.costs)} runs  {self._eta()}"
+        text = f"{self._count()}  {self._eta()}"
         self.progress.update(self.grid_task, completed=self._done_share(), note=text)
+
+    def _count(self) -> str:
+        """`2 of 3 runs, 0 of 1 measurement`, of those that were to do when it began."""
+        parts = [
+            f"{sum(self.kinds[run_id] == kind for run_id in self.finished)} of {counted(**{word: total})}"
+            for kind, word in (("train", "runs"), ("bench", "measurements"))
+            if (total := sum(one == kind for one in self.kinds.values()))
+        ]
+        return ", ".join(parts)
 
     def _done_share(self) -> float:
         current_s = sum(run.share * run.cost_s for run in self.running.values())

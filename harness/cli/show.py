@@ -1,7 +1,8 @@
 """`harness show`"""
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 import yaml
@@ -9,22 +10,40 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from dskd.config import ConfigError
+from dskd.config import ConfigError, require, suggest
 from harness.cli.common import OutOption, console
+
+if TYPE_CHECKING:
+    from harness.records import Failure, Record
 
 LOG_LINES = 20
 
 
 def show(
-    run: Annotated[str, typer.Argument(help="A run's id, the start of one, or its folder.", show_default=False)],
+    run: Annotated[
+        str,
+        typer.Argument(help="An id, the start of one, a folder, or labels: method=dskd,seed=0.", show_default=False),
+    ],
     out: OutOption = "runs",
 ) -> None:
-    """Show one run: its spec and result, or the reason why it failed, and the end of its log."""
+    """Show one piece of work: its spec and result, or the reason why it failed, and the end of its log.
+
+    Of labels (`method=dskd,seed=0`, with `kind=train`, `evaluate` or `bench`, or a setting such as `train.lr=0.1`) a
+    line for each piece of work that has them all, with its folder and what lies there; the whole of it where it is one.
+    """
+    if "=" in run and "/" not in run:
+        found = _having(run, Path(out))
+        if len(found) > 1:
+            return _list(found)
+        run = str(found[0].folder)
+    return _show(_find(run, out))
+
+
+def _show(folder: Path) -> None:
     from harness.foreign import Damaged, log_tail
     from harness.records import Failure, Record, Results, skipped_lines
     from harness.run_folder import RunFolder, read_metrics
 
-    folder = _find(run, out)
     files = RunFolder(folder)
     terminal = console()
     items = list(Results(folder.parent).items([folder.name]))
@@ -61,6 +80,55 @@ def show(
     if log:
         terminal.rule(f"log (last {LOG_LINES} lines of {files.log})", align="left")
         terminal.print("\n".join(log[-LOG_LINES:]))
+
+
+@dataclass(frozen=True)
+class _Hit:
+    """A piece of work that was found, with its name among those of its results folder."""
+
+    item: "Record | Failure"
+    name: str
+    folder: Path
+
+
+def _having(text: str, out: Path) -> list[_Hit]:
+    """What has a record or a failed attempt under `out` and all of the labels or settings. Raises ConfigError."""
+    from harness.leaderboard.frame import load, names_in
+    from harness.naming import LABELS, kind_of, labels_of, recorded_settings
+
+    wanted = dict(_pair(part) for part in text.split(","))
+    require(out.is_dir(), f"{out} is not a folder; --out names the folder of results")
+    found = load([out])
+    names = names_in(found)
+    hits, known = [], {"kind", *LABELS}
+    for item in (*found.trainings, *found.evaluations, *found.benches, *found.failures):
+        about = recorded_settings(item.spec) if wanted.keys() - known else {}
+        known |= about.keys()
+        labels = {"kind": kind_of(item.spec)} | labels_of(item.spec)
+        both = about | labels, about | labels | labels_of(item.spec, called=True)
+        if all(any(str(one.get(key)) == value for one in both) for key, value in wanted.items()):
+            hits.append(_Hit(item, names[item.id], found.folders[item.id].path))
+    for key in wanted:
+        require(key in known, f"show: unknown key {key!r}; {suggest(key, known)}")
+    require(bool(hits), f"nothing in {out} has {text}; `harness plan --grid GRID --list` lists what a grid has")
+    return sorted(hits, key=lambda hit: (hit.folder.parent, hit.name, hit.item.kind))
+
+
+def _pair(part: str) -> tuple[str, str]:
+    key, equals, value = part.partition("=")
+    require(bool(equals), f"show: {part!r} is not possible; write key=value,key=value or an id")
+    return key.strip(), value.strip()
+
+
+def _list(hits: list[_Hit]) -> None:
+    from harness.records import Record
+
+    terminal = console()
+    for hit in hits:
+        state = "done" if isinstance(hit.item, Record) else "failed"
+        terminal.print(Text.assemble(f"{hit.item.kind:8}  {state:6}  ", (hit.name, "bold")), soft_wrap=True)
+        files = " ".join(sorted(path.name for path in hit.folder.iterdir() if not path.name.startswith(".")))
+        terminal.print(Text.assemble(f"  {hit.folder}  ", (files, "dim")), soft_wrap=True)
 
 
 def _consequence(is_record: bool) -> str:

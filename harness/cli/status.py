@@ -3,7 +3,7 @@
 import time
 from collections import Counter
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Group
@@ -14,8 +14,12 @@ from rich.text import Text
 from dskd.config import require
 from harness.cli.common import OutOption, console, results_folder
 
+if TYPE_CHECKING:
+    from harness.launch.overview import Run
+
 ASK_EVERY_S = 30.0  # of SLURM's controller, which serves a whole cluster
 LINES = 20
+STATES = ("done", "running", "pending", "failed", "to do")
 
 
 def status(
@@ -48,9 +52,8 @@ def status(
             seen = look(folder, queues.get(folder))
             queues[folder] = seen.queue or {}
             found = overview(seen)
-            counts = Counter(run.state for run in found)
-            total += counts
-            parts += _render(folder.name, found, counts)
+            total += Counter(run.state for run in found)
+            parts += _render(folder.name, found)
             parts += [Text(f" {line}") for line in (*damage_line(seen.damaged), *skipped_lines(seen.skipped))]
         return Group(*parts), total
 
@@ -73,11 +76,20 @@ def status(
     raise typer.Exit(0 if total.total() == total["done"] else 1)
 
 
-def _render(name: str, found: list, counts: Counter[str]) -> list[Text | Table]:
-    states = [
-        f"{counts[state]} {state}" for state in ("done", "running", "pending", "failed", "to do") if counts[state]
-    ]
-    lines: list[Text | Table] = [Text(f"{name}: {len(found)} runs: {', '.join(states) or 'none'}", style="bold")]
+def _counted(found: list["Run"]) -> str:
+    """`3 runs (2 done, 1 failed), 1 measurement (to do)`"""
+    from harness.naming import counted
+
+    parts = []
+    for kind, word in (("train", "runs"), ("bench", "measurements")):
+        states = Counter(run.state for run in found if run.kind == kind)
+        known = [f"{states[state]} {state}" for state in STATES if states[state]]
+        parts += [f"{counted(**{word: states.total()})} ({', '.join(known)})"] if known else []
+    return ", ".join(parts) or "no runs"
+
+
+def _render(name: str, found: list["Run"]) -> list[Text | Table]:
+    lines: list[Text | Table] = [Text(f"{name}: {_counted(found)}", style="bold")]
     running = [run for run in found if run.state == "running"]
     if running:
         table = Table(box=None, show_header=False, padding=(0, 2, 0, 1))
@@ -88,7 +100,7 @@ def _render(name: str, found: list, counts: Counter[str]) -> list[Text | Table]:
         notes = Counter(run.note for run in found if run.state == state and run.note)
         for note, count in notes.most_common(LINES):
             example = next(run for run in found if run.state == state and run.note == note)
-            what = f"{count} runs" if count > 1 else f"{example.title} [{example.id}]"
+            what = f"{count} of them" if count > 1 else f"{example.title} [{example.id}]"
             lines.append(Text(f" {state}: {what}: {note}"))
         if len(notes) > LINES:
             lines.append(Text(f" {state}: and {len(notes) - LINES} more"))

@@ -12,7 +12,6 @@ from harness.cli.common import console, listed
 if TYPE_CHECKING:
     from harness.leaderboard.frame import Found
     from harness.leaderboard.sections import Section
-    from harness.records import Failure
 
 WhereOption = Annotated[
     list[str] | None,
@@ -25,6 +24,7 @@ PublishedOption = Annotated[bool, typer.Option("--published", help="Add publishe
 PublishedFileOption = Annotated[
     Path | None, typer.Option(help="A CSV of published values of your own, added to those that ship.")
 ]
+WhyOption = Annotated[bool, typer.Option("--why", help="All that the verdict rests on, and every caution.")]
 FormatOption = Annotated[str, typer.Option("--format", help="table, markdown, csv, latex or json.")]
 
 
@@ -44,13 +44,15 @@ def check_format(output: str) -> None:
         raise ConfigError(f"--format: {output!r} is not possible; {suggest(output, formats)}")
 
 
-def print_tables(sections: Sequence["Section"], output: str, failures: Sequence["Failure"] = ()) -> None:
-    """In the format asked for; the terminal is told of failures too."""
+def print_tables(sections: Sequence["Section"], output: str, found: "Found | None" = None, why: bool = False) -> None:
+    """In the format asked for; the terminal is told of failures, too. `why`: and all of the verdict."""
+    from harness.leaderboard.frame import names_in
     from harness.leaderboard.render import FORMATS, print_failures, print_sections
 
     if output == "table":
-        print_sections(console(), sections)
-        print_failures(console(), failures)
+        print_sections(console(), sections, why)
+        if found is not None and found.failures:
+            print_failures(console(), found.failures, names_in(found))
     else:
         typer.echo(FORMATS[output](sections), nl=False)
 

@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar
 
@@ -200,8 +200,11 @@ def register_dataset(name: str) -> Callable[[S], S]:
     return add
 
 
-def get_source(entry: str | Mapping[str, Any]) -> Source:
+def get_source(entry: str | Mapping[str, Any], limit: int | None = None) -> Source:
     """The source of a grid entry: a name, or a mapping with `name` and the keys of that source.
+
+    Args:
+        limit: the grid's; of the entry's own and this one the lower counts.
 
     Raises:
         ConfigError: unknown name or key (with the near match), or a value that is not possible.
@@ -224,7 +227,8 @@ def get_source(entry: str | Mapping[str, Any]) -> Source:
         source.max_megapixels > 0,
         f"dataset {name}: max_megapixels {source.max_megapixels:g} is not possible; write a number above 0",
     )
-    return source
+    lowest = min(filter(None, (source.limit, limit)), default=0)
+    return source if lowest == source.limit else replace(source, limit=lowest)
 
 
 def entry_of(source: Source) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from harness.foreign import Damaged
 from harness.launch.cluster import snapshot
 from harness.launch.progress import Planned, Running, Supervisor, read_plan, read_submissions, read_supervisors
 from harness.launch.slurm import meaning
+from harness.naming import names_of
 from harness.records import Failure, Results
 
 State = Literal["done", "running", "pending", "failed", "to do"]
@@ -17,12 +18,13 @@ SILENT_S = 120.0  # a supervisor that has written nothing for so long is gone, u
 
 @dataclass(frozen=True)
 class Run:
-    """A training of the grid. `note`: how far, why it waits, or why it failed."""
+    """A run of the grid, or a measurement. `note`: how far, why it waits, or why it failed."""
 
     id: str
     title: str
     state: State
     note: str = ""
+    kind: str = "train"
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,8 @@ def look(folder: Path, queue: Mapping[str, tuple[str, str]] | None = None) -> Se
         elif isinstance(item, Damaged) and item not in survey.damaged:
             damaged.append(item)
     if not plan:  # of a harness that wrote none: what there are records of
-        plan = [Planned(one, f"{failure.kind} {one}", (one,)) for one, failure in failures.items()]
+        names = names_of((one, failure.spec) for one, failure in failures.items())
+        plan = [Planned(one, f"{failure.kind} {names[one]}", (one,)) for one, failure in failures.items()]
         others = [*survey.done, *(each.folder.name for each in survey.damaged)]
         plan += [Planned(one, one, (one,)) for one in others if one not in failures]
     submissions, supervisors = read_submissions(folder, damaged), read_supervisors(folder, damaged)
@@ -90,10 +93,13 @@ def overview(seen: Seen) -> list[Run]:
 
 
 def _state(run: Planned, seen: Seen, progress: str | None, element: str | None, next_in: str | None) -> Run:
+    def found(state: State, note: str = "") -> Run:
+        return Run(run.id, run.title, state, note, run.kind)
+
     if all(work in seen.done for work in run.works):
-        return Run(run.id, run.title, "done")
+        return found("done")
     if progress:
-        return Run(run.id, run.title, "running", progress)
+        return found("running", progress)
     failure = next((seen.failures[work] for work in run.works if work in seen.failures), None)
     failed = failure is not None and failure.reason != "interrupted"
     why = f"{failure.reason}: {failure.message}" if failure else ""
@@ -101,16 +107,16 @@ def _state(run: Planned, seen: Seen, progress: str | None, element: str | None, 
     means = meaning(known[0]) if known else None
     if means and means.kind == "waiting":
         reason = known[1] if known[1] not in ("", "None") else known[0]
-        return Run(run.id, run.title, "pending", f"{reason} (job {element}){means.advice and ': ' + means.advice}")
+        return found("pending", f"{reason} (job {element}){means.advice and ': ' + means.advice}")
     if failed:
-        return Run(run.id, run.title, "failed", why)
+        return found("failed", why)
     if means and means.kind == "running":
-        return Run(run.id, run.title, "pending", f"next in job {element}")
+        return found("pending", f"next in job {element}")
     if next_in:
-        return Run(run.id, run.title, "pending", f"next on {next_in}")
+        return found("pending", f"next on {next_in}")
     if means:
         why = f"job {element} {known[0].split()[0]}: {means.advice}"
-    return Run(run.id, run.title, "to do", why)
+    return found("to do", why)
 
 
 def _progress(run: Running) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Any, Literal, Self, TypeVar
 
 from dskd.config import from_mapping
 from harness import events, schema
@@ -17,7 +17,6 @@ from harness.foreign import Damaged, read_json
 from harness.grid import Plan
 from harness.job import Job
 from harness.launch.cluster import slurm_id
-from harness.naming import title
 from harness.run_folder import ResultsFolder, note
 from harness.shapes import MisfitError, checker
 from harness.text import one_line
@@ -119,22 +118,24 @@ def read_supervisors(results: Path, damaged: list[Damaged] | None = None) -> lis
 
 @dataclass(frozen=True)
 class Planned:
-    """A training with the ids of all its works (its own and its evaluations')."""
+    """A run with the ids of all its works (its training and its evaluations), or a measurement (`bench`)."""
 
     id: str
     title: str
     works: tuple[str, ...]
+    kind: Literal["train", "bench"] = "train"
 
 
 def planned(plan: Plan) -> list[Planned]:
-    return [
-        Planned(run.spec.id, title(run.spec), (run.spec.id, *(one.id for one in run.evaluations)))
+    runs = [
+        Planned(run.spec.id, plan.names[run.spec.id], (run.spec.id, *(one.id for one in run.evaluations)))
         for run in plan.trainings
     ]
+    return runs + [Planned(spec.id, plan.names[spec.id], (spec.id,), spec.kind) for spec in plan.benches]
 
 
 def write_plan(results: Path, runs: Sequence[Planned]) -> None:
-    """The trainings of a whole grid, for who counts what is missing; not written again by every shard."""
+    """The runs and measurements of a whole grid, for who counts what is missing; not written again by every shard."""
     path, content = ResultsFolder(results).plan, json.dumps([asdict(run) for run in runs]).encode()
     with suppress(OSError):
         if path.read_bytes() == content:

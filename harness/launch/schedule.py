@@ -4,7 +4,7 @@ import heapq
 import itertools
 import math
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from dskd.backbones import BACKBONES
@@ -15,7 +15,7 @@ from harness.grid import Plan, Training
 from harness.job import BenchJob, Job, TrainJob, group_of
 from harness.launch.devices import Slot, apart
 from harness.records import Record, Results
-from harness.spec import BenchSpec, EvaluateSpec, Save, Spec, TrainSpec
+from harness.spec import BenchSpec, EvaluateSpec, Save, TrainSpec
 
 # Multiply-adds in 1e9 per second that a training reaches, before any record tells better (our measurements: 2 cores
 # with avx512_bf16; the GPU's is a guess that the first record replaces).
@@ -61,11 +61,10 @@ def phases(jobs: Sequence[tuple[Job, float]], slots: Sequence[Slot], whole: Slot
 
 @dataclass(frozen=True)
 class Todo:
-    """The jobs that are left of a plan, and which of its works are done."""
+    """The jobs that are left of a plan, and the ids of the works that they are of."""
 
     jobs: list[Job]
-    done: int
-    left: int
+    left: frozenset[str]
 
 
 def remaining(
@@ -98,11 +97,13 @@ def remaining(
                     grid=grid,
                     checkpoint_every_s=checkpoint_every_s,
                     tracking=tracking,
+                    names={spec.id: plan.names.get(spec.id, "") for spec in (training.spec, *missing)},
                 )
             )
-    jobs += [BenchJob(spec, results, device, force, grid) for spec in plan.benches if force or spec.id not in done]
-    left = sum(force or spec.id not in done for job in jobs for spec in job.works)
-    return Todo(jobs, len(plan) - left, left)
+    for spec in plan.benches:
+        if force or spec.id not in done:
+            jobs.append(BenchJob(spec, results, device, force, grid, {spec.id: plan.names.get(spec.id, "")}))
+    return Todo(jobs, frozenset(spec.id for job in jobs for spec in job.works if force or spec.id not in done))
 
 
 def parse_shard(text: str) -> tuple[int, int]:
@@ -137,14 +138,6 @@ def shards(plan: Plan, count: int) -> list[Plan]:
         part = parts[part_of[i]]
         (part.benches if isinstance(run, BenchSpec) else part.trainings).append(run)
     return parts
-
-
-def works(plan: Plan) -> Iterable[Spec]:
-    """Every piece of work of the plan."""
-    for training in plan.trainings:
-        yield training.spec
-        yield from training.evaluations
-    yield from plan.benches
 
 
 def estimate_s(job: Job | Training | BenchSpec, rate: float, done: Collection[str] = ()) -> float:

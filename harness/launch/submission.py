@@ -94,7 +94,7 @@ def divide(plan: Plan, done: Collection[str], rate: float, request: Request, wor
     else:
         count = int(request.shards)
     shards = {
-        number: [run.spec.id for run in part.trainings]
+        number: [*(run.spec.id for run in part.trainings), *(bench.id for bench in part.benches)]
         for number, part in enumerate(schedule.shards(plan, count))
         if part.benches or any(is_left(run) for run in part.trainings)
     }

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from harness import events
-from harness.job import Job, TrainJob, affinity, encode, group_of
+from harness.job import Job, TrainJob, affinity, encode, group_of, name_of
 from harness.launch import channel
 from harness.launch.cluster import this_node
 from harness.launch.group import Group, Place, start
@@ -21,7 +21,6 @@ from harness.launch.keeper import Keeper
 from harness.launch.load import Load
 from harness.launch.schedule import Item, Phase, take
 from harness.launch.verdict import REPLACED, Limits, is_tried_again
-from harness.naming import title
 from harness.records import Results
 
 OnEvent = Callable[[Job, events.Event], None]
@@ -394,5 +393,5 @@ class _Supervisor:
         self.reminded = time.monotonic()
         first, *others = (self.jobs[number] for number in self.elsewhere)
         more = f" and {len(others)} more" if others else ""
-        message = f"{title(first.spec)}{more}: {self.claims.holder(first.spec.id)} is at it"
+        message = f"{name_of(first)}{more}: {self.claims.holder(first.spec.id)} is at it"
         self._tell(first, events.Waiting(message))

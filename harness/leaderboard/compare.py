@@ -7,15 +7,17 @@ from pathlib import Path
 import pandas as pd
 
 from dskd.config import ConfigError, require, suggest
-from harness.leaderboard import truth
+from harness.leaderboard import truth, verdict
 from harness.leaderboard.evidence import Scores, difference_cells, paired
 from harness.leaderboard.frame import (
+    CALLED,
     LABELS,
     SHOWN,
     SPEED,
     Found,
     frame,
     load,
+    metric_title,
     metrics_of,
     mixed,
     provenance,
@@ -24,8 +26,8 @@ from harness.leaderboard.frame import (
     variants,
 )
 from harness.leaderboard.sections import Section
-from harness.leaderboard.statistics import caution
-from harness.leaderboard.table import SPREAD, Cell, Column, Table
+from harness.leaderboard.table import SPREAD, Cell, Column, Table, label
+from harness.leaderboard.verdict import Verdict
 
 AFTER = " after"  # ends the names of the second side's columns
 NEVER = ("images", "aupro_limits")  # `manifest` says which images; a metric's name says its limit
@@ -88,7 +90,8 @@ def compare(
     _check("--metric", metrics, known) if tuple(metrics) != SHOWN else None
     metrics = [metric for metric in metrics if metric in known]
     lines = [_comparable(each, settings) for each in lines]
-    keys = [*LABELS, "manifest", *(name for name in settings if name not in (*ignore, *NEVER))]
+    labels = [f"{name}_name" if name in CALLED else name for name in LABELS]
+    keys = [*labels, "manifest", *(name for name in settings if name not in (*ignore, *NEVER))]
     for side, each in zip((first, second), lines, strict=True):
         require(
             not each.duplicated(keys).any(),
@@ -101,12 +104,30 @@ def compare(
         for side, each in zip((first, second), lines, strict=True)
         if len(each) > len(matched)
     ]
-    tables = [_differences(first.found, second.found, matched, metrics), *_speed(first, second)]
-    counts = matched.groupby("dataset")[["seed", "category"]].nunique()
+    own = matched[[name for name in matched if not name.endswith(AFTER)]]
+    matched = matched.assign(variant=variants(own))
+    tables = [_differences(first.found, second.found, matched, metrics), *_speed(first, second, matched)]
     said = [f"{side.name}: {provenance(side.found.evaluations)}" for side in (first, second)]
     about = {"first": first.name, "second": second.name, "unmatched": rest}
-    notes = caution(int(counts["seed"].min()), int(counts["category"].max()))[: int(counts["seed"].min() < 5)]
-    return Section("", tables, about, [*rest, *notes, *said]), rest
+    return Section("", tables, about, [*rest, *said], _verdict(matched, tables[0], metrics)), rest
+
+
+def _verdict(matched: pd.DataFrame, table: Table, metrics: Sequence[str]) -> Verdict:
+    """What became better or worse beyond noise, and how many runs are the same to the last digit."""
+    equal = pd.Series(True, index=matched.index)
+    for metric in metrics:
+        first, second = matched[metric], matched[metric + AFTER]
+        equal &= (first == second) | (first.isna() & second.isna())
+    differences = []
+    for (dataset, metric, *key), cells in table.rows:
+        cell = cells.get("difference")
+        if cell is not None and cell.value is not None:
+            what = f"{label(key)} on {dataset} by {metric_title(metric)}"
+            differences.append((what, float(cell.value), cell.sign))
+    lines = verdict.of_comparison(len(matched), int(equal.sum()), differences)
+    seeds = int(matched.groupby("dataset")["seed"].nunique().min())
+    few = [] if equal.all() else verdict.few(seeds)
+    return Verdict([*lines, *(f"Caution: {line}." for line in few)], [])
 
 
 def _check(option: str, words: Sequence[str], known: Sequence[str]) -> None:
@@ -127,18 +148,18 @@ def _reason(first: pd.DataFrame, second: pd.DataFrame, keys: Sequence[str]) -> s
     for key in keys:
         values = [set(side[key].astype(str)) for side in (first, second)]
         if not values[0] & values[1]:
-            differing[key] = f"{key} ({' and '.join(', '.join(sorted(found)[:3]) or 'nothing' for found in values)})"
+            told = " and ".join(", ".join(sorted(found)[:3]) or "nothing" for found in values)
+            differing[key] = f"{key.removesuffix('_name')} ({told})"
     if not differing:
         return "no two have the same settings and images"
     said = f"they differ in {', '.join(list(differing.values())[:3])}"
-    if set(differing) & {*LABELS, "manifest"}:
+    if set(differing) - set(settings_of(first)):
         return said
     return f"{said}; write --ignore {','.join(differing)} to compare them all the same"
 
 
 def _differences(first: Found, second: Found, matched: pd.DataFrame, metrics: Sequence[str]) -> Table:
     own = matched[[name for name in matched if not name.endswith(AFTER)]]
-    matched = matched.assign(variant=variants(own))
     by = ["method", "backbone", *(name for name in mixed(own) if name not in NEVER)]
     by += ["variant"] if (matched["variant"] != "").any() else []
     read = Scores(first.skipped)
@@ -165,18 +186,28 @@ def _differences(first: Found, second: Found, matched: pd.DataFrame, metrics: Se
     return Table("differences", "Differences", ["dataset", "metric", *by], COLUMNS, rows, notes)
 
 
-def _speed(first: Side, second: Side) -> list[Table]:
-    """Images/s of the models that both measured on one device; none where neither measured any."""
+def _speed(first: Side, second: Side, compared: pd.DataFrame) -> list[Table]:
+    """Images/s of the models that both measured on one device; none where neither measured any.
+
+    compared: lines by whose rows models are called; one that several rows share has no variant.
+    """
     sides = [speeds(side.found) for side in (first, second)]
     if all(side.empty for side in sides):
         return []
     keys = ["model", "method", "backbone", "device", "protocol"]
     matched = sides[0].merge(sides[1], on=keys, suffixes=("", AFTER))
+    called = compared.drop_duplicates(["model", "method", "backbone", "variant"])
+    names = {
+        model: (*part[["method", "backbone"]].iloc[0], part["variant"].iloc[0] if len(part) == 1 else "")
+        for model, part in called.groupby("model")
+    }
+    told = any(names.get(model, ("", "", ""))[2] for model in matched["model"])
     rows = []
     for line in matched.to_dict("records"):
         before, after = line[SPEED], line[SPEED + AFTER]
         cells = {"before": Cell(before), "after": Cell(after), "ratio": Cell(after / before)}
-        rows.append(((line["device"], line["method"], line["backbone"]), cells))
+        name = names.get(line["model"], (line["method"], line["backbone"], ""))
+        rows.append(((line["device"], *name[: 3 if told else 2]), cells))
     devices = [", ".join(sorted(side["device"].unique())) or "nothing" for side in sides]
     notes = ["one measurement each: there is no interval"] if rows else []
     if devices[0] != devices[1]:
@@ -184,7 +215,8 @@ def _speed(first: Side, second: Side) -> list[Table]:
             f"throughput is compared on one device only: {first.name} measured on {devices[0]}, {second.name} on "
             f"{devices[1]}"
         )
-    return [Table("speed", "Throughput", ["device", "method", "backbone"], SPEED_COLUMNS, rows, notes)]
+    by = ["device", "method", "backbone", *(["variant"] if told else [])]
+    return [Table("speed", "Throughput", by, SPEED_COLUMNS, rows, notes)]
 
 
 def regressions(table: Table, limit: float) -> list[str]:

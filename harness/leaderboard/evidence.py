@@ -1,6 +1,7 @@
 """How sure a lead is: tables of aggregates and ranks, of stability, of paired differences and of tests."""
 
 import itertools
+import re
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -10,7 +11,7 @@ from dskd.config import ConfigError, suggest
 from harness.foreign import Damaged
 from harness.leaderboard import statistics
 from harness.leaderboard.frame import training_key
-from harness.leaderboard.statistics import LEAST_CATEGORIES, Pair
+from harness.leaderboard.statistics import LEAST_CATEGORIES, STEADY_SEEDS, Pair
 from harness.leaderboard.table import HOLE, SPREAD, Board, Cell, Column, Table, label, seed_means, with_interval
 from harness.records import Record
 from harness.run_folder import RunFolder, Score, read_metrics, read_scores
@@ -66,8 +67,9 @@ def aggregate(board: Board) -> Table:
     columns = [
         Column("iqm", "IQM [95 %]", "share", SPREAD),
         Column("rank", "average\nrank", "number"),
-        Column("alike", "alike", "text"),
+        Column("alike", "not told\napart", "text"),
     ]
+    columns = [column for column in columns if any(column.key in cells for _, cells in rows)]
     said = "IQM: mean of the middle half of all runs; bootstrap over seeds within categories"
     return Table("aggregate", "Aggregates and ranks", ["dataset", "metric", *board.by], columns, rows, [said, *notes])
 
@@ -177,7 +179,9 @@ def differences(board: Board, against: str | None = None) -> Table:
     notes = [
         "in points; paired by category, seed and test images; 95 % interval over images × seeds (bootstrap) where "
         "scores by image are there (image AUROC), else over seeds (Student's t within categories); ▲ ▼: it excludes 0",
-        "P(above): how often a run of the first is above one of the second, over pairs of seeds within categories",
+        "above: in so many % of the pairs of seeds within categories a run of the first is above one of the second; it "
+        "is of these seeds and images alone, so it can be 100 where the interval beside it, which is of others too, "
+        f"holds 0; with its own interval from {STEADY_SEEDS} seeds on",
     ]
     overs = {cells["over"].value for _, cells in rows}
     if "groups × seeds" in overs:
@@ -191,7 +195,7 @@ def differences(board: Board, against: str | None = None) -> Table:
 
 DIFFERENCE_COLUMNS = [
     Column("difference", "difference\n[95 %]", "points", SPREAD),
-    Column("probability", "P(above)", "share", SPREAD),
+    Column("probability", "above\n[% of pairs]", "share", SPREAD),
     Column("pairs", "pairs", "number"),
     Column("over", "interval over", "text"),
 ]
@@ -202,13 +206,23 @@ def difference_cells(pairs: Sequence[Pair]) -> dict[str, Cell]:
     if not pairs:
         return {"pairs": Cell(0)}
     found = statistics.paired_difference(pairs)
-    probability = statistics.probability_of_improvement([(pair.first, pair.second) for pair in pairs])
+    above, interval = statistics.probability_of_improvement([(pair.first, pair.second) for pair in pairs])
+    if min(len(pair.first) for pair in pairs) < STEADY_SEEDS or (interval and contradicts(found.sign, interval)):
+        interval = None
     return {
         "difference": with_interval(found.mean, found.interval, sign=found.sign),
-        "probability": with_interval(*probability),
+        "probability": with_interval(above, interval),
         "pairs": Cell(sum(len(pair.first) for pair in pairs)),
         "over": Cell(found.over or HOLE),
     }
+
+
+def contradicts(sign: int, interval: statistics.Interval) -> bool:
+    """Whether the interval of a probability of improvement seems to say other than a difference of that sign: a
+    bootstrap over seeds alone is narrower than one over images too.
+    """
+    low, high = interval
+    return (int(low > 0.5) - int(high < 0.5)) != sign
 
 
 Halves = tuple[np.ndarray, np.ndarray]  # of normal and of anomalous images
@@ -226,10 +240,10 @@ def paired(
     first_folders: Folders,
     second_folders: Folders,
     metric: str,
-    read: "Scores",
+    read: "Scores | None",
 ) -> list[Pair]:
     """One pair for each category that both have, of their common seeds; with scores where all have them (image AUROC
-    of the same test images).
+    of the same test images). Without `read` none are looked for.
     """
     made = []
     for category in first.columns.intersection(second.columns):
@@ -237,7 +251,7 @@ def paired(
         if columns.empty:
             continue
         scores, groups = None, None
-        if metric == "image_auroc":
+        if metric == "image_auroc" and read is not None:
             both = (first_folders, second_folders)
             sides = [[folders[category, seed] for seed in columns.index] for folders in both]
             scores, groups = read.together(*sides) or (None, None)
@@ -325,9 +339,10 @@ def tests(board: Board) -> Table:
 
 
 def labels(keys: Sequence[Key]) -> dict[Key, str]:
-    """A short name of each row: the parts of its key in which rows differ."""
+    """A short name of each row: the parts of its key in which rows differ, with a recipe as people write it."""
     differing = [i for i, parts in enumerate(zip(*keys, strict=True)) if len(set(parts)) > 1]
-    return {key: label([key[i] for i in differing]) or label(key) for key in keys}
+    names = {key: label([key[i] for i in differing]) or label(key) for key in keys}
+    return {key: re.sub(r"(^| )recipe=(\S+)", r"\1(\2)", name) for key, name in names.items()}
 
 
 def _named(keys: Sequence[Key], name: str) -> Key:

@@ -1,6 +1,5 @@
 """From results folders to tidy data: one line for each evaluation, with its labels, settings, metrics and speed."""
 
-import functools
 import json
 import marshal
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -10,14 +9,13 @@ from typing import Any
 
 import pandas as pd
 
-from dskd.config import ConfigError, flat, require, suggest, to_mapping
-from dskd.methods import METHODS, get_method
-from dskd.size import size_text
+from dskd.config import ConfigError, require, suggest
 from harness.foreign import Damaged
 from harness.leaderboard import truth
+from harness.naming import LATER, defaults_of, names_of, recorded_settings, tell_apart, variant
 from harness.records import Failure, FolderError, Record, Results
 from harness.run_folder import ResultsFolder, RunFolder, is_metric
-from harness.spec import EvaluateSpec, TrainSpec, later, settings
+from harness.spec import TrainSpec, settings
 
 LABELS = ("method", "backbone", "dataset", "category", "seed")
 METRICS = {  # in the order of tables; those of AUPRO are in a record by the limits of its evaluation
@@ -32,8 +30,9 @@ METRICS = {  # in the order of tables; those of AUPRO are in a record by the lim
 }
 SHOWN = ("image_auroc", "pixel_auroc", "aupro_0.30")  # of a table that says nothing else
 SPEED = "images_per_s"
-# Settings that records from before there were any do not hold.
-LATER = {kind: {field: to_mapping(value) for field, value in later(kind).items()} for kind in (TrainSpec, EvaluateSpec)}
+CALLED = ("method", "backbone", "dataset")  # what a grid's entries may have a `label` of
+_BESIDE = ("manifest", "degenerate", "id", "model", "older", "row", "variant", "label", "own")
+_GROUPS = ("configuration", "training")  # numbers that are equal for equal settings
 # What decides whether two numbers may stand in one table; `images` tells apart test sets of one name, and what belongs
 # to a data set alone (`data.split`) is its protocol too. The rest are settings of a model: rows of their own.
 _PROTOCOL = sorted((each.protocol, each.key) for each in settings(TrainSpec).values() if each.protocol)
@@ -81,6 +80,12 @@ def load(folders: Sequence[Path], wanted: Collection[str] | None = None) -> Foun
     return found
 
 
+def names_in(found: Found) -> dict[str, str]:
+    """By id what each record and failure is called, among all that were found."""
+    items = (*found.trainings, *found.evaluations, *found.benches, *found.failures)
+    return names_of((item.id, item.spec) for item in items)
+
+
 def _inner(folder: Path) -> list[Path]:
     """The results folders that a folder is or has. Raises ConfigError."""
     try:
@@ -95,7 +100,12 @@ def _inner(folder: Path) -> list[Path]:
 def frame(found: Found) -> pd.DataFrame:
     """One line for each evaluation: the labels, every setting as text (dotted, as grids write it; empty where a data
     set has no such setting), the metrics as shares (NaN where undefined), `degenerate`, `manifest` (its images),
-    `model` (what a bench of it is known by), `older` (other test sets that the same was evaluated on before) and `id`.
+    `model` (what a bench of it is known by), `older` (other test sets that the same was evaluated on before), `id`,
+    `configuration` (equal for equal settings), `training` (the same of its training), `own` (whether map and score are
+    its method's) and `label` (of its entry of `evaluate`).
+
+    Method, backbone and data set are called as the newest record of the same one does (`label`); `method_name` and the
+    like are their names.
 
     Of runs of equal content (a raised REVISION gives them other ids) the last one counts, and so it does of evaluations
     of one training on several test sets.
@@ -106,32 +116,89 @@ def frame(found: Found) -> pd.DataFrame:
     why = "; ".join(truth.unscored(found.trainings)) or "`harness plan --grid GRID` tells what is to do"
     require(bool(found.evaluations), f"no finished evaluation to show; {why}")
     known: dict[bytes, int] = {}
-    configurations: list[dict[str, str]] = []
+    trainings: dict[bytes, int] = {}
+    configurations: list[dict[str, Any]] = []
     names: dict[str, str] = {}  # of weights by their hash: the first that a record calls them
+    called = _Called()
     lines = []
     metrics = _metrics(found.evaluations)
     for record in sorted(found.evaluations, key=lambda record: record.started_at):
         train, result = record.spec["train"], record.result
         data = train["data"]
-        rest = {key: value for key, value in train.items() if key not in ("data", "seed")}
-        key = marshal.dumps([rest, data["options"], result["precision"], {**record.spec, "train": None}], 2)
+        rest = {key: value for key, value in train.items() if key not in ("data", "seed", "called")}
+        own = {key: value for key, value in record.spec.items() if key not in ("train", "label")}
+        key = marshal.dumps([rest, data["options"], result["precision"], own], 2)
         if key not in known:  # a grid of 10,000 runs has few
             known[key] = len(configurations)
-            configurations.append(_settings(record, names) | {"model": model_key(train, result)})
-        own = (data["manifest"], data.get("test_manifest", ""), bool(result.get("degenerate")), record.id)
+            trained = trainings.setdefault(
+                marshal.dumps([rest, data["options"], result["precision"]], 2), len(trainings)
+            )
+            configurations.append(
+                {
+                    **_settings(record, names),
+                    "model": model_key(train, result),
+                    "training": trainings.setdefault(trained, len(trainings)),
+                    "own": (own["map"], own["score"]) == (train["method"]["map"], train["method"]["score"]),
+                }
+            )
+        called.hear(record, known[key])
+        about = (data["manifest"], data.get("test_manifest", ""), bool(result.get("degenerate")), record.id)
         labels = (train["method"]["name"], train["backbone"], data["name"], data["category"], train["seed"])
-        lines.append((*labels, known[key], *own, *map(result.get, metrics)))
+        lines.append((*labels, known[key], *about, *map(result.get, metrics)))
     columns = [*LABELS, "configuration", "manifest", "tested", "degenerate", "id", *metrics]
     table = pd.DataFrame.from_records(lines, columns=columns)
     table = table.astype(dict.fromkeys(metrics, float))
     settings = pd.DataFrame(configurations).fillna("")
-    table = table.join(settings.iloc[table.pop("configuration")].reset_index(drop=True))
-    table = _newest(table, [*LABELS, "manifest", *settings.columns])
+    table = table.join(settings.iloc[table["configuration"]].reset_index(drop=True))
+    table = called.name(_newest(table, [*LABELS, "manifest", "configuration"]))
     table["manifest"] = (table["manifest"] + " " + table.pop("tested")).str.rstrip()
     # Of a category its sets of images are numbered in the order in which they were measured.
     of_category = table.groupby(["dataset", "category"])["manifest"]
     table["images"] = of_category.transform(lambda manifests: pd.factorize(manifests)[0] + 1).astype(str)
     return table.sort_values([*LABELS, "id"], ignore_index=True)  # whatever order the folders gave
+
+
+class _Called:
+    """What records call methods, backbones, data sets and evaluations: the newest of the same one counts."""
+
+    def __init__(self) -> None:
+        self.data: dict[tuple[str, str, str], str] = {}  # by name, category and images
+        self.rest: dict[int, tuple[Record, dict[str, str]]] = {}  # by configuration, the newest last
+
+    def hear(self, record: Record, configuration: int) -> None:
+        """Of a record that is newer than those before."""
+        train = record.spec["train"]
+        said = dict(train.get("called", ()))
+        if "dataset" in said:
+            data = train["data"]
+            self.data[data["name"], data["category"], data["manifest"]] = said["dataset"]
+        if said or "label" in record.spec:
+            self.rest.pop(configuration, None)
+            self.rest[configuration] = record, said | {"label": record.spec.get("label", "")}
+
+    def name(self, table: pd.DataFrame) -> pd.DataFrame:
+        """With `label`, `method_name` and the like, and in the columns of CALLED what they are called."""
+        table = table.assign(label="", **{f"{key}_name": table[key] for key in CALLED})
+        if self.data:
+            keys = zip(table["dataset"], table["category"], table["manifest"], strict=True)
+            table["dataset"] = [self.data.get(key, key[0]) for key in keys]
+        labels = {"label": {place: said["label"] for place, (_, said) in self.rest.items()}}
+        for key in ("method", "backbone"):
+            newest = {_content(key, record): said[key] for record, said in self.rest.values() if key in said}
+            labels[key] = {place: newest.get(_content(key, record), "") for place, (record, _) in self.rest.items()}
+        for key, of in labels.items():
+            if any(of.values()):
+                texts = table["configuration"].map(of)
+                table[key] = texts.where(texts.fillna("") != "", table[key])
+        return table
+
+
+def _content(key: str, record: Record) -> tuple[object, ...]:
+    """By what a method or a backbone is known to be the same."""
+    train = record.spec["train"]
+    if key == "method":
+        return (json.dumps(train["method"], sort_keys=True),)
+    return train["backbone"], train["weights"]["sha256"] or train["weights"]["name"]
 
 
 def _newest(table: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
@@ -160,7 +227,7 @@ def metrics_of(lines: pd.DataFrame) -> list[str]:
 
 def settings_of(lines: pd.DataFrame) -> list[str]:
     """The columns that are settings, protocol first."""
-    fixed = {*LABELS, *metrics_of(lines), "manifest", "degenerate", "id", "model", "older", "row", "variant"}
+    fixed = {*LABELS, *metrics_of(lines), *_BESIDE, *_GROUPS, *(f"{key}_name" for key in CALLED)}
     order = {key: place for place, key in enumerate(PROTOCOL)}
     found = [column for column in lines.columns if column not in fixed]
     return sorted(found, key=lambda key: order.get(key, len(order) + (not is_protocol(key))))
@@ -189,7 +256,8 @@ def select(lines: pd.DataFrame, conditions: Sequence[str]) -> pd.DataFrame:
         wanted.setdefault((key, name != key), []).append(value)
     for (key, inverted), values in wanted.items():
         texts = lines[key].astype(str)
-        kept = lines[texts.isin(values) != inverted]
+        hit = texts.isin(values) | (lines[f"{key}_name"].isin(values) if key in CALLED else False)
+        kept = lines[hit != inverted]
         if kept.empty:
             there = ", ".join(sorted(texts.unique()))
             sign = "!=" if inverted else "="
@@ -238,17 +306,32 @@ def split(lines: pd.DataFrame, named: Collection[str], allow_mixed: bool) -> lis
 
 def variants(lines: pd.DataFrame) -> list[str]:
     """For each line what tells it from the others of its method and backbone: settings that differ there and are not
-    the default. Compared within a data set: what one data set alone has (`data.split`) does not tell rows apart.
+    the default, and the recipe where there are several. Compared within a data set: what one data set alone has
+    (`data.split`) does not tell rows apart.
     """
     names = [name for name in settings_of(lines) if not is_protocol(name)]
-    texts = pd.Series("", index=lines.index)
-    for (method, *_), part in lines.groupby(["method", "backbone", "dataset"], sort=False):
-        differing = [name for name in names if part[name].nunique() > 1]
-        for values, same in part.groupby(differing, sort=False) if differing else []:
-            found = dict(zip(differing, values, strict=True))
-            default = defaults_of(str(method), str(found.get("recipe", same["recipe"].iloc[0])))
-            texts[same.index] = " ".join(f"{k}={v}" for k, v in found.items() if v != default.get(k))
-    return list(texts)
+    few = lines.drop_duplicates(["configuration", "dataset"])
+    places = list(zip(few["configuration"], few["dataset"], strict=True))
+    about = few[["method", "backbone", "dataset"]].itertuples(index=False, name=None)
+    each = zip(about, few["method_name"], few[names].to_dict("records"), strict=True)
+    items = [(group, own, defaults_of(name, own["recipe"])) for group, name, own in each]
+    found = tell_apart(items)
+    if few["recipe"].nunique() > 1:  # of a method under one recipe too: the others' is another
+        recipes = [{"recipe": recipe} if recipe != "own" else {} for recipe in few["recipe"]]
+        found = [recipe | own for recipe, own in zip(recipes, found, strict=True)]
+    texts = map(variant, found, few["label"])
+    known = dict(zip(places, texts, strict=True))
+    return [known[place] for place in zip(lines["configuration"], lines["dataset"], strict=True)]
+
+
+def folded(lines: pd.DataFrame) -> pd.DataFrame:
+    """One evaluation of each training: its method's own map and score stands for it, or else the variant with the
+    fewest settings that are not the default. `lines` come with their `variant`.
+    """
+    few = lines.drop_duplicates("configuration")
+    few = few.assign(words=few["variant"].str.count("=") + (few["label"] != ""), foreign=~few["own"].astype(bool))
+    first = few.sort_values(["foreign", "words", "variant"], kind="stable").drop_duplicates("training")
+    return lines[lines["configuration"].isin(first["configuration"])]
 
 
 def _settings(record: Record, names: dict[str, str]) -> dict[str, str]:
@@ -257,45 +340,13 @@ def _settings(record: Record, names: dict[str, str]) -> dict[str, str]:
     known = {
         "weights": _weights(train["weights"]["name"], train["weights"]["sha256"], names),
         "precision": record.result["precision"],  # what `auto` became
-        "image_size": size_text(train["image_size"]),
     }
-    found = {
-        **_columns(TrainSpec, train | known),
-        **{f"data.{key}": value for key, value in train["data"]["options"]},
-        **flat({key: value for key, value in train["method"].items() if key not in ("name", "map", "score")}),
-        **flat({"map": record.spec["map"], **_columns(EvaluateSpec, record.spec)}),
-    }
-    texts = {key: _text(value) for key, value in found.items()}
-    # A record from before there was a switch has its default.
-    defaults = defaults_of(train["method"]["name"], train["method"].get("recipe", "own"))
-    return texts | {key: value for key, value in defaults.items() if key not in texts}
-
-
-def _columns(kind: type, spec: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings of a recorded spec of that kind, by their columns."""
-    values = LATER[kind] | spec
-    return {each.key: values[field] for field, each in settings(kind).items() if each.column}
+    return recorded_settings(record.spec | {"train": train | known})
 
 
 def _weights(name: str, sha256: str | None, names: dict[str, str]) -> str:
     """The file's hash tells weights apart; a name is for people: `imagenet (552b3ecf)`."""
     return f"{names.setdefault(sha256, name)} ({sha256[:8]})" if sha256 else name
-
-
-@functools.cache
-def defaults_of(method: str, recipe: str) -> dict[str, str]:
-    """The named method's values under the recipe, and those of a run, as `_settings` writes them."""
-    if method not in METHODS:
-        return {}
-    try:
-        config = get_method(method, recipe)
-    except ConfigError:  # a recipe of another commit
-        return {}
-    values = {key: value for key, value in flat(to_mapping(config)).items() if key != "name"}
-    values |= {"recipe": "own"}
-    for kind, added in LATER.items():
-        values |= {each.key: added[field] for field, each in settings(kind).items() if field in added and each.column}
-    return {key: _text(value) for key, value in values.items()}
 
 
 def model_key(spec: Mapping[str, Any], result: Mapping[str, Any]) -> str:
@@ -311,7 +362,7 @@ def model_key(spec: Mapping[str, Any], result: Mapping[str, Any]) -> str:
 def training_key(train: Mapping[str, Any]) -> str:
     """What a training and its evaluations share: the spec without map and score, which are the evaluation's."""
     method = {name: value for name, value in train["method"].items() if name not in ("map", "score")}
-    return json.dumps({**LATER[TrainSpec], **train, "method": method}, sort_keys=True)
+    return json.dumps({**LATER[TrainSpec], **train, "method": method, "called": ()}, sort_keys=True)
 
 
 def speeds(found: Found) -> pd.DataFrame:
@@ -331,12 +382,6 @@ def speeds(found: Found) -> pd.DataFrame:
     table = pd.DataFrame(lines, columns=["model", "method", "backbone", "device", "protocol", SPEED])
     table = table[table["protocol"] == table["protocol"].max()]
     return table.drop_duplicates(["model", "device"], keep="last", ignore_index=True)
-
-
-def _text(value: Any) -> str:
-    if isinstance(value, list):
-        return f"[{', '.join(map(_text, value))}]"
-    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def provenance(records: Sequence[Record]) -> str:

@@ -8,9 +8,8 @@ import pandas as pd
 
 from dskd.config import flat
 from harness.leaderboard.evidence import labels, trainings
-from harness.leaderboard.frame import Found, metric_title, model_key
+from harness.leaderboard.frame import Found, metric_title, model_key, names_in
 from harness.leaderboard.table import Board, Cell, Column, Table
-from harness.naming import title
 from harness.records import Record
 
 MOST_RUNS = 2000  # lines of the table of runs; the folders have all
@@ -115,10 +114,11 @@ def runs(board: Board) -> Table:
 def failures(found: Found) -> Table:
     """The last attempt of every run that has no record."""
     rows = []
+    known = names_in(found) if found.failures else {}
     for failure in found.failures:
         about = {"reason": failure.reason, "message": failure.message, "at": failure.started_at}
         cells = {key: Cell(value) for key, value in about.items()}
-        rows.append(((failure.id, f"{failure.kind} {title(failure.spec)}", str(failure.attempt)), cells))
+        rows.append(((failure.id, f"{failure.kind} {known[failure.id]}", str(failure.attempt)), cells))
     columns = [Column(key, key, "text") for key in ("reason", "message", "at")]
     return Table("failures", "Failures", ["run", "what", "attempt"], columns, rows)
 

@@ -95,7 +95,7 @@ def add_published(table: Table, board: Board, values: pd.DataFrame) -> Table:
             dataset, dot, metric = column.key.partition(".")
             if dot and dataset in board.datasets and column.key in cells:
                 part = parts[key][parts[key]["dataset"] == dataset]
-                best = _best(values, part, dataset, metric)
+                best = _best(values, part, metric)
                 if best is not None:
                     found[key, column.key] = best
     columns: list[Column] = []
@@ -116,7 +116,8 @@ def add_published(table: Table, board: Board, values: pd.DataFrame) -> Table:
                 notes.setdefault(said, []).append(f"{label(key)} {column.key}")
         rows.append((key, cells | more))
     said = [f"published {', '.join(places)}: {text}" for text, places in notes.items()]
-    relevant = values[values["dataset"].isin(board.datasets) & values["method"].isin(board.lines["method"])]
+    names = board.lines[["dataset_name", "method_name"]]
+    relevant = values[values["dataset"].isin(names["dataset_name"]) & values["method"].isin(names["method_name"])]
     mismatches = mean_mismatches(relevant)
     if not found:
         said = ["no published value of these methods, backbones and data sets"]
@@ -127,11 +128,12 @@ def _metric_title(column: Column) -> str:
     return column.title.rpartition("\n")[2]
 
 
-def _best(values: pd.DataFrame, part: pd.DataFrame, dataset: str, metric: str) -> tuple[float, str] | None:
+def _best(values: pd.DataFrame, part: pd.DataFrame, metric: str) -> tuple[float, str] | None:
     """Value and what is to be said of it."""
-    if part["method"].nunique() != 1 or part["backbone"].nunique() != 1:
+    names = part[["method_name", "backbone_name", "dataset_name"]].drop_duplicates()
+    if len(names) != 1:
         return None
-    method, backbone = part["method"].iloc[0], part["backbone"].iloc[0]
+    method, backbone, dataset = names.iloc[0]
     of_dataset = values[values["dataset"] == dataset]
     everything = set(of_dataset["category"]) - {MEAN}
     fitting = of_dataset[

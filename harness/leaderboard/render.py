@@ -16,22 +16,30 @@ from harness.leaderboard.sections import Section
 from harness.leaderboard.table import HOLE, Cell, Column, Table
 from harness.naming import title
 from harness.records import Failure, skipped_lines
-from harness.text import as_json, csv_cell, latex, latex_comment, markdown, markdown_note, one_line, shown
+from harness.text import as_json, csv_cell, latex, latex_comment, markdown, markdown_note, one_line, shown, typed
 
-SCHEMA = 1  # of CSV and JSON: raised when a key changes its name or meaning
-MEDALS = ("🥇", "🥈", "🥉")
+SCHEMA = 2  # of CSV and JSON: raised when a key changes its name or meaning
+MEDAL, TIED = "🥇", "≈"  # of who leads beyond noise, and of who is not told apart from the best
 KEY_WIDTH = 12  # a row's key is folded before a column is left for the next block
+_TEXTS = ("method", "backbone", "dataset", "category", "variant", "metric", "first", "minus", "second", "device")
 BAR = 8  # characters of the bar beside a speed
 MOST_DAMAGED = 5  # named; the others are counted
 
 
-def print_sections(console: Console, sections: Sequence[Section]) -> None:
-    """Every table, in as many blocks of columns as the console is narrow, and the footer of each section."""
+def print_sections(console: Console, sections: Sequence[Section], why: bool = False) -> None:
+    """Every table, in as many blocks of columns as the console is narrow, the verdict of each section (with `why`, all
+    of it) and its footer.
+    """
     for each in sections:
         if each.protocol:
             console.rule(Text(one_line(each.protocol), style="bold"), align="left")
         for table in each.tables:
             _print_table(console, table, titled=len(each.tables) > 1)
+        for line in each.verdict.lines:
+            console.print(Text(one_line(line), style="yellow" if line.startswith("Caution") else "bold"))
+        if each.verdict.why:
+            for line in each.verdict.why if why else ["`harness leaderboard RUNS --why` says more"]:
+                console.print(Text(one_line(line), style="" if why else "dim"))
         for line in each.footer:
             console.print(Text(one_line(line), style="dim"))
 
@@ -112,24 +120,26 @@ def _ranked(cell: Cell | None) -> bool:
 
 
 def best_of(table: Table) -> dict[str, str]:
-    """The best value of each column as shown: two equal texts of which one is bold would puzzle."""
+    """The value of each column that stands out, as shown: of shares that of who leads beyond noise; of speeds the
+    highest (two equal texts of which one is bold would puzzle).
+    """
     best = {}
     for column in table.columns if len(table.rows) > 1 else ():
         competing = [row[column.key] for _, row in table.rows if column.best and _ranked(row.get(column.key))]
+        if column.unit == "share":
+            competing = [cell for cell in competing if cell.standing == "leads"]
         if competing:
             best[column.key] = _number(column, max(competing, key=lambda cell: float(cell.value or 0)))
     return best
 
 
 def _medals(table: Table) -> list[str]:
-    """Of each row, by the first column; empty for a table without a contest."""
-    first = table.columns[0]
-    cells = [row.get(first.key) for _, row in table.rows]
-    values = [float(_number(first, cell).replace(",", "")) for cell in cells if _ranked(cell)] if first.best else []
-    if len(values) < 3:
-        return []
-    ranks = [sum(v > float(_number(first, c).replace(",", "")) for v in values) if _ranked(c) else 9 for c in cells]
-    return [MEDALS[rank] if rank < 3 else "" for rank in ranks]
+    """Of each row: of the one that leads beyond noise by the first metric and is behind on no data set."""
+    metric = table.columns[0].key.rpartition(".")[2]
+    places = [column.key for column in table.columns if column.best and column.key.rpartition(".")[2] == metric]
+    standings = [{row[place].standing if place in row else "" for place in places} for _, row in table.rows]
+    leads = [bool(own) and "leads" in own and own <= {"leads", "tied"} for own in standings]
+    return [MEDAL if lead else "" for lead in leads] if sum(leads) == 1 else []
 
 
 def _bar(table: Table, column: Column, cell: Cell | None) -> str:
@@ -141,15 +151,18 @@ def _bar(table: Table, column: Column, cell: Cell | None) -> str:
     return f" {bar:{BAR}}"
 
 
-def print_failures(console: Console, failures: Sequence[Failure]) -> None:
-    """One line for each run that failed or was interrupted: what it was, why, and how to see more."""
+def print_failures(console: Console, failures: Sequence[Failure], names: Mapping[str, str]) -> None:
+    """One line for each run that failed or was interrupted: what it was (by `names`, of its id), why, and how to see
+    more.
+    """
     interrupted = sum(failure.reason == "interrupted" for failure in failures)
     counts = (("failed", "red", len(failures) - interrupted), ("interrupted", "yellow", interrupted))
     if failures:
         said = Text(", ").join(Text(f"{count} {word}", style=style) for word, style, count in counts if count)
         console.print(said + Text(" (the same command tries them again; `harness show ID` tells more):"))
     for failure in failures:
-        text = f"  {failure.id}  {failure.kind} {title(failure.spec)}  {failure.reason}: {failure.message}"
+        name = names.get(failure.id) or title(failure.spec)
+        text = f"  {failure.id}  {failure.kind} {name}  {failure.reason}: {failure.message}"
         console.print(Text(one_line(text)), soft_wrap=True)
 
 
@@ -174,7 +187,7 @@ def to_markdown(sections: Sequence[Section]) -> str:
                 *(f"{markdown_note(note)}  " for note in table.notes),
                 *([""] if table.notes else []),
             ]
-        lines += [*(f"{markdown_note(line)}  " for line in each.footer), ""]
+        lines += [*(f"{markdown_note(line)}  " for line in (*each.verdict.lines, *each.footer)), ""]
     return "\n".join(lines[:-1]) + "\n"
 
 
@@ -207,7 +220,7 @@ def to_latex(sections: Sequence[Section]) -> str:
                 ]
                 lines.append(" & ".join([*map(latex, key), *texts]) + r" \\")
             lines += [r"\bottomrule", r"\end{tabular}", *map(latex_comment, table.notes)]
-        lines += map(latex_comment, each.footer)
+        lines += map(latex_comment, (*each.verdict.lines, *each.footer))
     return "\n".join(lines) + "\n"
 
 
@@ -238,6 +251,11 @@ def to_csv(sections: Sequence[Section]) -> str:
     return text.getvalue()
 
 
+def _key(name: str, part: str) -> object:
+    """A part of a row's key: a seed or a setting with its type."""
+    return part if name in _TEXTS else typed(part)
+
+
 def _plain(column: Column, cell: Cell | None) -> dict[str, object]:
     """A cell's value and parts under their names; all None where there is no cell."""
     return {part: None if cell is None else getattr(cell, part) for part in ("value", *column.parts)}
@@ -250,12 +268,16 @@ def to_json(sections: Sequence[Section]) -> str:
             {
                 "protocol": each.protocol,
                 **each.about,
+                "verdict": {"lines": each.verdict.lines, "why": each.verdict.why},
                 "tables": [
                     {
                         "name": table.name,
                         "columns": [{"key": c.key, "title": _title(c), "unit": c.unit} for c in table.columns],
                         "rows": [
-                            dict(zip(table.by, key, strict=True))
+                            {
+                                name: part if name in _TEXTS else typed(part)
+                                for name, part in zip(table.by, key, strict=True)
+                            }
                             | {"cells": {c.key: _plain(c, cells[c.key]) for c in table.columns if c.key in cells}}
                             for key, cells in table.rows
                         ],
@@ -302,7 +324,7 @@ def cell_text(column: Column, cell: Cell | None) -> str:
     if cell.degenerate:
         without = cell.without_degenerate
         text += f" †{cell.degenerate}" + (f" ({100 * without:.1f})" if without is not None else "")
-    return text + {1: " ▲", -1: " ▼", 0: ""}[cell.sign]
+    return text + {1: " ▲", -1: " ▼", 0: ""}[cell.sign] + (f" {TIED}" if cell.standing == "tied" else "")
 
 
 def _number(column: Column, cell: Cell, value: float | str | None = None) -> str:
@@ -322,9 +344,11 @@ def _number(column: Column, cell: Cell, value: float | str | None = None) -> str
 
 
 def _interval(column: Column, cell: Cell) -> str:
-    """`± half` of an interval by Student's t, which a mean over seeds has; the two ends of a bootstrap's."""
+    """`± half` of an interval by Student's t, which a mean over seeds has, unless 0 or 100 % cuts it; the two ends of
+    that, and of a bootstrap's.
+    """
     if cell.low is None or cell.high is None:
         return ""
-    if "sd" in column.parts:
+    if "sd" in column.parts and (cell.low == cell.high or (cell.low > 0 and cell.high < 1)):
         return f" ± {100 * (cell.high - cell.low) / 2:.1f}"
     return f" [{_number(column, cell, cell.low)}, {_number(column, cell, cell.high)}]"

@@ -12,12 +12,12 @@ from markupsafe import Markup, escape
 
 from harness.environment import utc_now
 from harness.leaderboard import evidence, gallery, inventory, plots
-from harness.leaderboard.evidence import labels
-from harness.leaderboard.figures import Figure, Key, Names, figures
+from harness.leaderboard.figures import Figure, Names, figures
 from harness.leaderboard.frame import SPEED, Found, metric_title
-from harness.leaderboard.render import best_of, cell_text, marked, remarks, without_constants
+from harness.leaderboard.render import best_of, marked, remarks, without_constants
 from harness.leaderboard.sections import LEGEND, NAMES, make_sections
 from harness.leaderboard.table import Board, Cell, Column, Table, protocol_line, scores
+from harness.leaderboard.verdict import Contest, Verdict, sentence
 from harness.text import as_json, file_name, shown
 
 SECTIONS = {
@@ -52,6 +52,7 @@ class Part:
     tables: dict[str, Table]
     categories: dict[str, Table]  # by data set
     cards: list[Card]
+    verdict: Verdict
     cases: list[gallery.Case]
     figures: list[Figure]
 
@@ -86,12 +87,12 @@ def gather(
             "cost": inventory.cost(board),
             "runs": inventory.runs(board),
         }
-        shown = labels(list(board.parts()))
+        shown = evidence.labels(list(board.parts()))
         names = {key: shown[key] for key, _ in tables["scores"].rows}  # best first
         cases = gallery.choose(board, names, pictures // len(boards))
         charts = list(figures(board, names, tables["differences"]))
-        found = cards(board, names, tables["scores"])
-        parts.append(Part(number, board, tables, categories(fine), found, cases, charts))
+        found = cards(board, names, section.contests)
+        parts.append(Part(number, board, tables, categories(fine), found, section.verdict, cases, charts))
     return parts
 
 
@@ -174,29 +175,14 @@ def save_figures(folder: Path, parts: Sequence[Part]) -> list[Path]:
     return made
 
 
-def cards(board: Board, names: Names, table: Table) -> list[Card]:
-    """Who leads on each data set by the first metric, by how much over the next one and how surely; who is fastest.
-
-    table: the board's scores.
-    """
-    metric = board.metrics[0]
-    columns = {column.key: column for column in table.columns}
-    made = []
-    for dataset in board.datasets:
-        column = columns[f"{dataset}.{metric}"]
-        cells = {key: row[column.key] for key, row in table.rows if column.key in row}
-        # A mean with a hole would win by what it lacks.
-        ranked = sorted((key for key in cells if cells[key].whole), key=lambda key: -float(cells[key].value or 0))
-        title = f"{metric_title(metric)} on {dataset}"
-        if not ranked:
-            made.append(Card(title, "undecided", ["No model has all its runs."]))
-            continue
-        lines = [f"{cell_text(column, cells[ranked[0]])} %, mean over categories and seeds"]
-        if len(ranked) > 1:
-            lines.append(_lead(board, dataset, metric, ranked[0], ranked[1], names))
-        if len(ranked) < len(cells):
-            lines.append(f"{len(cells) - len(ranked)} of {len(cells)} models left out: runs are missing")
-        made.append(Card(title, names[ranked[0]], lines))
+def cards(board: Board, names: Names, contests: Sequence[Contest]) -> list[Card]:
+    """Who leads on each of several data sets by the first metric (of one alone the verdict speaks); who is fastest."""
+    title = metric_title(board.metrics[0])
+    made = [
+        Card(f"{title} on {each.dataset}", each.leader or "no clear leader", [sentence(each)])
+        for each in contests
+        if each.metric == title and len(board.datasets) > 1
+    ]
     models = {model: names[row] for model, row in zip(board.lines["model"], board.lines["row"], strict=True)}
     measured = board.speeds[board.speeds["model"].isin(models)].sort_values(SPEED, ascending=False)
     for device, own in measured.groupby("device", sort=False):
@@ -204,19 +190,6 @@ def cards(board: Board, names: Names, table: Table) -> list[Card]:
         lines = [f"{speed:,.1f} images/s: {name}" for name, speed in known[:3]]
         made.append(Card(f"Fastest on {device}", known[0][0], lines))
     return made
-
-
-def _lead(board: Board, dataset: str, metric: str, first: Key, second: Key, names: Names) -> str:
-    own = board.lines[board.lines["dataset"] == dataset]
-    grids = [board.values(own[own["row"] == key], metric) for key in (first, second)]
-    folders = [evidence.folders_of(board, key, dataset) for key in (first, second)]
-    pairs = evidence.paired(*grids, *folders, metric, evidence.Scores())
-    cell = evidence.difference_cells(pairs).get("difference")
-    if cell is None:
-        return f"next is {names[second]}, with no run of the same category and seed"
-    sure = {1: "beyond noise", 0: "within noise", -1: "behind where paired"}[cell.sign]
-    text = cell_text(Column("", "", "points"), replace(cell, sign=0))
-    return f"{text} points over {names[second]}, {sure if cell.low is not None else 'without an interval'}"
 
 
 def _counts(lines: pd.DataFrame, found: Found) -> str:

@@ -1,16 +1,22 @@
 """From boards to the tables that a user asked for."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 
 import pandas as pd
 
-from harness.leaderboard import evidence
+from harness.leaderboard import contest, evidence
 from harness.leaderboard.published import add_published
 from harness.leaderboard.table import Board, Table, protocol_line, scores
+from harness.leaderboard.verdict import Contest, Verdict
+from harness.text import typed
 
 NAMES = ("scores", "aggregate", "stability", "differences", "tests")
-LEGEND = "shares in %; mean over categories ± 95 % interval over seeds (Student's t); best in bold"
+LEGEND = (
+    "in %: mean over categories ± 95 % interval over seeds (Student's t; [low, high] where 0 or 100 % cuts it); "
+    "bold: ahead beyond noise; ≈: not told apart from the best"
+)
 
 
 @dataclass(frozen=True)
@@ -21,12 +27,15 @@ class Section:
         protocol: what tells the section from the others, empty for one alone.
         about: what JSON says of it beside its tables.
         footer: lines under the last table.
+        verdict: what the tables come to; contests: what it is made from.
     """
 
     protocol: str
     tables: list[Table]
     about: dict[str, object]
     footer: list[str]
+    verdict: Verdict = field(default_factory=lambda: Verdict([], []))
+    contests: list[Contest] = field(default_factory=list)
 
 
 def make_sections(
@@ -45,20 +54,26 @@ def make_sections(
         ConfigError: `sort` or `against` names nothing.
     """
 
-    def scores_of(board: Board) -> Table:
-        table = scores(board, sort)
-        return table if published is None else add_published(table, board, published)
+    made = []
+    for board in boards:
+        own = scores(board, sort)
+        contests = contest.contests(board, own)
+        makers = {
+            "scores": partial(_scores, board, own, contests, published),
+            "aggregate": partial(evidence.aggregate, board),
+            "stability": partial(evidence.stability, board),
+            "differences": partial(evidence.differences, board, against),
+            "tests": partial(evidence.tests, board),
+        }
+        tables = [makers[name]() for name in names]
+        about = {"shared": {key: typed(text) for key, text in board.shared.items()}, "seeds": board.seeds}
+        footer = [LEGEND, protocol_line(board), board.provenance]
+        verdict = contest.judge(board, contests)
+        about["provenance"] = board.provenance
+        made.append(Section(board.protocol, tables, about, footer, verdict, contests))
+    return made
 
-    makers = {
-        "scores": scores_of,
-        "aggregate": evidence.aggregate,
-        "stability": evidence.stability,
-        "differences": lambda board: evidence.differences(board, against),
-        "tests": evidence.tests,
-    }
-    return [_section(board, [makers[name](board) for name in names]) for board in boards]
 
-
-def _section(board: Board, tables: list[Table]) -> Section:
-    about = {"shared": board.shared, "seeds": board.seeds, "provenance": board.provenance}
-    return Section(board.protocol, tables, about, [LEGEND, protocol_line(board), *board.cautions, board.provenance])
+def _scores(board: Board, own: Table, contests: Sequence[Contest], published: pd.DataFrame | None) -> Table:
+    table = contest.marked(own, contests, board)
+    return table if published is None else add_published(table, board, published)

@@ -48,6 +48,11 @@ def t_interval(values: Sequence[float]) -> Interval | None:
     return middle - half, middle + half
 
 
+def cut(interval: Interval | None) -> Interval | None:
+    """The interval of a share, within 0 and 1."""
+    return None if interval is None else (max(0.0, interval[0]), min(1.0, interval[1]))
+
+
 def stratified_interval(strata: Sequence[np.ndarray]) -> Interval | None:
     """The 95 % interval of the mean over strata (categories) of each one's mean over its (n,) values; None where no
     stratum has two. Variances are each stratum's own (the mean of the others' for one of a single value), degrees of
@@ -285,23 +290,3 @@ def cliques(ranks: np.ndarray, difference: float) -> list[tuple[int, ...]]:
         if not groups or group[-1] not in groups[-1]:
             groups.append(group)
     return groups
-
-
-def caution(seeds: int, categories: int) -> list[str]:
-    """What so few seeds or categories cannot say, one line each; empty where there are enough."""
-    lines = []
-    if seeds < 2:
-        lines.append("one seed: no interval over seeds, and no telling a method's lead from luck")
-    elif seeds < STEADY_SEEDS:
-        low, high, _ = deviation_factors(seeds)
-        lines.append(
-            f"{seeds} seeds: a standard deviation of so few is known to {low:.2f} to {high:.2f} times its value only, "
-            "and a bootstrap over them is rather too narrow; "
-            f"{STEADY_SEEDS} or more say more"
-        )
-    if categories < LEAST_CATEGORIES:
-        lines.append(
-            f"{categories} {'category' if categories == 1 else 'categories'}: no test over categories below "
-            f"{LEAST_CATEGORIES}"
-        )
-    return lines

@@ -1,6 +1,7 @@
 """The comparison of a set of runs: what all its tables share (`Board`), what a table is, and the table of scores."""
 
 import itertools
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -11,12 +12,14 @@ from dskd.config import ConfigError, require, suggest
 from harness.leaderboard import frame as tidy
 from harness.leaderboard import truth
 from harness.leaderboard.frame import SHOWN, SPEED, Found, is_protocol, metric_title
-from harness.leaderboard.statistics import Interval, caution, deviation, t_interval
+from harness.leaderboard.statistics import Interval, cut, deviation, t_interval
+from harness.naming import is_of_evaluation
 
 # How a value is written: a share in %, a difference of shares in points, images/s, a plain number (or a text in the
 # place of one), a p value, words.
 Unit = Literal["share", "points", "speed", "number", "p", "text"]
 Part = Literal["low", "high", "sd", "runs", "expected", "degenerate", "without_degenerate"]
+FOLDED = "to choose one by these test images is to choose by the test set"
 HOLE = "–"  # what a table shows where there is no value
 SPREAD: tuple[Part, ...] = ("low", "high")
 MEASURED: tuple[Part, ...] = (*SPREAD, "sd", "runs", "expected", "degenerate", "without_degenerate")
@@ -45,7 +48,8 @@ class Column:
 class Cell:
     """A value with its 95 % interval (`low`, `high`), the standard deviation over seeds (`sd`), and how many `runs` of
     those `expected` went in: fewer is a hole, not a zero. `degenerate` of them collapsed; `without_degenerate` is the
-    value without those. sign: 1 or -1 for an improvement or a regression beyond noise.
+    value without those. sign: 1 or -1 for an improvement or a regression beyond noise. standing: in a contest, whether
+    it leads beyond noise or is not told apart from the best.
     """
 
     value: float | str | None
@@ -57,6 +61,7 @@ class Cell:
     degenerate: int = 0
     without_degenerate: float | None = None
     sign: int = 0
+    standing: Literal["", "leads", "tied"] = ""
 
     @property
     def whole(self) -> bool:
@@ -84,7 +89,8 @@ class Board:
     """The runs of one protocol. Line i of `lines` (see `frame`) belongs to the row `lines["row"][i]`, a tuple of texts
     under `by`; `speeds` as by `frame.speeds`.
 
-    protocol: what tells it from the other boards, empty for one alone; shared: settings that all lines have in common.
+    protocol: what tells it from the other boards, empty for one alone; shared: settings that all lines have in common;
+    note: what is to be said of variants of evaluation.
     """
 
     protocol: str
@@ -95,6 +101,7 @@ class Board:
     provenance: str
     speeds: pd.DataFrame
     found: Found
+    note: str = ""
 
     @property
     def datasets(self) -> list[str]:
@@ -106,11 +113,10 @@ class Board:
 
     @property
     def cautions(self) -> list[str]:
-        """What so few seeds or categories cannot say: of the data set that has the fewest. And what is left out."""
-        counts = self.lines.groupby("dataset")[["seed", "category"]].nunique()
+        """What is left out."""
         older = int(self.lines["older"].sum())
         left_out = f"{older} evaluations on earlier test sets are left out: of each training the newest counts"
-        return [*caution(int(counts["seed"].min()), int(counts["category"].min())), *([left_out] if older else [])]
+        return [left_out] if older else []
 
     def parts(self) -> dict[tuple[str, ...], pd.DataFrame]:
         """The lines of each row, in the order found."""
@@ -131,8 +137,13 @@ def boards(
     metrics: Sequence[str] = SHOWN,
     where: Sequence[str] = (),
     allow_mixed: bool = False,
+    open_variants: bool = False,
 ) -> list[Board]:
     """One board for each protocol. Lines that differ in a setting are never merged: what differs is in the row's key.
+
+    Args:
+        open_variants: every evaluation of a training is a row. Without, and where neither `by` nor `where` names a
+            setting of evaluations, one stands for all (`frame.folded`).
 
     Raises:
         ConfigError: nothing to show, an unknown key, metric or condition, or mixed protocols without `allow_mixed`.
@@ -146,15 +157,27 @@ def boards(
     _check("--metric", metrics, known)
     require(bool(metrics), f"--metric: write one or more of {', '.join(known)}")
     records = {record.id: record for record in found.evaluations}
+    named = [*by, *(re.split("[!=]", condition)[0] for condition in where)]
+    chosen_variant = any(is_of_evaluation(key) for key in named)
     made = []
     for protocol, part in tidy.split(lines, by, allow_mixed):
         part = part.assign(variant=tidy.variants(part))
+        whole = part
+        if not open_variants and not chosen_variant:
+            part = tidy.folded(part)
+            part = part.assign(variant=tidy.variants(part))
+        hidden = whole["configuration"].nunique() - part["configuration"].nunique()
+        several = (part.groupby("training")["configuration"].nunique() > 1).any()
+        variants = f"{hidden} {'variants' if hidden > 1 else 'variant'} of evaluation folded (--variants shows them)"
+        note = f"{variants if hidden else 'variants of one training'}: {FOLDED}" if hidden or several else ""
         chosen = [*by, *(["variant"] if (part["variant"] != "").any() and "variant" not in by else [])]
         part["row"] = list(part[chosen].astype(str).itertuples(index=False, name=None))
         counts = part[settings].nunique()
-        shared = {key: part[key].iloc[0] for key in settings if counts[key] == 1 and part[key].iloc[0]}
+        shared = {
+            key: part[key].iloc[0] for key in settings if key != "images" and counts[key] == 1 and part[key].iloc[0]
+        }
         said = tidy.provenance([records[each] for each in part["id"]])
-        made.append(Board(protocol, part, chosen, list(metrics), shared, said, tidy.speeds(found), found))
+        made.append(Board(protocol, part, chosen, list(metrics), shared, said, tidy.speeds(found), found, note))
     return made
 
 
@@ -199,7 +222,9 @@ def scores(board: Board, sort: str = "") -> Table:
         rows.append((key, cells))
     ids = set(board.lines["id"])
     own = [record for record in board.found.evaluations if record.id in ids]
-    notes = _remarks(rows) + truth.notes(own, board.found.trainings, board.metrics)
+    notes = (
+        _remarks(rows) + ([board.note] if board.note else []) + truth.notes(own, board.found.trainings, board.metrics)
+    )
     table = Table("scores", "Scores", board.by, columns, rows, notes)
     return arranged(table, sort)
 
@@ -219,7 +244,7 @@ def measured(board: Board, own: pd.DataFrame, metric: str, all_lines: pd.DataFra
     kept = board.values(own[~collapsed], metric) if collapsed.any() else grid
     return with_interval(
         mean_of(grid),
-        t_interval(by_seed),
+        cut(t_interval(by_seed)),
         sd=deviation(by_seed),
         runs=runs,
         expected=len(categories) * len(seeds),
@@ -242,7 +267,7 @@ def _remarks(rows: Sequence[tuple[tuple[str, ...], Mapping[str, Cell]]]) -> list
     cells = [cell for _, row in rows for cell in row.values()]
     notes = []
     if any(not cell.whole for cell in cells):
-        notes.append("[k/n]: only k of n runs (categories × seeds) are there; such a mean is never marked best")
+        notes.append("[k/n]: only k of n runs (categories × seeds) are there; such a mean takes no part in the contest")
     if any(cell.degenerate for cell in cells):
         notes.append(
             "†k: k runs collapsed (image AUROC ≤ 50 or pixel AUROC < 50) and are in the mean; (m) without them"

@@ -16,8 +16,7 @@ from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker
 
 from dskd.config import flat, to_mapping
 from harness.events import Emit, Epoch, FromWorker, Recorded
-from harness.job import Job, TrainJob
-from harness.naming import tracked_name
+from harness.job import Job, TrainJob, name_of
 from harness.records import Results
 from harness.run_folder import ResultsFolder
 
@@ -97,7 +96,7 @@ class _Thread(threading.Thread):
 
 
 def _open(job: TrainJob) -> GeneralTracker:
-    name = tracked_name(job.spec)
+    name = f"{name_of(job)} {job.spec.id}".replace("/", " ")  # of a slash some trackers make a folder
     kind = LOGGER_TYPE_TO_CLASS[str(job.tracking)]
     match job.tracking:
         case "mlflow":

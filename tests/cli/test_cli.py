@@ -45,10 +45,11 @@ def test_a_whole_plan_imports_no_torch(write_grid: WriteGrid, tree: Path) -> Non
 def test_plan_counts_and_lists(write_grid: WriteGrid, tree: Path, tmp_path: Path) -> None:
     grid = write_grid(tree, axes={"seed": [0, 1, 2]}, bench={"seconds": 1}, evaluate=[{}, {"score": "mean"}])
     output = harness("plan", "--grid", grid, "--out", tmp_path / "runs", "--list").stdout
-    assert "3 trainings, 6 evaluations, 1 throughput measurements" in output
-    assert output.count("cloth seed") == 3
+    assert "3 runs (3 trainings, 6 evaluations), 1 measurement; to do: 3 runs" in output
+    assert output.count("cloth seed") == 9
+    assert output.count("evaluate  stfpm resnet18 data/cloth seed 1 score=mean") == 1
     assert not (tmp_path / "runs").exists()
-    assert "1 trainings" in harness("plan", "--grid", grid, "--only", "seed=1").stdout
+    assert "1 run (1 training, 2" in harness("plan", "--grid", grid, "--only", "seed=1").stdout
 
 
 def test_bad_input_is_one_line_and_exit_code_2(write_grid: WriteGrid, tree: Path, tmp_path: Path) -> None:
@@ -133,3 +134,29 @@ def test_leaderboard_needs_records_alone(form: str, tmp_path: Path) -> None:
 
     Results(tmp_path).publish(evaluation("dskd", "a", 0, 0.8))
     assert "dskd" in harness("leaderboard", tmp_path, "--format", form).stdout
+
+
+def test_show_finds_what_lies_where_by_labels(tmp_path: Path) -> None:
+    from tests.leaderboard.synthetic import fail, write_results
+
+    results = write_results(tmp_path / "runs" / "made", ("dskd", "stfpm"), seeds=2)
+    fail(results)
+    out = ("--out", tmp_path / "runs")
+    found = harness("show", "method=dskd,seed=0,category=cloth", *out).stdout
+    assert found.count("dskd resnet18 set/cloth seed 0") == 2
+    assert "evaluate  done    dskd resnet18 set/cloth seed 0" in found
+    lines = [line.split() for line in found.splitlines() if line.startswith("  ")]
+    assert all(set(files) == {path.name for path in Path(folder).iterdir()} for folder, *files in lines)
+    assert (
+        "train     failed  stfpm resnet18 set/cloth seed 99" in harness("show", "method=stfpm,kind=train", *out).stdout
+    )
+    whole = harness("show", "kind=bench,method=dskd", *out).stdout
+    assert whole.startswith("bench ")
+    assert "spec ──" in whole
+    assert harness("show", "kind=bench,train.lr=0.4", *out, expect=2).stderr.startswith("error: nothing in ")
+    for text, message in (
+        ("method=dskd,seed", "show: 'seed' is not possible; write key=value,key=value or an id"),
+        ("sed=1", "show: unknown key 'sed'; did you mean 'seed'"),
+        ("seed=77", "has seed=77; `harness plan --grid GRID --list` lists what a grid has"),
+    ):
+        assert message in harness("show", text, *out, expect=2).stderr

@@ -202,7 +202,7 @@ def test_normal_images_for_testing_and_none_at_all(parts: Path, write_grid: Writ
     assert (
         "folder parts: 20 normal images to train; warning: no test images: it is trained and nothing is scored" in said
     )
-    assert "1 trainings, 0 evaluations" in said
+    assert "1 run (1 training, 0 evaluations)" in said
 
 
 def test_black_masks_of_normal_images_and_one_that_contradicts(parts: Path, write_grid: WriteGrid) -> None:

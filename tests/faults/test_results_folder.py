@@ -138,7 +138,9 @@ def test_a_damaged_run_is_done_again_to_the_same_numbers(row: int, again: Again)
 
 def test_the_call_that_does_them_again_ends_well_and_says_so(again: Again) -> None:
     assert again.said.code == 0, again.said
-    assert f"{len(ROWS) + 1} of {2 * len(ROWS)} works to do" in again.said.out  # one training, and each evaluation
+    assert (
+        f"to do: {len(ROWS)} runs (1 training, {len(ROWS)} evaluations)" in again.said.out
+    )  # one training, and each evaluation
     damaged = [line for line in (again.said.out + again.said.err).splitlines() if "is empty" in line or "JSON" in line]
     assert len(damaged) == 3, again.said
 

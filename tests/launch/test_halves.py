@@ -27,9 +27,9 @@ def test_one_more_test_picture_evaluates_anew_and_trains_nothing(tree: Path, wri
     trained = records(grid, "train")
     one_more(tree)
     plan = harness("plan", "--grid", grid, "--out", grid.parent / "runs")
-    assert "2 trainings, 2 evaluations" in plan.out
+    assert "2 runs (2 trainings, 2 evaluations)" in plan.out
     output = run(grid)
-    assert "2 of 4 works to do, 2 done" in output
+    assert "to do: 2 runs (0 trainings, 2 evaluations)" in output
     assert "✓ train" not in output
     assert records(grid, "train") == trained
     assert sorted(record.result["test_anomalous"] for record in records(grid).values()) == [3, 3, 4, 4]

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -63,7 +64,7 @@ def test_a_grid_becomes_records_and_a_second_call_has_nothing_to_do(tree: Path, 
     }
     grid = write_grid(tree, **sections)
     output = run(grid)
-    assert "6 of 6 works to do" in output
+    assert "to do: 2 runs (2 trainings, 2 evaluations), 2 measurements" in output
     assert "image AUROC" in output
     results = grid.parent / "runs" / "tiny"
     (dskd,) = [r for r in records(grid).values() if r.spec["train"]["method"]["name"] == "dskd"]
@@ -82,11 +83,18 @@ def test_a_grid_becomes_records_and_a_second_call_has_nothing_to_do(tree: Path, 
     assert all(len((results / key / "record.json").read_bytes()) < 4096 for key in Results(results).done())
 
     before = {path: path.stat().st_mtime_ns for path in results.glob("*/record.json")}
-    assert "0 of 6 works to do" in run(grid)
+    assert "to do: nothing" in run(grid)
     # A variant that is added later is evaluated from the saved weights: no training.
     output = run(write_grid(tree, **sections, evaluate=[{}, {"map.sigma": 1}]))
-    assert "2 of 8 works to do" in output
+    assert "to do: 2 runs (0 trainings, 2 evaluations)" in output
     assert "✓ train" not in output
+    assert "✓ evaluate stfpm resnet18 data/cloth seed 0 map.sigma=1 " in output
+    index = {line["id"]: line for line in csv.DictReader((results / "index.csv").open(newline=""))}
+    assert index.keys() == {path.parent.name for path in results.glob("*/record.json")}
+    assert Counter(line["kind"] for line in index.values()) == {"train": 2, "evaluate": 4, "bench": 2}
+    assert index[dskd.id]["name"] == "dskd resnet18 data/cloth seed 0"
+    assert index[dskd.id]["files"].split() == ["maps", "record.json", "scores.csv"]
+    assert {line["state"] for line in index.values()} == {"done"}
     assert len(records(grid)) == 4
     assert all(path.stat().st_mtime_ns == mtime for path, mtime in before.items())
     forced = run(write_grid(tree, **sections), "--force", "--only", "method=stfpm")
@@ -123,7 +131,7 @@ def test_strips_from_grid_to_table(tree: Path, write_grid: WriteGrid) -> None:
     table = json.loads(subprocess.run([*show, "json"], capture_output=True, text=True, check=True).stdout)
     assert '"image_size": "64x96"' in json.dumps(table)
     again = write_grid(tree, **sections, include=[square | {"image_size": 64}], defaults=settings)
-    assert "0 of 12 works to do" in run(again)
+    assert "to do: nothing" in run(again)
 
 
 def _id(evaluation: Record) -> str:
@@ -149,7 +157,7 @@ def test_a_run_that_fails_is_recorded_and_the_rest_goes_on(tree: Path, write_gri
     )
     assert "failed (diverged, attempt 1)" in shown.stdout
     assert "a lower train.lr may help" in shown.stdout
-    assert "2 of 4 works to do" in run(grid, expect=1)  # tried again
+    assert "to do: 1 run (1 training, 1 evaluation);" in run(grid, expect=1)  # tried again
     assert Results(grid.parent / "runs" / "tiny").last_failure(failure.id).attempt == 2
 
 

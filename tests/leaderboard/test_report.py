@@ -75,7 +75,9 @@ def page(results: Results, tmp_path_factory: pytest.TempPathFactory) -> str:
     path = tmp_path_factory.mktemp("page") / "new" / "report.html"
     said = report(results.folder, "--out", path, "--title", "A <b>title</b>", "--metric", "image_auroc,aupro_0.30")
     assert "MB, open it in a browser" in said
-    assert re.search(r"^image AUROC on \w+: .+ points over .+, (within|beyond) noise\b", said, re.MULTILINE)
+    assert re.search(
+        r"^dskd leads on set beyond noise: image AUROC .+ points over .+ \(6 categories, ", said, re.MULTILINE
+    )
     assert "torn" in said
     return path.read_text()
 

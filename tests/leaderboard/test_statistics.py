@@ -179,11 +179,3 @@ def test_stratified_interval_covers_at_three_seeds() -> None:
     draws = np.random.default_rng(0).normal(0, (1.0, 2.0, 0.5, 1.0), (2000, 3, 4))
     intervals = [statistics.stratified_interval(list(values.T)) for values in draws]
     assert np.mean([low < 0 < high for low, high in intervals]) == pytest.approx(0.95, abs=0.02)
-
-
-def test_caution() -> None:
-    assert statistics.caution(5, 6) == []
-    assert statistics.caution(1, 6)[0].startswith("one seed: no interval")
-    seeds, categories = statistics.caution(3, 1)
-    assert "0.52 to 6.28 times" in seeds
-    assert categories.startswith("1 category: no test")

@@ -246,6 +246,6 @@ def test_terminal(width: int, folder: Path) -> None:
     print_sections(console, make_sections(boards(load([folder])), ("scores",)))
     found = console.file.getvalue()
     assert max(map(len, found.splitlines())) <= width
-    for value in ("87.5 ± 5.4", "65.0 ± 63.5 [5/6] †1 (72.5)", "25.0 ± 0.0", "123 ████████", "45.7 ███"):
+    for value in ("87.5 ± 5.4", "65.0 [1.5, 100.0] [5/6] †1 (72.5)", "25.0 ± 0.0", "123 ████████", "45.7 ███"):
         assert value in found
     golden(f"terminal-{width}.txt", "".join(f"{line.rstrip()}\n" for line in found.splitlines()))

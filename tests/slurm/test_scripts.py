@@ -72,7 +72,7 @@ def test_submit_and_status(cluster: Cluster, work: Path, undisturbed: dict[str, 
     assert not list(work.glob("runs/tiles/slurm/*"))
     output = harness("submit", "--grid", "grid.yaml", "--shards", 3, "--max-parallel", 2, *options, cwd=work)
     job, last = output.split("jobs ")[1].split("\n")[0].split(", leaderboard ")
-    assert "tiles: 6 runs: 6 pending" in harness("status", "runs/tiles", cwd=work, expect=1)
+    assert "tiles: 6 runs (6 pending)" in harness("status", "runs/tiles", cwd=work, expect=1)
     await_(lambda: f"JobArrayTaskLimit (job {job}_2)" in harness_status(work))  # once the scheduler has looked at it
     harness("status", "runs/tiles", "--watch", cwd=work)
     assert cluster.wait(last) == {"COMPLETED"}, cluster.output(work)
