@@ -22,6 +22,7 @@ from harness.cli.common import (
 from harness.cli.folded import print_folded
 
 if TYPE_CHECKING:
+    from harness.data.catalog import Source
     from harness.data.findings import Looks
     from harness.spec import BenchSpec, TrainSpec
 
@@ -71,7 +72,8 @@ def plan(
         state = "done" if spec.id in done else "failed" if spec.id in failed else "to do"
         terminal.print(f"{spec.id}  {state:6}  {spec.kind:8}  {made.names[spec.id]}", soft_wrap=True)
     print_folded(terminal, _runs(parsed.name, rows, seconds), 3)
-    print_folded(terminal, images_table(made.chosen_looks()), 2)
+    called = {training.source: labels_of(training.spec, called=True)["dataset"] for training in made.trainings}
+    print_folded(terminal, images_table(made.chosen_looks(), called), 2)
     left = made.counted({spec.id for spec in made.works()} - done)
     terminal.print(f"{made.counted()}; to do: {left}, about {schedule.duration(sum(seconds.values()))}", soft_wrap=True)
     for remark in made.remarks():
@@ -96,8 +98,8 @@ def _runs(name: str, rows: Mapping[tuple[str, ...], Counter[str]], seconds: Mapp
     return table
 
 
-def images_table(looks: "Looks") -> Table:
-    """A row for each category: its images and masks."""
+def images_table(looks: "Looks", called: "Mapping[Source, str] | None" = None) -> Table:
+    """A row for each category: its images and masks. `called`: what data sets are, where that is not their name."""
     from harness.data import findings
 
     rows = {key: findings.row(found) for key, found in looks.items()}
@@ -109,7 +111,7 @@ def images_table(looks: "Looks") -> Table:
     table.add_column("mode")
     for (source, category), row in rows.items():
         counts = row.train, *([row.held_out] if held_out else []), row.good, row.abnormal, row.masks
-        table.add_row(source.name, category, *map(str, counts), row.sizes, row.modes)
+        table.add_row((called or {}).get(source, source.name), category, *map(str, counts), row.sizes, row.modes)
     return table
 
 

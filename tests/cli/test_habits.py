@@ -23,7 +23,7 @@ def test_a_grid_is_named_by_position_or_by_option(write_grid: WriteGrid, tree: P
     by_position, by_option = harness("plan", grid, "--list"), harness("plan", "--grid", grid, "--list")
     assert by_position.code == by_option.code == 0, by_position
     assert by_position.out.splitlines()[0] == by_option.out.splitlines()[0]
-    assert "stfpm resnet18 folder cloth seed 0" in by_position.out.splitlines()[0]
+    assert "stfpm resnet18 data/cloth seed 0" in by_position.out.splitlines()[0]
     for ways in ([grid, "--grid", grid], [grid, "-g", "other.yaml"]):
         assert f"two grid files are named, {grid} and --grid" in refusal("run", *ways)
     for command in ("run", "plan", "profile", "submit"):

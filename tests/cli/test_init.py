@@ -56,7 +56,7 @@ def test_a_factorys_folder_in_two_commands(factory: Path, here: Path) -> None:
     path = here / "Teile_Ä.yaml"
     plan = harness("plan", "--grid", path)
     assert plan.code == 0, plan.err
-    rows = [" ".join(each.split()).partition("Teile Ä │ ")[2][:20] for each in (text, plan.out)]
+    rows = [" ".join(each.split()).rpartition("Teile Ä │ ")[2][:20] for each in (text, plan.out)]
     assert rows[0] == rows[1] == "15 │ 5 │ 10 │ 0 │ 40"  # what it said, a plan says
     document = yaml.safe_load(path.read_text())
     assert (document["defaults"]["image_size"], document["defaults"]["train.epochs"]) == (64, 50)

@@ -369,7 +369,7 @@ def test_a_plan_counts_what_each_category_holds(parts: Path, write_grid: WriteGr
     (parts / "defekt/neu.HEIC").write_bytes(b"a telephone's")
     write(parts, "gut alt/a.png", "gut alt/b.png")
     said = plan_of(write_grid(parts, **dataset(parts, **PATTERNS, test_normal="gut alt")))
-    assert "│ folder │ parts │ 21 │ 2 │ 3 │ 2 │ 40x40 to 400x300, mostly 40x40 │ RGB 25, grey 1 │" in said
+    assert "│ parts │ parts │ 21 │ 2 │ 3 │ 2 │ 40x40 to 400x300, mostly 40x40 │ RGB 25, grey 1 │" in said
     assert "warning: folder parts: 2 pictures of one colour, first gut/IMG 0.png: is that what the camera saw?" in said
     assert "only 2 normal and 3 abnormal images to test: one pair of them moves image AUROC by 16.7 %" in said
     assert "folder parts: 1 image is there twice, first gut/IMG 2 copy.png and gut/IMG 2.png" in said
