@@ -321,7 +321,7 @@ def test_what_cannot_be_submitted_is_said_before(write_grid: WriteGrid, tree: Pa
         assert error.count("\n") == 1
     slow = write_grid(tree, defaults={"train.epochs": 100_000, "image_size": 256})
     error = _submit(slow, "--dry-run", "--sbatch", "time=10", "--sbatch", "gpus-per-node=", expect=2).stderr
-    assert "--sbatch time=10: the longest run, stfpm resnet18 folder/cloth seed 0, takes about" in error
+    assert "--sbatch time=10: the longest run, stfpm resnet18 data/cloth seed 0, takes about" in error
     (tree / "cloth" / "train" / "good" / "000.png").unlink()
     (tree / "cloth" / "train" / "good" / "000.png").write_bytes(b"")
     assert "000.png is empty" in _submit(grid, "--dry-run", expect=2).stderr
