@@ -84,6 +84,7 @@ _LATEX = str.maketrans(
         "<": "$<$",
         ">": "$>$",
         "†": r"\dag ",
+        "⚠": r"$\triangle$",
         "±": r"$\pm$",
         "×": r"$\times$",
         "▲": r"$\uparrow$",

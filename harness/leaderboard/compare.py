@@ -20,12 +20,12 @@ from harness.leaderboard.frame import (
     mixed,
     provenance,
     settings_of,
-    speeds,
     variants,
 )
 from harness.leaderboard.sections import Section
+from harness.leaderboard.speed import speeds
 from harness.leaderboard.statistics import caution
-from harness.leaderboard.table import SPREAD, Cell, Column, Table
+from harness.leaderboard.table import SPREAD, Cell, Column, Table, disturbed_note
 
 AFTER = " after"  # ends the names of the second side's columns
 NEVER = ("images", "aupro_limits")  # `manifest` says which images; a metric's name says its limit
@@ -174,11 +174,14 @@ def _speed(first: Side, second: Side) -> list[Table]:
     matched = sides[0].merge(sides[1], on=keys, suffixes=("", AFTER))
     rows = []
     for line in matched.to_dict("records"):
-        before, after = line[SPEED], line[SPEED + AFTER]
-        cells = {"before": Cell(before), "after": Cell(after), "ratio": Cell(after / before)}
+        before, after = (Cell(line[SPEED + side], disturbed=line["disturbed" + side] or None) for side in ("", AFTER))
+        why = ", ".join(dict.fromkeys(filter(None, (before.disturbed, after.disturbed))))
+        ratio = Cell(after.value / before.value, disturbed=why or None)
+        cells = {"before": before, "after": after, "ratio": ratio}
         rows.append(((line["device"], line["method"], line["backbone"]), cells))
     devices = [", ".join(sorted(side["device"].unique())) or "nothing" for side in sides]
     notes = ["one measurement each: there is no interval"] if rows else []
+    notes += disturbed_note([cells for _, cells in rows])
     if devices[0] != devices[1]:
         notes.append(
             f"throughput is compared on one device only: {first.name} measured on {devices[0]}, {second.name} on "

@@ -314,25 +314,6 @@ def training_key(train: Mapping[str, Any]) -> str:
     return json.dumps({**LATER[TrainSpec], **train, "method": method}, sort_keys=True)
 
 
-def speeds(found: Found) -> pd.DataFrame:
-    """One line for each model and device that throughput was measured of: `model`, its `method` and `backbone`,
-    `device` (with its threads where it is a processor, and `compiled`), `protocol` and `images_per_s`.
-
-    Of several measurements the last one counts, and only those of the newest protocol among them.
-    """
-    lines = []
-    for bench in sorted(found.benches, key=lambda record: record.started_at):
-        spec, result = bench.spec, bench.result
-        on_processor = result.get("device_type", "cpu") == "cpu"
-        device = f"{spec['device']}, {spec['threads']} threads" if on_processor else spec["device"]
-        device += ", compiled" if spec.get("compile") else ""
-        labels = (model_key(spec, result), spec["method"]["name"], spec["backbone"])
-        lines.append((*labels, device, int(result.get("protocol", 1)), float(result[SPEED])))
-    table = pd.DataFrame(lines, columns=["model", "method", "backbone", "device", "protocol", SPEED])
-    table = table[table["protocol"] == table["protocol"].max()]
-    return table.drop_duplicates(["model", "device"], keep="last", ignore_index=True)
-
-
 def _text(value: Any) -> str:
     if isinstance(value, list):
         return f"[{', '.join(map(_text, value))}]"

@@ -10,6 +10,7 @@ import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
+from harness.disturbance import SIGN
 from harness.environment import utc_now
 from harness.leaderboard import evidence, gallery, inventory, plots
 from harness.leaderboard.evidence import labels
@@ -199,9 +200,12 @@ def cards(board: Board, names: Names, table: Table) -> list[Card]:
     models = {model: names[row] for model, row in zip(board.lines["model"], board.lines["row"], strict=True)}
     measured = board.speeds[board.speeds["model"].isin(models)].sort_values(SPEED, ascending=False)
     for device, own in measured.groupby("device", sort=False):
-        known = list(zip(own["model"].map(models), own[SPEED], strict=True))
-        lines = [f"{speed:,.1f} images/s: {name}" for name, speed in known[:3]]
-        made.append(Card(f"Fastest on {device}", known[0][0], lines))
+        known = list(zip(own["model"].map(models), own[SPEED], own["disturbed"], strict=True))
+        quiet = [(name, f"{speed:,.1f} images/s: {name}") for name, speed, why in known if not why]
+        others = [f"{speed:,.1f} {SIGN} images/s: {name}; {why}" for name, speed, why in known if why]
+        lines = [*(line for _, line in quiet[:3]), *others[:3]]
+        title, figure = ("Fastest", quiet[0][0]) if quiet else ("Speed", "undecided: every measurement was disturbed")
+        made.append(Card(f"{title} on {device}", figure, lines))
     return made
 
 

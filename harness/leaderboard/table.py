@@ -1,6 +1,7 @@
 """The comparison of a set of runs: what all its tables share (`Board`), what a table is, and the table of scores."""
 
 import itertools
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -8,15 +9,17 @@ from typing import Any, Literal
 import pandas as pd
 
 from dskd.config import ConfigError, require, suggest
+from harness.disturbance import SIGN
 from harness.leaderboard import frame as tidy
 from harness.leaderboard import truth
 from harness.leaderboard.frame import SHOWN, SPEED, Found, is_protocol, metric_title
+from harness.leaderboard.speed import speeds
 from harness.leaderboard.statistics import Interval, caution, deviation, t_interval
 
 # How a value is written: a share in %, a difference of shares in points, images/s, a plain number (or a text in the
 # place of one), a p value, words.
 Unit = Literal["share", "points", "speed", "number", "p", "text"]
-Part = Literal["low", "high", "sd", "runs", "expected", "degenerate", "without_degenerate"]
+Part = Literal["low", "high", "sd", "runs", "expected", "degenerate", "without_degenerate", "disturbed"]
 HOLE = "–"  # what a table shows where there is no value
 SPREAD: tuple[Part, ...] = ("low", "high")
 MEASURED: tuple[Part, ...] = (*SPREAD, "sd", "runs", "expected", "degenerate", "without_degenerate")
@@ -45,7 +48,8 @@ class Column:
 class Cell:
     """A value with its 95 % interval (`low`, `high`), the standard deviation over seeds (`sd`), and how many `runs` of
     those `expected` went in: fewer is a hole, not a zero. `degenerate` of them collapsed; `without_degenerate` is the
-    value without those. sign: 1 or -1 for an improvement or a regression beyond noise.
+    value without those. sign: 1 or -1 for an improvement or a regression beyond noise. disturbed: by what, of a
+    measurement of speed that others disturbed: it is shown and wins nothing.
     """
 
     value: float | str | None
@@ -57,6 +61,7 @@ class Cell:
     degenerate: int = 0
     without_degenerate: float | None = None
     sign: int = 0
+    disturbed: str | None = None
 
     @property
     def whole(self) -> bool:
@@ -82,7 +87,7 @@ class Table:
 @dataclass(frozen=True)
 class Board:
     """The runs of one protocol. Line i of `lines` (see `frame`) belongs to the row `lines["row"][i]`, a tuple of texts
-    under `by`; `speeds` as by `frame.speeds`.
+    under `by`; `speeds` as by `speed.speeds`.
 
     protocol: what tells it from the other boards, empty for one alone; shared: settings that all lines have in common.
     """
@@ -154,7 +159,7 @@ def boards(
         counts = part[settings].nunique()
         shared = {key: part[key].iloc[0] for key in settings if counts[key] == 1 and part[key].iloc[0]}
         said = tidy.provenance([records[each] for each in part["id"]])
-        made.append(Board(protocol, part, chosen, list(metrics), shared, said, tidy.speeds(found), found))
+        made.append(Board(protocol, part, chosen, list(metrics), shared, said, speeds(found), found))
     return made
 
 
@@ -184,7 +189,9 @@ def scores(board: Board, sort: str = "") -> Table:
     devices = sorted(fast["device"].unique())
     speed_keys = {device: SPEED if len(devices) == 1 else f"{SPEED}@{device}" for device in devices}
     speed_titles = {device: "images/s" + (f"\n{device}" if len(devices) > 1 else "") for device in devices}
-    columns += [Column(speed_keys[device], speed_titles[device], "speed", best=True) for device in devices]
+    columns += [
+        Column(speed_keys[device], speed_titles[device], "speed", ("disturbed",), best=True) for device in devices
+    ]
     rows = []
     expected = dict(list(board.lines.groupby("dataset", sort=False)))
     for key, part in board.parts().items():
@@ -194,8 +201,8 @@ def scores(board: Board, sort: str = "") -> Table:
                 cell = measured(board, own, str(metric), expected[dataset])
                 if cell is not None:
                     cells[f"{dataset}.{metric}"] = cell
-        for device, values in fast[fast["model"].isin(part["model"])].groupby("device")[SPEED]:
-            cells[speed_keys[device]] = Cell(float(values.iloc[0]))
+        for device, own in fast[fast["model"].isin(part["model"])].groupby("device"):
+            cells[speed_keys[device]] = Cell(float(own[SPEED].iloc[0]), disturbed=own["disturbed"].iloc[0] or None)
         rows.append((key, cells))
     ids = set(board.lines["id"])
     own = [record for record in board.found.evaluations if record.id in ids]
@@ -247,7 +254,17 @@ def _remarks(rows: Sequence[tuple[tuple[str, ...], Mapping[str, Cell]]]) -> list
         notes.append(
             "†k: k runs collapsed (image AUROC ≤ 50 or pixel AUROC < 50) and are in the mean; (m) without them"
         )
-    return notes
+    return notes + disturbed_note([row for _, row in rows])
+
+
+def disturbed_note(rows: Sequence[Mapping[str, Cell]]) -> list[str]:
+    """What the mark of disturbed measurements means, and what disturbed them; nothing where there are none."""
+    reasons = Counter(cell.disturbed for row in rows for cell in row.values() if cell.disturbed)
+    if not reasons:
+        return []
+    (first, _), *more = reasons.most_common()
+    others = f", and {len(more)} more" if more else ""
+    return [f"{SIGN}: disturbed ({first}{others}), so no measurement of the model; it is never marked best"]
 
 
 def arranged(table: Table, sort: str = "") -> Table:

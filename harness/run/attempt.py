@@ -18,6 +18,7 @@ from typing import Any
 from dskd.config import to_mapping
 from harness import events
 from harness.data.catalog import DataError
+from harness.disturbance import disturbance
 from harness.environment import describe_environment, utc_now
 from harness.files import UNWRITABLE
 from harness.job import Job, TrainJob, failed_attempt
@@ -141,5 +142,7 @@ def failure_reason(error: BaseException) -> str:
 
 
 def _headline(result: dict[str, Any]) -> dict[str, Any]:
-    """The few values that the screen shows when a record arrives."""
-    return {key: result[key] for key in ("image_auroc", "pixel_auroc", "loss_last", "images_per_s") if key in result}
+    """The few values that the screen shows when a record arrives, and what disturbed them."""
+    keys = ("image_auroc", "pixel_auroc", "loss_last", "images_per_s")
+    why = disturbance(result)
+    return {key: result[key] for key in keys if key in result} | ({"disturbed": why} if why else {})

@@ -12,9 +12,9 @@ from typing import Any
 
 import torch
 
+from harness.disturbance import QUIET
 from harness.environment import cpu_seconds
 
-QUIET = 0.05  # share of the cores that others may take before a measurement counts as disturbed (our choice)
 RAPL = Path("/sys/class/powercap")
 # Bits of NVML's throttle reasons that slow a GPU down; not `idle`, settings of clocks, or waiting for other GPUs.
 THROTTLES = {0x4: "power cap", 0x8: "hardware slowdown", 0x20: "heat", 0x40: "heat, hardware", 0x80: "power brake"}
