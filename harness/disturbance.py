@@ -25,6 +25,18 @@ def disturbance(result: Mapping[str, Any]) -> str:
     return ", ".join(said) or "something disturbed it"
 
 
+def is_measured_again(result: Mapping[str, Any], share: float) -> bool:
+    """Whether the next call measures it once more: one time in any case, and after that where others take less than
+    half of what they took.
+
+    Args:
+        share: of the cores, that others take now.
+    """
+    if not result.get("disturbed"):
+        return False
+    return result.get("measurements", 1) < 2 or share < (result.get("foreign_cpu_share") or 0.0) / 2
+
+
 def disturbed_less(first: Mapping[str, Any], second: Mapping[str, Any]) -> bool:
     """Whether the first of two measurements, as results of bench records, was the quieter one."""
     return _degree(first) < _degree(second)

@@ -46,13 +46,14 @@ class TrainJob:
 
 @dataclass(frozen=True)
 class BenchJob:
-    """One throughput measurement."""
+    """One throughput measurement. `again`: there is one that was disturbed, and the quieter one stays."""
 
     spec: BenchSpec
     results: str
     device: str = "auto"
     force: bool = False
     grid: str = ""
+    again: bool = False
 
     kind: ClassVar[str] = "bench"
 

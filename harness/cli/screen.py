@@ -80,6 +80,9 @@ class Screen:
                 self._show(job, done / total)
             case events.Epoch():
                 self._show_epoch(job, event)
+            case events.Noted(message):
+                self._show(job, 0.0, message)
+                self.say(f"  {title(job.spec)}  {message}")
             case events.Recorded(kind, _, wall_s, result):
                 shown = "  ".join(
                     f"{name} {_number(key, result[key])}" for key, name in _NAMES.items() if key in result

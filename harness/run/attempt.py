@@ -9,7 +9,7 @@ import os
 import threading
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -61,8 +61,12 @@ class Work:
             self.emit(events.Step(done, total))
 
     @contextmanager
-    def recording(self, spec: Spec, device: Device) -> Iterator[dict[str, Any]]:
-        """Publish what the block puts into the dictionary as the spec's record; only rank 0 does."""
+    def recording(
+        self, spec: Spec, device: Device, choose: Callable[[Record], Record] = lambda record: record
+    ) -> Iterator[dict[str, Any]]:
+        """Publish what the block puts into the dictionary as the spec's record, or what `choose` makes of that record;
+        only rank 0 does.
+        """
         started_at, clock = utc_now(), time.perf_counter()
         result: dict[str, Any] = {}
         yield result
@@ -78,6 +82,8 @@ class Work:
                 wall_s=wall_s,
                 grid=self.job.grid,
             )
+            record = choose(record)
+            result = record.result
             self.results.publish(record, replace=self.job.force)
         self.published.add(spec.id)
         self.emit(events.Recorded(spec.kind, spec.id, wall_s, _headline(result)))
