@@ -3,6 +3,8 @@
 import functools
 import json
 import marshal
+import operator
+import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -170,32 +172,72 @@ def is_protocol(key: str) -> bool:
     return key in PROTOCOL or key.startswith("data.")
 
 
-def select(lines: pd.DataFrame, conditions: Sequence[str]) -> pd.DataFrame:
-    """Those lines that meet every condition `key=value` or `key!=value`; of the same key, `=` means one or the other.
+_CONDITION = re.compile("(.+?)(!=|<=|>=|=|<|>)(.*)", re.DOTALL)
+_COMPARED = {"<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge}
 
-    Keys are labels, settings and `degenerate`.
+
+def select(lines: pd.DataFrame, conditions: Sequence[str], costs: pd.DataFrame | None = None) -> pd.DataFrame:
+    """Those lines that meet every condition `key=value`, `key!=value` or `key<number` (also `<=`, `>`, `>=`); of the
+    same key, `=` means one or the other.
+
+    Keys are labels, settings and `degenerate`, and for `<` and `>` also what `costs` has of a line's model.
+
+    Args:
+        costs: numbers by `model`; of several lines for one model, for its devices, all have to meet the condition.
 
     Raises:
         ConfigError: a condition that cannot be read, an unknown key, or nothing left (with what there is).
     """
     keys = [*LABELS, "degenerate", *settings_of(lines)]
-    wanted: dict[tuple[str, bool], list[str]] = {}
+    known = [] if costs is None else [key for key in costs.columns if key != "model"]
+    wanted: dict[tuple[str, str], list[str]] = {}
     for condition in conditions:
-        name, equals, value = condition.partition("=")
-        require(bool(equals), f"--where: {condition!r} is not possible; write key=value or key!=value")
-        key = name.removesuffix("!")
-        if key not in keys:
-            raise ConfigError(f"--where: unknown key {key!r}; {suggest(key, keys)}")
-        wanted.setdefault((key, name != key), []).append(value)
-    for (key, inverted), values in wanted.items():
+        parts = _CONDITION.fullmatch(condition)
+        require(
+            parts is not None,
+            f"--where: {condition!r} is not possible; write key=value, key!=value or key<number (also >, <=, >=)",
+        )
+        key, sign, value = parts.groups()
+        if key not in keys and not (key in known and sign in _COMPARED):
+            require(
+                key not in known, f"--where: {key} is a number; write {key}<{value or '20'} or {key}>{value or '20'}"
+            )
+            raise ConfigError(f"--where: unknown key {key!r}; {suggest(key, [*keys, *known])}")
+        wanted.setdefault((key, sign), []).append(value)
+    for (key, sign), values in wanted.items():
+        if sign in _COMPARED:
+            found = lines[key] if key in keys else _worst(lines, costs, key, sign)
+            for value in values:
+                lines, found = _compared(lines, found, key, sign, value)
+            continue
         texts = lines[key].astype(str)
-        kept = lines[texts.isin(values) != inverted]
-        if kept.empty:
-            there = ", ".join(sorted(texts.unique()))
-            sign = "!=" if inverted else "="
-            raise ConfigError(f"--where: no evaluation has {key}{sign}{','.join(values)}; {key} is {there}")
+        kept = lines[texts.isin(values) != (sign == "!=")]
+        _require_some(kept, texts.unique(), key, sign, ",".join(values))
         lines = kept
     return lines.reset_index(drop=True)
+
+
+def _worst(lines: pd.DataFrame, costs: pd.DataFrame, key: str, sign: str) -> pd.Series:
+    """Of each line's model the value that is hardest to keep below, or above, a bound."""
+    of_model = costs.groupby("model")[key].agg("max" if sign.startswith("<") else "min")
+    return lines["model"].map(of_model)
+
+
+def _compared(lines: pd.DataFrame, found: pd.Series, key: str, sign: str, value: str) -> tuple[pd.DataFrame, pd.Series]:
+    """The lines that meet the condition, and their values."""
+    try:
+        bound = float(value)
+    except ValueError:
+        raise ConfigError(f"--where: {key}{sign}{value}: {value!r} is no number; write {key}{sign}20") from None
+    meets = _COMPARED[sign](pd.to_numeric(found, errors="coerce"), bound)  # what is no number meets nothing
+    _require_some(lines[meets], found.dropna().unique(), key, sign, value)
+    return lines[meets], found[meets]
+
+
+def _require_some(kept: pd.DataFrame, there: Iterable[Any], key: str, sign: str, value: str) -> None:
+    if kept.empty:
+        listed = ", ".join(sorted(map(str, there))) or "not known of any"
+        raise ConfigError(f"--where: no evaluation has {key}{sign}{value}; {key} is {listed}")
 
 
 def mixed(lines: pd.DataFrame, named: Collection[str] = ()) -> list[str]:

@@ -318,6 +318,8 @@ def _number(column: Column, cell: Cell, value: float | str | None = None) -> str
             return f"{float(value):,.0f}" if float(value) >= 100 else f"{float(value):.1f}"
         case "p":
             return "<0.001" if float(value) < 0.001 else f"{float(value):.3f}"
+        case "count":
+            return f"{float(value) / 1e6:.2f} M"
         case "number":
             return f"{value}" if isinstance(value, (int, str)) else f"{float(value):.2f}"
     return str(value)

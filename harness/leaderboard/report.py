@@ -10,6 +10,7 @@ import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
+from dskd.config import require
 from harness.disturbance import SIGN
 from harness.environment import utc_now
 from harness.leaderboard import evidence, gallery, inventory, plots
@@ -78,6 +79,9 @@ def gather(
         by_category: the same boards with `category` in the rows' key.
         pictures: so many anomaly maps at most, shared evenly by the boards.
     """
+    require(
+        all(board.metrics for board in boards), "--metric: a page needs a metric of detection too, such as image_auroc"
+    )
     parts = []
     sections = make_sections(boards, NAMES, published=published)
     for number, (board, fine, section) in enumerate(zip(boards, by_category, sections, strict=True)):
@@ -100,7 +104,7 @@ def categories(board: Board) -> dict[str, Table]:
     """Scores by category of each data set, without the speed, which does not depend on it."""
     made = {}
     for dataset, lines in board.lines.groupby("dataset", sort=False):
-        table = scores(replace(board, lines=lines), sort="category")
+        table = scores(replace(board, lines=lines, costs=()), sort="category")
         columns = [column for column in table.columns if column.unit != "speed"]
         made[str(dataset)] = replace(table, name="categories", title=f"Categories of {dataset}", columns=columns)
     return made
