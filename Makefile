@@ -15,7 +15,7 @@ $(VENV)/installed: pyproject.toml
 quickstart: install
 	$(BIN)/harness run --grid benchmarks/grids/quickstart.yaml
 	$(BIN)/harness report runs/quickstart --out runs/quickstart/report.html
-	@echo "Next: images of your own: $(BIN)/harness init mine copies grids to start from; README, \"Your own data\""
+	@echo "Next: images of your own: $(BIN)/harness init --data FOLDER writes a grid for them; README, \"Your own data\""
 
 test: install lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal

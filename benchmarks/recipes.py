@@ -9,28 +9,11 @@ is printed as – and listed. Draws are seeded: the same records give the same t
 """
 
 import argparse
-import re
 import sys
-from collections.abc import Iterable
 from pathlib import Path
 
-import numpy as np
-
-from harness.data.layouts import MagneticTile
 from harness.leaderboard.recipes import read
 from harness.leaderboard.recipes_page import Page
-
-
-def tiles_of(images: Iterable[str]) -> np.ndarray | None:
-    """(n,) int, the tile of each image of Magnetic Tile Defects by its path; None for images of other data.
-
-    Exposures of one tile have neighbouring numbers: a tile is a run of numbers without a large gap, as for the split.
-    """
-    matches = [re.search(r"exp\d+_num_(\d+)", image) for image in images]
-    if not matches or None in matches:
-        return None
-    numbers, place = np.unique([int(match[1]) for match in matches], return_inverse=True)
-    return np.cumsum(np.diff(numbers, prepend=numbers[0]) > MagneticTile.largest_step)[place]
 
 
 def main() -> None:
@@ -41,7 +24,7 @@ def main() -> None:
     args = parser.parse_args()
     try:
         study = read(args.folder)
-        print(Page(study, args.against, args.draws, tiles_of(study.images)).text(), end="")
+        print(Page(study, args.against, args.draws).text(), end="")
     except ValueError as error:
         sys.exit(f"recipes.py: {error}")
 

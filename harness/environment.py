@@ -24,10 +24,16 @@ ELSE_CPU = "write --devices cpu if the CPU is meant"
 PACKAGES = ("torch", "accelerate", "timm", "datasets", "numpy", "pillow", "dskd-harness")
 
 
+TOPOLOGY = Path("/sys/devices/system/cpu")
+
+
 @dataclass(frozen=True)
 class Gpu:
+    """`near`: the cores of the processor that it hangs on; empty where that is not known."""
+
     uuid: str
     name: str
+    near: frozenset[int] = frozenset()
 
 
 @functools.cache
@@ -77,7 +83,8 @@ def _ask_driver(wanted: Sequence[str]) -> dict[str, Gpu]:
         for index in range(pynvml.nvmlDeviceGetCount()):
             try:
                 handle = pynvml.nvmlDeviceGetHandleByIndex(index)
-                found[str(index)] = Gpu(pynvml.nvmlDeviceGetUUID(handle), pynvml.nvmlDeviceGetName(handle))
+                about = pynvml.nvmlDeviceGetUUID(handle), pynvml.nvmlDeviceGetName(handle)
+                found[str(index)] = Gpu(*about, _near(pynvml, handle))
             except pynvml.NVMLError as error:  # lost, or this user may not use it: the others are there
                 silent[index] = error
         for index, error in silent.items():
@@ -94,6 +101,29 @@ def _ask_driver(wanted: Sequence[str]) -> dict[str, Gpu]:
         return found
     finally:
         pynvml.nvmlShutdown()
+
+
+def _near(pynvml: Any, handle: Any) -> frozenset[int]:
+    words = (max(os.sched_getaffinity(0)) // 64) + 1
+    try:
+        masks = pynvml.nvmlDeviceGetCpuAffinity(handle, words)
+    except Exception:  # not every driver tells
+        return frozenset()
+    return frozenset(64 * word + bit for word, mask in enumerate(masks) for bit in range(64) if mask >> bit & 1)
+
+
+def by_topology(cores: Collection[int]) -> list[int]:
+    """Cores in an order in which the threads of one core stand side by side, and the cores of one processor."""
+
+    def place(core: int) -> tuple[int, int, int]:
+        names = ("physical_package_id", "core_id")
+        try:
+            package, number = (int((TOPOLOGY / f"cpu{core}" / "topology" / name).read_text()) for name in names)
+        except (OSError, ValueError):
+            return 0, core, core
+        return package, number, core
+
+    return sorted(cores, key=place)
 
 
 @functools.cache
@@ -125,10 +155,15 @@ def utc_now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
+def core_count() -> int:
+    """The cores that this process may run on."""
+    return len(os.sched_getaffinity(0))
+
+
 def thread_count() -> int:
     """Threads to compute with: the cores that this process may run on, or OMP_NUM_THREADS where that is set."""
     wanted = os.environ.get("OMP_NUM_THREADS", "")
-    return int(wanted) if wanted.isdigit() and int(wanted) > 0 else len(os.sched_getaffinity(0))
+    return int(wanted) if wanted.isdigit() and int(wanted) > 0 else core_count()
 
 
 # Variables by which OpenMP libraries are told how threads wait: the standard's, GNU's and Intel's.

@@ -356,6 +356,11 @@ def check_processes(plan: Plan, kind: str, count: int, nodes: int = 1) -> None:
             spec.processes % nodes == 0,
             f"processes: {spec.processes} does not divide over --nodes {nodes}; write processes: {count * nodes}",
         )
+        require(  # steps of one job would wait for each other, and take each other's port and GPUs
+            nodes == 1 or spec.processes == count * nodes,
+            f"processes: {spec.processes} leaves devices of --nodes {nodes} idle; write processes: {count * nodes}, or "
+            f"give --devices fewer",
+        )
         require(
             spec.method.train.batch_norm == "local" or kind == "cuda",
             "train.batch_norm: sync needs CUDA devices; write train.batch_norm: local",

@@ -134,13 +134,22 @@ class RunFolder:
         return self.path / "maps"
 
 
+# Of pictures of maps, from the lowest score to the highest: dark blue over violet and orange to light yellow (our
+# choice). Brightness rises with the score, for any eye and in grey.
+MAP_COLOURS = ((10, 10, 60), (110, 20, 120), (210, 60, 80), (250, 150, 40), (255, 250, 180))
+PANELS = "panels"  # the text of such a picture that says how many it has side by side; the first ones had three
+
+
 class Score(NamedTuple):
-    """A line of scores.csv: a test image and its score."""
+    """A line of scores.csv: a test image and its score. `group`: images of one group show one object; empty where it
+    shows another one than all others, None in files of before there was this column.
+    """
 
     path: str
     defect: str
     anomalous: bool
     score: float
+    group: str | None = None
 
 
 def write_curve(run: RunFolder, epochs: Sequence[Mapping[str, Any]]) -> None:
@@ -247,7 +256,7 @@ def _metrics(line: dict[str, str]) -> Row:
 def _score(line: dict[str, str]) -> Score:
     if line["anomalous"] not in ("0", "1"):
         raise ValueError("has a line that is none of a test image")
-    return Score(line["path"], line["defect"], line["anomalous"] == "1", _number(line["score"]))
+    return Score(line["path"], line["defect"], line["anomalous"] == "1", _number(line["score"]), line.get("group"))
 
 
 def _epoch(line: dict[str, str]) -> int:

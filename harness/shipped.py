@@ -1,10 +1,10 @@
-"""The files beside the packages that users start from: the batch scripts in `slurm/`, the grids in `benchmarks/`."""
+"""The files beside the packages that users start from: the batch scripts in `slurm/`, and `benchmarks/grids/`."""
 
 import importlib.metadata
 from collections.abc import Iterator
 from pathlib import Path
 
-FOLDERS = ("slurm", "benchmarks")
+FOLDERS = ("slurm", "benchmarks/grids")
 _CHECKOUT = Path(__file__).resolve().parents[1]
 
 

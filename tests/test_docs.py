@@ -38,7 +38,7 @@ def test_readme_commands(tmp_path: Path) -> None:
     ci = (ROOT / ".ci" / "run").read_text()
     assert after_quickstart
     assert all(f".venv/bin/{command}\n" in ci for command in after_quickstart)
-    assert len(commands) == 9 + len(after_quickstart)
+    assert len(commands) == 11 + len(after_quickstart)
     for command in commands[len(after_quickstart) :]:
         if command.endswith("RUN"):
             run_id = next((tmp_path / "runs" / "tiles").glob("*/record.json")).parent.name
@@ -46,6 +46,11 @@ def test_readme_commands(tmp_path: Path) -> None:
         done = subprocess.run(command, shell=True, cwd=tmp_path, env=environment, capture_output=True, text=True)
         assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"
         assert done.stdout
+        if command.startswith("harness init"):
+            own = tmp_path / command.split()[-1]
+            dataset = yaml.safe_load(own.read_text())["axes"]["dataset"]
+            axes = document["axes"] | {"dataset": dataset, "method": ["stfpm"]}
+            own.write_text(yaml.safe_dump({"name": "mine", "axes": axes, "defaults": document["defaults"]}))
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "benchmarks" / "grids").glob("*.yaml")), ids=lambda path: path.name)

@@ -24,6 +24,7 @@ COMMANDS = [
     "submit",
     "status",
     "profile",
+    "doctor",
     "methods",
     "backbones",
     "datasets",

@@ -180,7 +180,7 @@ def make_plan(
     if limit is not None:
         require_limit(limit, "--limit")
         grid = replace(grid, limit=limit, name=f"{grid.name}-limit{limit}")
-    with _reading() as progress:
+    with reading() as progress:
         facts = resolve(grid, kind, progress)
     plan = expand(grid, facts)
     require(bool(plan.trainings), f"{path}: `exclude` leaves no run")
@@ -194,7 +194,8 @@ def make_plan(
 
 
 @contextmanager
-def _reading() -> Iterator[Any]:
+def reading() -> Iterator[Any]:
+    """A progress bar on a terminal's standard error; gives what is called as (what, done, total)."""
     columns = TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn()
     terminal = console(stderr=True)
     with Progress(*columns, console=terminal, transient=True, disable=not terminal.is_terminal) as progress:

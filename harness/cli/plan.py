@@ -22,7 +22,7 @@ from harness.cli.common import (
 from harness.cli.folded import print_folded
 
 if TYPE_CHECKING:
-    from harness.grid import Plan
+    from harness.data.findings import Looks
 
 
 def plan(
@@ -69,7 +69,7 @@ def plan(
         rows.setdefault(key, Counter())["done" if bench.id in done else "to do"] += 1
         seconds[key] += 0.0 if bench.id in done else schedule.estimate_s(bench, rate)
     print_folded(terminal, _runs(parsed.name, rows, seconds), 3)
-    print_folded(terminal, _images(made), 2)
+    print_folded(terminal, images_table(made.chosen_looks()), 2)
     evaluations = sum(len(training.evaluations) for training in made.trainings)
     terminal.print(
         f"{len(made.trainings)} trainings, {evaluations} evaluations, {len(made.benches)} throughput measurements; "
@@ -97,11 +97,11 @@ def _runs(name: str, rows: Mapping[tuple[str, ...], Counter[str]], seconds: Mapp
     return table
 
 
-def _images(made: "Plan") -> Table:
+def images_table(looks: "Looks") -> Table:
     """A row for each category: its images and masks."""
     from harness.data import findings
 
-    rows = {key: findings.row(found) for key, found in made.chosen_looks().items()}
+    rows = {key: findings.row(found) for key, found in looks.items()}
     table = Table("data set", "category", title="images", title_justify="left")
     held_out = any(row.held_out for row in rows.values())
     for column in ("to train", *(["held out"] if held_out else []), "good to test", "abnormal", "masks"):

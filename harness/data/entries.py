@@ -22,6 +22,7 @@ from dskd.size import Size, simplest
 from harness.data.catalog import Sample
 from harness.data.fingerprints import Print
 from harness.data.manifest import files_of
+from harness.environment import core_count
 from harness.spec import digest
 
 FILE = "entry.json"  # all that the arrays do not hold: manifest, size, samples, hashes
@@ -171,7 +172,7 @@ def _sha256(stream: BinaryIO) -> str:
         return hashlib.sha256(os.pread(stream.fileno(), PIECE, start)).digest()
 
     size = os.fstat(stream.fileno()).st_size
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(core_count()) as pool:
         return hashlib.sha256(b"".join(pool.map(of_piece, range(0, size, PIECE)))).hexdigest()
 
 

@@ -16,6 +16,7 @@ from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from harness.data import depth
 from harness.data.catalog import DataError, Source
+from harness.environment import core_count
 from harness.files import cache_folder, write_cache
 from harness.spec import digest
 from harness.text import one_line
@@ -91,7 +92,7 @@ class Fingerprints:
                 except DataError as error:
                     return error
 
-            with any_size(), ThreadPoolExecutor(os.cpu_count()) as pool:
+            with any_size(), ThreadPoolExecutor(core_count()) as pool:
                 for done, (name, found) in enumerate(zip(new, pool.map(read, new), strict=True), start=1):
                     if isinstance(found, DataError):
                         failed[name] = found

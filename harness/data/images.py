@@ -6,7 +6,6 @@ make the manifest that was planned.
 
 import hashlib
 import io
-import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +21,7 @@ from harness.data import depth, entries
 from harness.data.catalog import DataError, Half, Sample, Source, readable
 from harness.data.fingerprints import Fingerprints, Print, any_size, check_size, decoding, read_file
 from harness.data.manifest import manifest_of
+from harness.environment import core_count
 from harness.files import CacheError, cache_folder, new_folder
 from harness.spec import Data, digest
 
@@ -148,7 +148,7 @@ def _decode(source: Source, category: str, half: Half, manifest: str, size: Size
                         small = _resized(small, size, source.resize, Image.Resampling.NEAREST)
                         masks.put(place[row], small.view(np.bool_))
 
-            with any_size(), ThreadPoolExecutor(os.cpu_count()) as pool:
+            with any_size(), ThreadPoolExecutor(core_count()) as pool:
                 list(pool.map(fill, range(len(samples))))
             files.check(manifest)
         np.save(work / "regions.npy", regions)

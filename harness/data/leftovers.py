@@ -23,7 +23,7 @@ def look(source: Source, used: Collection[str]) -> str:
     Args:
         used: images and masks, relative to the source's folder. The folder that holds all of them is searched.
     """
-    if not used or source.leaves_pictures:
+    if not used or source.leaves_pictures or source.limit:
         return ""
     below = os.path.commonpath([os.path.dirname(name) for name in used])
     return text_of(sorted(name for name in _pictures(source.folder(), below) if name not in used))

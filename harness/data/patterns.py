@@ -19,6 +19,7 @@ from types import MappingProxyType
 
 from dskd.config import ConfigError, quoted, require, suggest
 from harness.data.catalog import GOOD, IMAGE_SUFFIXES, DataError, Sample
+from harness.data.words import word_of
 
 ABNORMAL = "abnormal"  # the type of a defect whose pattern has no {defect}
 FIELDS = {  # by the key of an entry: the fields that its pattern may have
@@ -126,6 +127,8 @@ def samples(name: str, root: Path, patterns: Patterns, category: str) -> list[Sa
         for path, fields in own.items():
             if path in masks or fields.get("defect") == GOOD:
                 continue
+            if path in images and word_of(fields.get("defect", "")) == "normal":
+                continue  # {defect} beside a folder of normal images, whatever that is called
             if path in images:
                 raise DataError(
                     f"dataset {name}: {root / path} is matched by {images[path][0]} and by {key}; let each image be "
@@ -233,7 +236,7 @@ def _descend(folder: Path, inside: str, parts: Sequence[str], fields: Fields) ->
     """What `parts` match below the folder, whose path in the root is `inside`."""
     part, *rest = parts or ("**",)
     if part == "**":
-        for place, prefix, files in _tree(folder, inside):
+        for place, prefix, files in tree(folder, inside):
             if rest:
                 yield from _descend(place, prefix, rest, fields)
             else:
@@ -246,8 +249,12 @@ def _descend(folder: Path, inside: str, parts: Sequence[str], fields: Fields) ->
             yield f"{inside}{name}", {**fields, **values}
 
 
-def _tree(folder: Path, inside: str) -> Iterator[tuple[Path, str, list[str]]]:
-    """The folder and all below it, each with its path in the root and its files; once, as links may lead back."""
+def tree(folder: Path, inside: str) -> Iterator[tuple[Path, str, list[str]]]:
+    """The folder and all below it, each with its path in the root and its files; once, as links may lead back.
+
+    Raises:
+        OSError: a folder that cannot be read.
+    """
     seen: set[tuple[int, int]] = set()
     for place, folders, files in os.walk(folder, onerror=_raise, followlinks=True):
         state = os.stat(place)

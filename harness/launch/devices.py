@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from dskd.config import ConfigError, quoted, require
-from harness.environment import Gpu, gpus, thread_count
+from harness.environment import Gpu, by_topology, gpus, thread_count
 
 Kind = Literal["cpu", "cuda"]
 MOST_WORKERS = 1024  # on the CPU
@@ -48,11 +48,19 @@ def find_slots(devices: str, runs_per_device: int = 1) -> list[Slot]:
     require(1 <= runs_per_device <= 64, f"--runs-per-device: {runs_per_device} is not possible; write 1 to 64")
     found = _found(devices)
     kind, chosen = _parse(devices, found)
-    cores = sorted(os.sched_getaffinity(0))
+    cores = by_topology(os.sched_getaffinity(0))
     if kind == "cpu":
         return share_cores([("cpu", "cpu", None)] * (chosen[0] * runs_per_device), cores, thread_count())
     names = [(f"cuda:{index}", "cuda", found[index].uuid) for index in chosen for _ in range(runs_per_device)]
-    return share_cores(names, cores, thread_count())
+    # Each gets cores of its own processor, as far as they go: the first ones to who hangs on the first one.
+    near = [
+        min(map(cores.index, found[index].near & set(cores)), default=0)
+        for index in chosen
+        for _ in range(runs_per_device)
+    ]
+    order = sorted(range(len(names)), key=near.__getitem__)
+    dealt = dict(zip(order, share_cores([names[i] for i in order], cores, thread_count()), strict=True))
+    return [dealt[i] for i in range(len(names))]
 
 
 def apart(slots: Sequence[Slot]) -> list[Slot]:

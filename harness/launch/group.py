@@ -30,6 +30,7 @@ T = TypeVar("T")
 
 # A training step allocates and frees the same large tensors again and again. By default glibc maps and unmaps each of
 # them, and the kernel clears every page every time: kept on the heap, in huge pages, a step on a CPU is a tenth faster.
+# For a GPU's worker it would keep the memory of its host for nothing.
 TUNABLES = {"hugetlb": 1, "mmap_max": 0, "trim_threshold": 2**34, "top_pad": 2**26}
 MALLOC = {"GLIBC_TUNABLES": ":".join(f"glibc.malloc.{name}={value}" for name, value in TUNABLES.items())}
 WORKER = ["-m", "harness.launch.worker"]
@@ -39,6 +40,7 @@ OF_LAUNCHERS = re.compile(
     "(LOCAL_|GROUP_|ROLE_)?(RANK|WORLD_SIZE)$|MASTER_|TORCHELASTIC_|PMIX?_|OMPI_|MV2_|ACCELERATE_"
 )
 STEP_ENDS_S = 20.0
+KILLED_S = 30.0  # until a killed process is taken for one that cannot be
 HUNG_S = 60.0  # a worker shows that it lives every few seconds, whatever it computes
 START_S = 600.0  # until the first sign of life of all ranks: from a cold network disk Python takes minutes to start
 
@@ -68,7 +70,6 @@ class Group:
         self.job: Job | None = None
         self.failed: set[str] = set()
         self.unfinished = 0
-        self.killed = False
         self.peaks: dict[str, float] = {}  # of memory, when it is dead
         self.begun = False  # with the job that it has
         self.attempts: dict[str, int] = {}  # failed ones of its job's works, when it got that job
@@ -121,11 +122,12 @@ class Group:
         hint = " (the kernel does that when memory runs out)" if code == -signal.SIGKILL else ""
         return f"the worker {how}{hint}"
 
-    def kill(self) -> None:
-        """All processes at once; they have nothing to clean up that a record would miss. A second call does nothing."""
-        if self.killed:
-            return
-        self.killed = True
+    def kill(self) -> bool:
+        """All processes at once; they have nothing to clean up that a record would miss. To be called once.
+
+        Returns:
+            Whether they ended: one that hangs in the kernel, with a GPU that is lost, does not, and is left behind.
+        """
         if self.spans:
             self._kill_step()
         with suppress(ProcessLookupError):
@@ -134,10 +136,11 @@ class Group:
             for pid in self.pids:
                 with suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
-        self._wait()
+        code = self._wait(KILLED_S)
         os.close(self.pidfd)
         for connection in self.connections.values():
             connection.close()
+        return code is not None
 
     def _kill_step(self) -> None:
         """On all nodes, where the pids are of other machines; killing srun would leave the ranks to find out."""
@@ -149,7 +152,7 @@ class Group:
                 subprocess.run(["scancel", "--signal=KILL", step], stderr=subprocess.DEVNULL, check=False)
             self._wait(STEP_ENDS_S)
 
-    def _wait(self, seconds: float | None = None) -> int | None:
+    def _wait(self, seconds: float) -> int | None:
         """The process's exit code, None if it does not end in time. With it comes its peak memory."""
         if self.process.returncode is None and select.select([self.pidfd], [], [], seconds)[0]:
             _, status, usage = os.wait4(self.process.pid, 0)
@@ -181,6 +184,7 @@ class Place:
         stillborn: so many groups in a row could not start.
         proven: whether one ever could.
         unlucky: the runs in a row in which its device failed, by number, with their methods.
+        is_stuck: a process of it could not be killed.
     """
 
     slots: tuple[Slot, ...]
@@ -189,6 +193,13 @@ class Place:
     stillborn: int = 0
     proven: bool = False
     unlucky: dict[int, object] = field(default_factory=dict)
+    is_stuck: bool = False
+
+    def clear(self) -> None:
+        """Kill its group, if it has one."""
+        group, self.group = self.group, None
+        if group is not None and not group.kill():
+            self.is_stuck = True
 
     @property
     def is_broken(self) -> bool:
@@ -196,8 +207,15 @@ class Place:
         return len(self.unlucky) >= DEVICE_FAILURES
 
     @property
+    def trouble(self) -> str:
+        """What is wrong with it; empty where nothing is known to be."""
+        if self.is_stuck:
+            return "a process there hangs in the kernel and cannot be killed (a lost GPU, a disk that does not answer)"
+        return "its device failed in two different runs in a row, see their attempts" if self.is_broken else ""
+
+    @property
     def is_given_up(self) -> bool:
-        return self.is_broken or self.stillborn >= (STILLBORN_LATER if self.proven else STILLBORN)
+        return self.is_stuck or self.is_broken or self.stillborn >= (STILLBORN_LATER if self.proven else STILLBORN)
 
     def offered(self, pending: Mapping[int, T], jobs: Mapping[int, Job], places: "Sequence[Place]") -> Mapping[int, T]:
         """Of the pending jobs those that it may take now, to find out soon whether a device or a run is at fault.
@@ -242,10 +260,13 @@ def start(slots: tuple[Slot, ...], kind: GroupKind, door: channel.Door, scratch:
     token = secrets.token_hex(8)
     log = scratch / f"{token}.log"
     around = {name: value for name, value in os.environ.items() if not OF_LAUNCHERS.match(name)}
-    environment = MALLOC | around | door.environment() | plugins.environment()
+    threads = min(slot.threads for slot in slots)
+    # Inductor would start a process of its own for each of up to 32 cores.
+    ours = {"TORCHINDUCTOR_COMPILE_THREADS": str(threads)} | (MALLOC if slots[0].kind == "cpu" else {})
+    environment = ours | around | door.environment() | plugins.environment()
     environment[channel.GROUP] = token
     environment[channel.CPUS] = json.dumps([slot.cpus for slot in slots])
-    environment["OMP_NUM_THREADS"] = str(min(slot.threads for slot in slots))
+    environment["OMP_NUM_THREADS"] = str(threads)
     environment |= PASSIVE if passive else {}
     nodes = len({slot.node for slot in slots})
     if nodes == 1 or not slots[0].visible:  # on several nodes it is for SLURM to say

@@ -249,5 +249,12 @@ def launcher(python: str, nodes: int, processes: int, host: str, port: int) -> l
     ranks = f'exec "$0" -m torch.distributed.run --node-rank "$SLURM_NODEID" --nnodes {nodes} '
     ranks += f'--nproc-per-node {processes} --master-addr {host} --master-port {port} "$@"'
     # A rank that dies on one node is told to the launchers of the others, but a node that is gone is not.
-    step = ["srun", f"--nodes={nodes}", f"--ntasks={nodes}", "--ntasks-per-node=1", "--kill-on-bad-exit=1"]
+    step = [
+        "srun",
+        "--mpi=none",
+        f"--nodes={nodes}",
+        f"--ntasks={nodes}",
+        "--ntasks-per-node=1",
+        "--kill-on-bad-exit=1",
+    ]
     return [*step, "bash", "-c", ranks, python]

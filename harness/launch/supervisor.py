@@ -121,8 +121,8 @@ class _Supervisor:
 
     def end(self) -> None:
         """Kill what is left of the workers: idle ones, or all of them after an error."""
-        for group in self.groups:
-            group.kill()
+        for place, group in [(place, place.group) for place in self.places if place.group is not None]:
+            place.clear()
             if group.job is not None:
                 self.claims.release(group.job.spec.id)
 
@@ -157,9 +157,10 @@ class _Supervisor:
             number = take(same or offered, place.last)
             job, item = self.jobs[number], self.pending[number]
             if not same or group.passive != place.waits_passively(self._look()):
-                group.kill()
-                self._start(place, job)
-                return
+                place.clear()
+                if not place.is_stuck:
+                    self._start(place, job)
+                return self._judge(place, job, group)
             del self.pending[number]
             if not self._claim(number, job, item):
                 continue
@@ -224,17 +225,13 @@ class _Supervisor:
         self.stopping = True
         for group in self.groups:
             if group.job is None:
-                self._end_group(group)
+                self._place_of(group).clear()
             else:
                 group.stop()
                 self._tell(group.job, events.Stopping())
 
     def _place_of(self, group: Group) -> Place:
         return next(place for place in self.places if place.group is group)
-
-    def _end_group(self, group: Group) -> None:
-        self._place_of(group).group = None
-        group.kill()
 
     def _let_in(self, connection: Connection, hello: dict[str, Any]) -> None:
         for group in self.groups:
@@ -273,7 +270,7 @@ class _Supervisor:
                     group.job = None
                     self._finish(number, job, again=self._is_tried_again(number, group.failed))
                     if leaving or not REPLACED.isdisjoint(group.failed):  # leaving: somebody else told it to
-                        self._end_group(group)
+                        place.clear()
                     self._judge(place, job, group)
             case events.Failed():
                 group.told.setdefault(rank, []).append(event)
@@ -305,8 +302,8 @@ class _Supervisor:
         """What a job that is over says of the device. Raises WorkerError where no place is left."""
         if not group.failed:
             place.unlucky.clear()
-        elif place.is_broken:
-            self._leave_out(place, job, "its device failed in two different runs in a row, see their attempts")
+        if place.trouble:
+            self._leave_out(place, job, place.trouble)
 
     def _finish(self, number: int, job: Job, again: bool = False) -> None:
         self.claims.release(job.spec.id)
@@ -336,12 +333,13 @@ class _Supervisor:
             if group not in self.groups:
                 return
         place = self._place_of(group)
-        place.group = None
         how = why or group.foreign or group.reap()
-        group.kill()
+        place.clear()
         if not group.is_ready:
             self._count_stillborn(place, group.job or next(iter(self.jobs.values())), how, group.output())
         if group.job is None:
+            if place.is_stuck and group.is_ready:
+                self._leave_out(place, next(iter(self.jobs.values())), place.trouble)
             return
         job, number = group.job, group.number
         if not group.begun and group.process.returncode == 0:  # it left while the job was on its way

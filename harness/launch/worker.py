@@ -13,6 +13,7 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from harness import events
@@ -37,8 +38,22 @@ def die_with_parent() -> None:
 def pin() -> None:
     """Stay on the cores that the supervisor dealt to this rank. Before torch counts them."""
     shares = json.loads(os.environ.get(channel.CPUS, "[]"))
+    rank, ranks = (int(os.environ.get(name, start)) for name, start in (("LOCAL_RANK", "0"), ("LOCAL_WORLD_SIZE", "1")))
     if shares:
-        os.sched_setaffinity(0, shares[int(os.environ.get("LOCAL_RANK", "0"))])
+        os.sched_setaffinity(0, cores_of(shares[rank], rank, ranks, os.sched_getaffinity(0)))
+
+
+def cores_of(share: Sequence[int], rank: int, ranks: int, own: Collection[int]) -> Collection[int]:
+    """The cores for a rank of so many on its node. Pure.
+
+    Args:
+        share: what it was dealt; on another node than the supervisor's these may be cores of somebody else.
+        own: those that it may run on.
+    """
+    if set(share) <= set(own):
+        return share
+    mine = sorted(own)[len(own) * rank // ranks : len(own) * (rank + 1) // ranks]
+    return mine or own
 
 
 def listen(connection: channel.Connection, stop: threading.Event) -> queue.SimpleQueue[bytes]:

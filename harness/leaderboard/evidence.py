@@ -179,6 +179,11 @@ def differences(board: Board, against: str | None = None) -> Table:
         "scores by image are there (image AUROC), else over seeds (Student's t within categories); ▲ ▼: it excludes 0",
         "P(above): how often a run of the first is above one of the second, over pairs of seeds within categories",
     ]
+    overs = {cells["over"].value for _, cells in rows}
+    if "groups × seeds" in overs:
+        notes.append("groups: images of one group (exposures of one object) are drawn together")
+    if read.unknown:
+        notes.append("images are drawn as if each showed another object: scores.csv of earlier versions have no groups")
     return Table(
         "differences", "Paired differences", ["dataset", "metric", "first", "minus"], DIFFERENCE_COLUMNS, rows, notes
     )
@@ -206,6 +211,7 @@ def difference_cells(pairs: Sequence[Pair]) -> dict[str, Cell]:
     }
 
 
+Halves = tuple[np.ndarray, np.ndarray]  # of normal and of anomalous images
 Folders = pd.Series  # of evaluations, by (category, seed)
 
 
@@ -230,11 +236,12 @@ def paired(
         columns = pd.DataFrame({"first": first[category], "second": second[category]}).dropna()
         if columns.empty:
             continue
-        scores = None
+        scores, groups = None, None
         if metric == "image_auroc":
             both = (first_folders, second_folders)
-            scores = read.together(*([folders[category, seed] for seed in columns.index] for folders in both))
-        made.append(Pair(columns["first"].to_numpy(), columns["second"].to_numpy(), scores))
+            sides = [[folders[category, seed] for seed in columns.index] for folders in both]
+            scores, groups = read.together(*sides) or (None, None)
+        made.append(Pair(columns["first"].to_numpy(), columns["second"].to_numpy(), scores, groups))
     return made
 
 
@@ -244,19 +251,20 @@ class Scores:
     def __init__(self, skipped: list[Damaged] | None = None) -> None:
         self.tables: dict[RunFolder, pd.DataFrame | None] = {}
         self.skipped = [] if skipped is None else skipped
+        self.unknown = False  # whether files were used that do not say which images belong together
 
     def __getitem__(self, folder: RunFolder) -> pd.DataFrame | None:
-        """`anomalous` and `score` by path, sorted; None where they were not saved."""
+        """`anomalous`, `score` and `group` by path, sorted; None where they were not saved."""
         if folder not in self.tables:
             rows = read_scores(folder, self.skipped)
             table = pd.DataFrame.from_records(rows, columns=Score._fields, index="path") if rows else None
             self.tables[folder] = None if table is None else table.sort_index()
         return self.tables[folder]
 
-    def together(
-        self, *sides: Sequence[RunFolder]
-    ) -> tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]] | None:
-        """For each side the scores of normal (S, N) and anomalous (S, A) images; None unless all are of the same."""
+    def together(self, *sides: Sequence[RunFolder]) -> tuple[tuple[Halves, Halves], Halves | None] | None:
+        """For each side the scores of normal (S, N) and anomalous (S, A) images, and the groups of these images as
+        `Pair` has them; None unless all are of the same images.
+        """
         tables = [[self[folder] for folder in side] for side in sides]
         flat = [table for side in tables for table in side]
         if any(table is None for table in flat):
@@ -267,7 +275,20 @@ class Scores:
         chosen = anomalous.to_numpy() == 1
         stacked = [np.stack([table["score"].to_numpy() for table in side]) for side in tables]
         first, second = ((values[:, ~chosen], values[:, chosen]) for values in stacked)
-        return first, second
+        groups = groups_of(flat)
+        self.unknown |= all(table["group"].isna().any() for table in flat)
+        return (first, second), None if groups is None else (groups[~chosen], groups[chosen])
+
+
+def groups_of(tables: Sequence[pd.DataFrame]) -> np.ndarray | None:
+    """(n,) labels: images of equal label show one object. None where all differ, or where no table of the same images
+    knows it: those of earlier versions do not.
+    """
+    for table in tables:
+        if table["group"].notna().all():
+            named = table["group"].where(table["group"] != "", table.index.to_series().radd("\0"))
+            return named.to_numpy() if named.duplicated().any() else None
+    return None
 
 
 def tests(board: Board) -> Table:

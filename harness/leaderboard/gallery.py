@@ -12,11 +12,13 @@ from PIL import Image
 
 from harness.foreign import Damaged
 from harness.leaderboard.table import Board
-from harness.run_folder import RunFolder, note, pictures, position_of, read_scores
+from harness.run_folder import MAP_COLOURS, PANELS, RunFolder, note, pictures, position_of, read_scores
 
 SIDE = 224  # pixels of a square picture on the page; others have about as many in all
 QUALITY = 78  # of WebP
 MOST_PER_ROW = 4  # best and worst cases each, of a row and category
+GOOD = "good"  # the defect of a picture that has none
+OUT_OF = 3  # so many saved ones there must be for each that is called best or worst
 
 
 @dataclass(frozen=True)
@@ -32,8 +34,8 @@ class Scored:
 
 @dataclass
 class Case:
-    """One test image with the saved triptychs (image, mask outlined, map over it) of all rows that have one, and how
-    they scored it (empty where scores were not saved). `roles`: `worst of dskd`, `best of stfpm`.
+    """One test image with the saved pictures (image, mask outlined, map over it, map alone) of all rows that have one,
+    and how they scored it (empty where scores were not saved). `roles`: `worst of dskd`, `best of stfpm`.
     """
 
     dataset: str
@@ -43,7 +45,7 @@ class Case:
     pictures: dict[str, Path]
     scored: dict[str, Scored]
     roles: list[str] = field(default_factory=list)
-    panels: dict[str, list[str]] = field(default_factory=dict)  # data URIs of the three, of those that were decoded
+    panels: dict[str, list[str]] = field(default_factory=dict)  # data URIs of each, of those that were decoded
     aspect: float = 1.0  # width by height, of the panels
 
     @property
@@ -64,11 +66,20 @@ class Case:
 
     def image_and_mask(self) -> tuple[str, str]:
         """Data URIs, as of the others below."""
-        image, mask, _ = next(iter(self.panels.values()))
+        image, mask, *_ = next(iter(self.panels.values()))
         return image, mask
 
-    def map_of(self, name: str) -> str:
-        return self.panels[name][2]
+    def maps_of(self, name: str) -> list[str]:
+        """Over the image, and alone: older pictures have no such one."""
+        return self.panels[name][2:]
+
+    def said(self, name: str) -> str:
+        """What the score by that row is worth; empty where there are no scores."""
+        standing = self.standing(name)
+        if standing is None:
+            return ""
+        where, others = ("below", "defective") if self.defect in ("", GOOD) else ("above", "good")
+        return f"scored {where} {100 * standing:.0f} % of the {others} pictures"
 
     def decode(self, skipped: list[Damaged]) -> bool:
         """Make the panels; False where no picture is left: those that are damaged go, and are named in `skipped`."""
@@ -95,13 +106,12 @@ def choose(board: Board, names: Mapping[tuple[str, ...], str], most: int) -> lis
         for name in names.values():
             known = [(case.standing(name), i) for i, case in enumerate(own)]
             ranked = [own[i] for _, i in sorted((standing, i) for standing, i in known if standing is not None)]
-            best = [case for case in reversed(ranked[len(ranked) // 2 :]) if case.defect != "good"]
-            for turn in range(min(MOST_PER_ROW, len(ranked) // 2)):
+            best = [case for case in reversed(ranked[len(ranked) // 2 :]) if case.defect != GOOD]
+            for turn in range(min(MOST_PER_ROW, len(ranked) // OUT_OF)):
                 if (ranked[turn].standing(name) or 0) < 1:  # else it has no bad case
                     turns.append((2 * turn, order, f"worst of {name}", ranked[turn]))
                 turns += [(2 * turn + 1, order, f"best of {name}", case) for case in best[turn : turn + 1]]
-        if not any(case.scored for case in own):
-            turns += [(2 * i, order, "", case) for i, case in enumerate(own[: 2 * MOST_PER_ROW])]
+        turns += [(2 * MOST_PER_ROW + i, order, "", case) for i, case in enumerate(own[: 2 * MOST_PER_ROW])]
     chosen: dict[int, Case] = {}
     left = most
     for _, _, role, case in sorted(turns, key=lambda turn: turn[:2]):
@@ -162,11 +172,17 @@ def _scores(folder: RunFolder, skipped: list[Damaged]) -> list[Scored]:
 
 
 def _panels(path: Path) -> Sequence[Image.Image]:
-    with Image.open(path) as triptych:
-        width, rest = divmod(triptych.width, 3)
-        if rest:
-            raise ValueError("not three panels of one width")
-        return [triptych.crop((i * width, 0, (i + 1) * width, triptych.height)).convert("RGB") for i in range(3)]
+    with Image.open(path) as picture:
+        count = int(picture.info.get(PANELS, "3"))
+        width, rest = divmod(picture.width, count)
+        if rest or count < 3:
+            raise ValueError("not as many panels of one width as it says")
+        return [picture.crop((i * width, 0, (i + 1) * width, picture.height)).convert("RGB") for i in range(count)]
+
+
+def colour_bar() -> str:
+    """The colours of maps from the lowest score to the highest, as CSS."""
+    return f"linear-gradient(to right, {', '.join(f'rgb{colour}' for colour in MAP_COLOURS)})"
 
 
 def scale_of(aspect: float) -> float:

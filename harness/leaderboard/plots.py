@@ -145,7 +145,7 @@ def differences(pairs: pd.DataFrame, metric: str) -> Chart:
     """
     data = _percent(pairs, "value", "low", "high")
     colour = alt.Color("sign:O", scale=alt.Scale(domain=list(SIGNS), range=list(SIGNS.values())), legend=None)
-    x = alt.X("value:Q", title=f"difference in {metric} [points], 95 % interval", scale=alt.Scale(padding=12))
+    x = alt.X("value:Q", title=f"{metric}, points", scale=alt.Scale(padding=12))
     base = _chart(data).encode(y=alt.Y("pair:N", sort=None, title=None, axis=alt.Axis(ticks=False, domain=False)))
     zero = _chart(pd.DataFrame({"zero": [0]})).mark_rule(color=NEUTRAL, strokeDash=[3, 3]).encode(x="zero:Q")
     layers = alt.layer(

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from harness.foreign import Damaged
-from harness.leaderboard.evidence import Scores, last_quarter
+from harness.leaderboard.evidence import Scores, groups_of, last_quarter
 from harness.leaderboard.frame import SHOWN, training_key
 from harness.leaderboard.statistics import (
     Difference,
@@ -21,6 +21,7 @@ from harness.leaderboard.statistics import (
     deviation,
     percentile_interval,
     resample,
+    resample_classes,
     resampled_auroc,
     resampled_difference,
 )
@@ -29,8 +30,8 @@ from harness.records import Failure, Record, Results
 
 IMAGE, PIXEL = SHOWN[:2]  # keys of a record's result
 SHARED = ("backbone", "weights", "data", "image_size", "crop")  # settings that all runs have in common
-# Normal images, anomalous images and seeds are drawn apart; every comparison sees the same draws of each.
-NORMALS, ANOMALIES, SEEDS = np.random.SeedSequence(0).spawn(3)
+# Normal images, anomalous ones, groups that have both, and seeds are drawn apart, the same for every comparison.
+NORMALS, ANOMALIES, SEEDS, BOTH = np.random.SeedSequence(0).spawn(4)
 
 Key = tuple[str, str]  # method, recipe
 
@@ -75,9 +76,9 @@ class Study:
         return [run.scores for _, _, run in self.each() if run.scores is not None]
 
     @property
-    def images(self) -> list[str]:
-        """The test images by their paths, in the order of `tables`; empty where no run has scores."""
-        return list(self.tables[0].index) if self.tables else []
+    def groups(self) -> np.ndarray | None:
+        """(n,) labels of the images in `tables`: those of equal label show one object. None where that is not known."""
+        return groups_of(self.tables)
 
 
 def place_of(item: Record | Failure) -> tuple[Key, int]:
@@ -149,7 +150,7 @@ class Comparer:
             return
         anomalous = study.tables[0]["anomalous"].to_numpy()  # the images are the same in all runs
         units = np.arange(len(anomalous)) if units is None else units
-        shares = resample(units[~anomalous], draws, NORMALS), resample(units[anomalous], draws, ANOMALIES)
+        shares = resample_classes(units[~anomalous], units[anomalous], draws, (NORMALS, ANOMALIES, BOTH))
         for key, seed, run in study.each():
             if run.scores is not None:
                 score = run.scores["score"].to_numpy()

@@ -85,13 +85,12 @@ class Page:
 
     Args:
         draws: of each bootstrap.
-        tiles: (n,) int, of the study's images those that show one object, which are drawn together; None if unknown.
 
     Raises:
         ValueError: the method is not there under one recipe.
     """
 
-    def __init__(self, study: Study, against: str, draws: int, tiles: np.ndarray | None = None) -> None:
+    def __init__(self, study: Study, against: str, draws: int) -> None:
         found = [key for key, group in study.runs.items() if key[0] == against and group]
         if len(found) != 1:
             names = ", ".join(recipe for _, recipe in found) or "none"
@@ -106,8 +105,8 @@ class Page:
                 study.runs.setdefault((key[0], "own"), {})
                 study.runs.setdefault((key[0], "common"), {})
         self.keys = sorted(study.runs, key=self._place)
-        self.tiles, self.by_image = tiles, Comparer(study, draws)
-        self.by_tile = None if tiles is None else Comparer(study, draws, tiles)
+        self.groups, self.by_image = study.groups, Comparer(study, draws)
+        self.by_group = None if self.groups is None else Comparer(study, draws, self.groups)
 
     def _place(self, key: Key) -> tuple[Any, ...]:
         """The subject first, then as `dskd.methods` lists them, own before common."""
@@ -191,44 +190,45 @@ class Page:
     def differences(self) -> Table:
         name = self.subject[0]
         header = [f"{name} minus", "recipe", "seeds", "image AUROC [95 %]", "draws above 0"]
-        header += ["by tile [95 %]", "draws above 0"] * (self.by_tile is not None) + ["pixel AUROC", "AUPRO 0.3"]
+        header += ["by group [95 %]", "draws above 0"] * (self.by_group is not None) + ["pixel AUROC", "AUPRO 0.3"]
         rows = []
         for key in self.keys[1:]:
             pair = self.subject, key
             seeds = self.by_image.seeds(*pair)
             image, pixel, aupro = (self.by_image.difference(metric, *pair, seeds) for metric in METRICS)
             row = [*self.words(key), str(len(seeds)), with_interval(image), above(image)]
-            if self.by_tile:
-                tile = self.by_tile.difference(IMAGE, *pair, seeds)
-                row += [interval(tile), above(tile)]
+            if self.by_group:
+                grouped = self.by_group.difference(IMAGE, *pair, seeds)
+                row += [interval(grouped), above(grouped)]
             rows.append([*row, by_seed(pixel), by_seed(aupro)])
         notes = [
             "In points (%), of means over the paired seeds.",
             f"Image AUROC: 95 % percentile bootstrap, {self.draws} draws of seeds and of test images (normal and"
             " anomalous apart), the same for both sides. A bootstrap of few seeds is rather too narrow, and the"
             " intervals are not corrected for their number.",
-            *self._about_tiles(),
+            *self._about_groups(),
             "Pixel AUROC and AUPRO: ± is the standard deviation (n - 1) of the seeds' differences. There are no maps"
             " to resample, so it is over seeds only and says nothing about other images.",
         ]
         return table_of(f"{name} minus the others", header, rows, notes)
 
-    def _about_tiles(self) -> list[str]:
-        if self.tiles is None:
+    def _about_groups(self) -> list[str]:
+        if self.groups is None:
             return []
         anomalous = self.study.tables[0]["anomalous"].to_numpy()
-        normal, defective = (len(np.unique(self.tiles[part])) for part in (~anomalous, anomalous))
+        normal, defective = (len(np.unique(self.groups[part])) for part in (~anomalous, anomalous))
         return [
-            f"By tile: the same, but whole tiles are drawn ({normal} of normal and {defective} of anomalous images)."
-            " Exposures of one tile are near copies: the interval by image takes them as independent and is too narrow."
+            f"By group: the same, but whole groups are drawn ({normal} of normal and {defective} of anomalous images)."
+            " Images of one group (exposures of one tile) are near copies: the interval by image takes them as"
+            " independent and is too narrow."
         ]
 
     def parts(self) -> Table:
         """Of each baseline that has two recipes."""
         name = self.subject[0]
         lines = [(self.by_image, metric, title) for metric, title in METRICS.items()]
-        if self.by_tile:
-            lines.insert(1, (self.by_tile, IMAGE, f"{METRICS[IMAGE]}, by tile"))
+        if self.by_group:
+            lines.insert(1, (self.by_group, IMAGE, f"{METRICS[IMAGE]}, by group"))
         rows = []
         for method in (key[0] for key in self.keys if key[1] == "common"):
             own, common = (method, "own"), (method, "common")

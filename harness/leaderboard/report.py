@@ -136,6 +136,7 @@ def render(parts: Sequence[Part], found: Found, folders: Sequence[Path], title: 
         "categories": list(lines[["dataset", "category"]].drop_duplicates().itertuples(index=False, name=None)),
         "roles": sorted({role for part in parts for case in part.cases for role in case.roles}),
         "parts": parts,
+        "colour_bar": gallery.colour_bar(),
         "failures": inventory.failures(found),
         "remarks": remarks(found),
         "environments": inventory.environments(found, lines),

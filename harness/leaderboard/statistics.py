@@ -107,6 +107,26 @@ def resample(groups: np.ndarray, draws: int, stream: np.random.SeedSequence) -> 
     return counts / counts.sum(axis=1, keepdims=True)
 
 
+def resample_classes(
+    normal: np.ndarray, anomalous: np.ndarray, draws: int, streams: Sequence[np.random.SeedSequence]
+) -> tuple[np.ndarray, np.ndarray]:
+    """As `resample`, of normal (N,) and anomalous (A,) images by their groups: (draws, N) and (draws, A). Groups of
+    normal images, of anomalous ones and of both are drawn apart, so that neither class is ever without an image.
+
+    streams: one for each of the three.
+    """
+    both = np.intersect1d(normal, anomalous)
+    drawn = []
+    for names, stream in zip((np.setdiff1d(normal, both), np.setdiff1d(anomalous, both), both), streams, strict=True):
+        n = max(len(names), 1)
+        counts = np.random.default_rng(stream).multinomial(len(names), np.full(n, 1 / n), draws)
+        drawn.append(dict(zip(names, counts.T, strict=False)))
+    times = drawn[0] | drawn[1] | drawn[2]
+    counts = (np.stack([times[name] for name in groups], axis=1) for groups in (normal, anomalous))
+    first, second = (each / each.sum(axis=1, keepdims=True) for each in counts)
+    return first, second
+
+
 def resampled_auroc(pairs: np.ndarray, normal_shares: np.ndarray, anomalous_shares: np.ndarray) -> np.ndarray:
     """(draws,) AUROC in [0, 1] of each resample, ties half: from (N, A) `comparisons`, (draws, N) and (draws, A)."""
     return np.einsum("da,da->d", normal_shares @ pairs, anomalous_shares)
@@ -142,7 +162,7 @@ class Difference:
 
     Attributes:
         interval: 95 %; None where there is nothing to tell: a single seed without scores by image.
-        over: what the interval is over, "images × seeds", "seeds" or "".
+        over: what the interval is over, "images × seeds", "groups × seeds", "seeds" or "".
         spread: standard deviation (n - 1) of the seeds' differences, of a single category.
         above: share of a bootstrap's draws above 0.
     """
@@ -163,19 +183,22 @@ class Difference:
 @dataclass(frozen=True)
 class Pair:
     """One category, seed by seed of both methods: (S,) values, and where they are there the scores of the same test
-    images: (S, N) of normal and (S, A) of anomalous ones.
+    images: (S, N) of normal and (S, A) of anomalous ones. `groups`: of these images, (N,) and (A,) labels; those of
+    equal label show one object. None where every image shows another one, as far as is known.
     """
 
     first: np.ndarray
     second: np.ndarray
     scores: tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]] | None = None
+    groups: tuple[np.ndarray, np.ndarray] | None = None
 
 
 def paired_difference(categories: Sequence[Pair], draws: int = DRAWS) -> Difference:
     """The mean over categories of the mean over paired seeds of first minus second, with its interval.
 
     Where all categories have scores by image it is a bootstrap: each draw takes test images (normal and anomalous
-    apart, the same for both methods and all seeds) and seeds anew, and the values are image AUROCs. Else it is
+    apart, whole groups together, the same for both methods and all seeds) and seeds anew, and the values are image
+    AUROCs. Else it is
     `stratified_interval` over seeds: a bootstrap of three seeds would be far too narrow.
     """
     differences = [pair.first - pair.second for pair in categories]
@@ -186,17 +209,16 @@ def paired_difference(categories: Sequence[Pair], draws: int = DRAWS) -> Differe
     total = np.zeros(draws)
     for pair, stream in zip(categories, np.random.SeedSequence(0).spawn(len(categories)), strict=True):
         (normal, anomalous), _ = pair.scores or ((), ())
-        of_normal, of_anomalous, of_seeds = stream.spawn(3)
-        images = (
-            resample(np.arange(normal.shape[1]), draws, of_normal),
-            resample(np.arange(anomalous.shape[1]), draws, of_anomalous),
-        )
+        of_normal, of_anomalous, of_seeds, of_both = stream.spawn(4)
+        groups = pair.groups or np.split(np.arange(normal.shape[1] + anomalous.shape[1]), [normal.shape[1]])
+        images = resample_classes(*groups, draws, (of_normal, of_anomalous, of_both))
         drawn = (
             np.stack([resampled_auroc(comparisons(*seed), *images) for seed in zip(*scores, strict=True)], axis=1)
             for scores in pair.scores or ()
         )
         total += resampled_difference(*drawn, resample(np.arange(len(pair.first)), draws, of_seeds))
-    return Difference(middle, percentile_interval(total / len(categories)), "images × seeds")
+    over = "groups × seeds" if any(pair.groups for pair in categories) else "images × seeds"
+    return Difference(middle, percentile_interval(total / len(categories)), over)
 
 
 @dataclass(frozen=True)

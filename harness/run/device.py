@@ -2,6 +2,8 @@
 
 import functools
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -125,16 +127,28 @@ class Device:
         return None if self.place.type == "cpu" else hosts_group()
 
     def wait(self) -> None:
-        """For all ranks to come here."""
-        self.accelerator.wait_for_everyone()
+        """For all ranks to come here. On the host: through nccl those that wait would keep GPU and processor busy."""
+        if self.processes > 1:
+            torch.distributed.barrier(group=self._hosts)
+
+    @contextmanager
+    def one_on_each_node_first(self) -> Iterator[None]:
+        """The first rank of each node does what is within before the others do."""
+        first = self.accelerator.is_local_main_process
+        if not first:
+            self.wait()
+        yield
+        if first:
+            self.wait()
 
     def autocast(self) -> torch.autocast:
-        return torch.autocast(self.place.type, dtype=torch.bfloat16, enabled=self.precision == "bf16")
+        return autocast(self.place.type, self.precision)
 
     def facts(self) -> dict[str, object]:
         """For a record: the device's name, what `auto` became, threads (of each process) and how they wait."""
         kind = self.place.type
         waiting = openmp_waiting() if kind == "cpu" else None
+        mps = os.environ.get("CUDA_MPS_ACTIVE_THREAD_PERCENTAGE")  # fewer multiprocessors: other kernels
         together = {"processes": self.processes, "distributed_type": self.accelerator.distributed_type.value}
         return {
             "device": torch.cuda.get_device_name() if kind == "cuda" else cpu_name(),
@@ -142,12 +156,18 @@ class Device:
             "precision": self.precision,
             "threads": thread_count(),
             **({"waiting": waiting} if waiting else {}),
+            **({"mps_thread_percentage": mps} if kind == "cuda" and mps else {}),
             **(together if self.processes > 1 else {}),
         }
 
     def synchronize(self) -> None:
         if self.place.type == "cuda":
             torch.cuda.synchronize()
+
+
+def autocast(kind: str, precision: str) -> torch.autocast:
+    """Of a kind of device, at a resolved precision."""
+    return torch.autocast(kind, dtype=torch.bfloat16, enabled=precision == "bf16")
 
 
 @functools.cache

@@ -195,7 +195,7 @@ def measure(seen: Inspected, test: TestSet, spec: EvaluateSpec, place: torch.dev
 def scores_of(seen: Inspected, test: TestSet) -> list[Score]:
     """As scores.csv has them."""
     pairs = zip(test.samples, seen.scores, strict=True)
-    return [Score(one.path, one.defect, one.anomalous, float(score)) for one, score in pairs]
+    return [Score(one.path, one.defect, one.anomalous, float(score), one.group) for one, score in pairs]
 
 
 class Along:

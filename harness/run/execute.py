@@ -96,7 +96,7 @@ def _train_and_evaluate(job: TrainJob, work: Work, device: Device, warm: Warm) -
     spec = job.spec
     work.emit(events.Phase("data"))
     source = get_source(job.source)
-    with section("decode"), device.accelerator.local_main_process_first():  # it decodes, the others find the cache
+    with section("decode"), device.one_on_each_node_first():  # it decodes, the others find the cache
         category = images.load(source, spec.data, spec.image_size, spec.crop)
     torch.manual_seed(spec.seed)
     with section("build"):

@@ -1,5 +1,6 @@
 """The teacher's features of a training set, computed once: it is frozen and nothing is augmented."""
 
+import functools
 import os
 from collections.abc import Mapping
 from typing import Literal
@@ -10,7 +11,8 @@ from torch import Tensor
 
 from dskd.teacher import Teacher
 from harness.run.batches import index_of, to_images, whole_batches
-from harness.run.device import Device
+from harness.run.device import Device, autocast
+from harness.run.memory import free_host_bytes
 from harness.run.sections import section
 
 Kept = Literal["device", "host", "recomputed"]
@@ -39,7 +41,9 @@ class TeacherFeatures:
         device: Device,
         budgets: Mapping[str, float] | None = None,
     ) -> None:
-        self.teacher, self.pixels, self.batch_size, self.device = teacher, pixels, batch_size, device
+        self.teacher, self.pixels, self.batch_size = teacher, pixels, batch_size
+        # Not the device: features are kept for later runs, and its Accelerator holds the students of this one.
+        self.autocast = functools.partial(autocast, device.place.type, device.precision)
         self.scales: list[Tensor] = []
         first = self._compute(np.arange(min(batch_size, len(pixels))))
         size = sum(scale.nbytes for scale in first) / len(first[0]) * len(pixels)
@@ -67,7 +71,7 @@ class TeacherFeatures:
 
     def _compute(self, positions: np.ndarray) -> list[Tensor]:
         filled = positions[np.minimum(np.arange(self.batch_size), len(positions) - 1)]
-        with section("teacher", self.batch_size), torch.no_grad(), self.device.autocast():
+        with section("teacher", self.batch_size), torch.no_grad(), self.autocast():
             scales = self.teacher(to_images(self.pixels[index_of(filled, self.pixels.device)]))
         return [scale[: len(positions)] for scale in scales]
 
@@ -85,16 +89,9 @@ class TeacherFeatures:
 
 def _budgets(device: Device) -> dict[str, float]:
     """Of the memory of the device and of its host; a CPU's host is the device itself."""
-    host = _free_host_bytes() / device.processes
+    host = free_host_bytes() / int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     if device.place.type == "cpu":
         return {"device": host * BUDGET_SHARE["device"], "host": 0}
-    free = {"device": torch.cuda.mem_get_info()[0], "host": host}
+    unused = torch.cuda.memory_reserved() - torch.cuda.memory_allocated()  # by this process: the last run's features
+    free = {"device": torch.cuda.mem_get_info()[0] + unused, "host": host}
     return {place: free[place] * share for place, share in BUDGET_SHARE.items()}
-
-
-def _free_host_bytes() -> int:
-    try:
-        with open("/proc/meminfo") as stream:
-            return next(int(line.split()[1]) * 1024 for line in stream if line.startswith("MemAvailable"))
-    except (OSError, StopIteration):
-        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

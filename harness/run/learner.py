@@ -54,6 +54,8 @@ class Learner:
         optimizers = make_optimizers(self.plain, recipe)
         self.schedules = [scheduler(one, recipe, recipe.epochs * self.steps_per_epoch) for one in optimizers]
         fit_to_recipe(accelerator, recipe, spec.process_batch_size)
+        if accelerator.ddp_handler is not None:  # what comes after the last scale that counts has no gradient
+            accelerator.ddp_handler.find_unused_parameters = set(spec.method.layers) != {1, 2, 3}
         if device.processes > 1:
             self.students, *self.optimizers = accelerator.prepare(self.plain, *optimizers)
         else:  # Accelerate's wrapper would only cast the students' maps to float32, which their loss does itself

@@ -1,9 +1,10 @@
 """Memory of the host and of a GPU: whether it ran out, giving it back, its peak."""
 
 import gc
+import os
 import re
 import resource
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
@@ -46,6 +47,36 @@ def largest_that_fits(size: int, do: Callable[[int], T], least: int = 1) -> tupl
                 raise
         size //= 2
         free_memory()
+
+
+def free_host_bytes(root: Path = Path("/")) -> float:
+    """Memory that this process may still take: of the machine, or of its control group (a container, a SLURM job with
+    --mem) where that leaves less. What files are cached in counts as free.
+    """
+    free = [float(os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))]
+    with suppress(OSError, StopIteration, ValueError):
+        lines = (root / "proc/meminfo").read_text().splitlines()
+        free = [1024.0 * int(next(line for line in lines if line.startswith("MemAvailable")).split()[1])]
+    with suppress(OSError, ValueError):
+        for line in (root / "proc/self/cgroup").read_text().splitlines():
+            _, controllers, own = line.split(":", 2)
+            if controllers == "" or "memory" in controllers.split(","):
+                free += _left_in_groups(root / "sys/fs/cgroup", controllers, own)
+    return max(0.0, min(free))
+
+
+def _left_in_groups(mount: Path, controllers: str, own: str) -> Iterator[float]:
+    """Of a control group and all that hold it, as far as they have a limit and can be read."""
+    base = mount / "memory" if controllers else mount  # version 1 has a tree for each controller
+    names = ("memory.limit_in_bytes", "memory.usage_in_bytes") if controllers else ("memory.max", "memory.current")
+    place = base / own.lstrip("/")
+    for folder in (place, *place.parents):
+        with suppress(OSError, ValueError):
+            limit, used = (int((folder / name).read_text()) for name in names)  # ValueError: "max", no limit
+            rows = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+            yield float(limit - used + int(rows.get("total_inactive_file", rows.get("inactive_file", 0))))
+        if folder == base:
+            return
 
 
 def reset_peak_memory() -> None:

@@ -6,7 +6,6 @@ Ties are exact, -0.0 equals 0.0, infinite scores rank as they compare, and NaN i
 """
 
 import math
-import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -15,10 +14,12 @@ import numpy as np
 import torch
 from scipy import ndimage
 
+from harness.environment import core_count
+
 # NumPy works outside the GIL, so slices are sorted, and blocks counted, side by side; the numbers do not depend on it.
 # Mostly one thread would do (6.5 M float32: 0.05 s), but NumPy's AVX-512 sort is slow on AMD's Zen 4 (0.3 s; issue 6 of
 # numpy/x86-simd-sort).
-_THREADS = min(4, os.cpu_count() or 1)
+_THREADS = min(4, core_count())
 _SMALLEST_SLICE = 2**20  # scores, for sorting it beside to be worth a thread
 _SEARCH_IN_SORTED = 7  # scores are sorted in the time of one search, which every positive does in every slice
 _SIGN, _ALL = np.uint32(2**31), np.uint32(2**32 - 1)  # bits of a float32

@@ -1,19 +1,17 @@
-"""Pictures of anomaly maps: the image, its mask outlined, and the map over it, side by side."""
+"""Pictures of anomaly maps: the image, its mask outlined, the map over it, and the map alone, side by side."""
 
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, PngImagePlugin
 from scipy import ndimage
 
 from harness.data.catalog import Sample
 from harness.files import write_atomic
-from harness.run_folder import picture_name
+from harness.run_folder import MAP_COLOURS, PANELS, picture_name
 
-# Dark blue over violet and orange to light yellow (our choice): brightness rises with the score, for any eye and in
-# grey.
-_COLOURS = np.array([[10, 10, 60], [110, 20, 120], [210, 60, 80], [250, 150, 40], [255, 250, 180]], np.float64)
+_COLOURS = np.array(MAP_COLOURS, np.float64)
 OUTLINE = (0, 255, 60)
 DIMMED = 0.3  # of its brightness, the image on which is written that its mask is not known
 
@@ -30,7 +28,7 @@ def choose(samples: Sequence[Sample], count: int) -> list[int]:
 def save_maps(
     folder: Path, samples: Sequence[Sample], images: np.ndarray, masks: np.ndarray, maps: np.ndarray, count: int
 ) -> None:
-    """Write `count` triptychs as PNG, all on one colour scale so that they can be compared. Where no mask is known its
+    """Write `count` of them as PNG, all on one colour scale so that they can be compared. Where no mask is known its
     place says so: an image without an outline would look like a good one.
 
     Args:
@@ -48,9 +46,11 @@ def save_maps(
         outlined = _outlined(image, masks[position]) if samples[position].known else _without_mask(image)
         cover = 0.15 + 0.7 * level[..., None]  # little where the score is low, so that the image stays visible
         overlay = ((1 - cover) * image + cover * heat).astype(np.uint8)
-        triptych = Image.fromarray(np.concatenate([image, outlined, overlay], axis=1))
+        panels = image, outlined, overlay, heat.astype(np.uint8)
+        picture, about = Image.fromarray(np.concatenate(panels, axis=1)), PngImagePlugin.PngInfo()
+        about.add_text(PANELS, str(len(panels)))
         name = picture_name(position, samples[position].defect, samples[position].path)
-        write_atomic(folder / name, lambda stream, t=triptych: t.save(stream, "PNG"))
+        write_atomic(folder / name, lambda stream, p=picture, i=about: p.save(stream, "PNG", pnginfo=i))
 
 
 def _outlined(image: np.ndarray, mask: np.ndarray) -> np.ndarray:

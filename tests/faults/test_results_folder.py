@@ -196,7 +196,7 @@ def test_a_long_name_of_an_image_costs_no_evaluation(stem: str, tmp_path: Path) 
     save(tmp_path, [Sample(f"test/{stem}.png", "test", defect) for defect in defects])
     names = sorted(path.name for path in tmp_path.iterdir())
     assert [name[:7] for name in names] == ["0000_go", "0001_a_", "0002_go"]
-    assert all(Image.open(tmp_path / name).size == (24, 8) for name in names)
+    assert all(Image.open(tmp_path / name).size == (32, 8) for name in names)
 
 
 def test_a_picture_is_whole_or_the_one_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

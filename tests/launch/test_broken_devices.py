@@ -116,3 +116,22 @@ def test_where_no_device_is_left_nothing_is_lost(do: Do) -> None:
     assert not do.seen.done
     assert not do.seen.failed
     assert len(do.seen.left_out) <= 1  # none where both are given up in the same moment: the error tells of it
+
+
+def test_a_process_that_cannot_be_killed_costs_its_place_and_no_run(do: Do, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It hangs in a driver, say. The first group that is killed is taken for one such."""
+    waited, stuck = group.Group._wait, []
+
+    def wait(self: group.Group, seconds: float) -> int | None:
+        if seconds == group.KILLED_S and (not stuck or self in stuck):
+            stuck.append(self)
+            return None
+        return waited(self, seconds)
+
+    monkeypatch.setattr(group.Group, "_wait", wait)
+    seen = do(["stfpm"] * 6, [1, 2], bad=(0,))  # a failed device has its worker killed
+    assert sorted(seen.done) == [1, 2, 3, 4, 5]
+    (message,) = seen.left_out
+    assert "is left out: a process there hangs in the kernel and cannot be killed" in message
+    with suppress(ChildProcessError):
+        os.waitpid(stuck[0].process.pid, 0)

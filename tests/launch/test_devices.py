@@ -11,6 +11,7 @@ from dskd.config import ConfigError
 from harness import environment
 from harness.environment import gpus
 from harness.launch.devices import find_slots, kind_of
+from harness.launch.worker import cores_of
 
 
 class NVMLError(Exception):
@@ -121,3 +122,40 @@ def test_a_machine_without_a_driver_is_a_cpu(nvml: Nvml, monkeypatch: pytest.Mon
     monkeypatch.setattr(environment, "DRIVER", tmp_path / "none")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
     assert kind_of("auto") == "cpu"
+
+
+@pytest.mark.parametrize(
+    ("share", "rank", "own", "expected"),
+    [
+        ((4, 5), 1, {2, 3, 4, 5}, {4, 5}),
+        ((0, 1), 0, {8, 9, 10, 11}, {8, 9}),  # dealt on another node
+        ((2, 3), 1, {8, 9, 10, 11}, {10, 11}),
+        ((2, 3), 1, {8}, {8}),
+    ],
+)
+def test_a_rank_on_another_node_takes_its_share_of_the_cores_there(
+    share: tuple[int, ...], rank: int, own: set[int], expected: set[int]
+) -> None:
+    assert set(cores_of(share, rank, 2, own)) == expected
+
+
+def test_gpus_get_whole_cores_of_their_own_processor(
+    nvml: Nvml, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two processors of two cores with two threads each, numbered as Linux does; GPU 0 hangs on the second one."""
+    for cpu in range(8):
+        place = tmp_path / f"cpu{cpu}" / "topology"
+        place.mkdir(parents=True)
+        (place / "physical_package_id").write_text(f"{cpu % 4 // 2}\n")
+        (place / "core_id").write_text(f"{cpu % 2}\n")
+    monkeypatch.setattr(environment, "TOPOLOGY", tmp_path)
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(8)))
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    nvml.nvmlDeviceGetCpuAffinity = lambda handle, words: [0b11001100 if handle == "GPU-0aa" else 0b00110011]
+    assert [(slot.name, set(slot.cpus)) for slot in find_slots("cuda")] == [
+        ("cuda:0", {2, 6, 3, 7}),
+        ("cuda:1", {0, 4, 1, 5}),
+    ]
+    assert [set(slot.cpus) for slot in find_slots("cpu:4")] == [{0, 4}, {1, 5}, {2, 6}, {3, 7}]
+    monkeypatch.setattr(environment, "TOPOLOGY", tmp_path / "gone")
+    assert [set(slot.cpus) for slot in find_slots("cpu:4")] == [{0, 1}, {2, 3}, {4, 5}, {6, 7}]

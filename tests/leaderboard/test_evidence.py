@@ -10,7 +10,7 @@ from dskd.config import ConfigError
 from harness.leaderboard import evidence
 from harness.leaderboard.frame import load
 from harness.leaderboard.statistics import critical_difference
-from harness.leaderboard.table import Board, boards
+from harness.leaderboard.table import Board, Cell, boards
 from harness.records import Record, Results
 from tests.leaderboard.test_compare import publish
 from tests.leaderboard.test_table import evaluation
@@ -91,6 +91,33 @@ def test_differences_over_images_where_scores_are_of_the_same_ones(tmp_path: Pat
     path.write_text(path.read_text().replace("000.png", "other.png"))
     (key, cells), *_ = evidence.differences(board, "dskd").rows
     assert (key[1], cells["over"].value) == ("image_auroc", "seeds")
+
+
+def test_images_of_one_group_are_drawn_together(tmp_path: Path) -> None:
+    results = Results(tmp_path)
+    for seed in range(2):
+        publish(results, evaluation("dskd", "a", seed, None), 2.0, seed)
+        publish(results, evaluation("stfpm", "a", seed, None), 1.0, seed + 10)
+
+    def difference() -> dict[str, Cell]:
+        (board,) = boards(load([tmp_path]), metrics=["image_auroc"])
+        return evidence.differences(board, "dskd").rows[0][1]
+
+    apart = difference()
+    for path in tmp_path.glob("*/scores.csv"):
+        header, *lines = path.read_text().splitlines()
+        path.write_text("\n".join([f"{header},group", *(f"{line},{i // 5}" for i, line in enumerate(lines))]) + "\n")
+    together = difference()
+    assert (apart["over"].value, together["over"].value) == ("images × seeds", "groups × seeds")
+    assert together["difference"].value == apart["difference"].value
+    assert (together["difference"].low, together["difference"].high) != (
+        apart["difference"].low,
+        apart["difference"].high,
+    )
+    for path in tmp_path.glob("*/scores.csv"):  # nothing belongs together
+        header, *lines = path.read_text().splitlines()
+        path.write_text("\n".join([header, *(line[: line.rindex(",") + 1] for line in lines)]) + "\n")
+    assert difference() == apart
 
 
 def test_stability_of_the_last_quarter(board: Board) -> None:

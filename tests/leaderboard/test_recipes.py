@@ -65,13 +65,6 @@ def test_rough_deviations() -> None:
     assert statistics.deviation([1.0]) is None
 
 
-def test_tiles_are_runs_of_numbers() -> None:
-    tiles_of = runpy.run_path(str(SCRIPT))["tiles_of"]
-    images = ["MT_Free/Imgs/exp1_num_400.jpg", "MT_Break/Imgs/exp2_num_90.jpg", "MT_Free/Imgs/exp1_num_200.jpg"]
-    assert tiles_of(images).tolist() == [1, 0, 0]
-    assert tiles_of(["good/000.png"]) is None
-
-
 def write(results: Results, method: str, recipe: str, seed: int, shift: float, along: bool = True) -> None:
     """One training and its evaluation; scores are normal, the anomalous ones shifted."""
     config = get_method(method, recipe)
@@ -127,6 +120,22 @@ def test_equal_is_zero_and_clear_is_clear(results: Results) -> None:
     assert architecture.above == 1
     assert recipe.mean < 0
     assert comparer.difference("pixel_auroc", ("dskd", "own"), ("stfpm", "own"), [0, 1]).interval is None
+
+
+def test_images_of_one_group_are_drawn_together(results: Results) -> None:
+    assert "by group" not in Page(recipes.read(results.folder), "dskd", 200).text()
+    for path in results.folder.glob("*/scores.csv"):
+        header, *lines = path.read_text().splitlines()
+        path.write_text("\n".join([f"{header},group", *(f"{line},{i // 4}" for i, line in enumerate(lines))]))
+    study = recipes.read(results.folder)
+    text = Page(study, "dskd", 200).text()
+    assert "| image AUROC [95 %] | draws above 0 | by group [95 %] | draws above 0 |" in text
+    pair = ("stfpm", "own"), ("stfpm", "common")
+    apart, together = (
+        recipes.Comparer(study, 500, groups).difference("image_auroc", *pair, [0, 1]) for groups in (None, study.groups)
+    )
+    assert apart.mean == together.mean
+    assert apart.interval != together.interval
 
 
 def test_report_counts_holes_and_repeats(results: Results) -> None:

@@ -168,3 +168,24 @@ def test_themes_and_phone(open_page) -> None:
     assert backgrounds["light"] == backgrounds["phone"] != backgrounds["dark"]
     page.click("#theme")  # and by hand
     assert page.evaluate("getComputedStyle(document.body).backgroundColor") == backgrounds["dark"]
+
+
+def test_a_picture_is_enlarged_by_click_and_by_key(open_page) -> None:
+    page = open_page()
+    pictures = page.locator("article.case:visible img")
+    pictures.nth(2).scroll_into_view_if_needed()
+    small = pictures.nth(2).evaluate("image => image.clientWidth")
+    pictures.nth(2).click()
+    large = page.locator("#large img")
+    large.wait_for()
+    assert large.evaluate("image => image.clientWidth") > 2 * small
+    assert large.get_attribute("src") == pictures.nth(2).get_attribute("src")
+    shot(page, "enlarged")
+    page.keyboard.press("ArrowRight")
+    assert large.get_attribute("src") == pictures.nth(3).get_attribute("src")
+    page.keyboard.press("Escape")
+    assert not large.is_visible()
+    page.keyboard.press("Enter")  # the picture that was last shown has the focus
+    assert large.get_attribute("src") == pictures.nth(3).get_attribute("src")
+    large.click()
+    assert not large.is_visible()

@@ -125,6 +125,37 @@ def test_the_interval_over_images_is_delongs() -> None:
     assert (found.interval[1] - found.interval[0]) / (2 * 1.96) == pytest.approx(deviation, rel=0.08)
 
 
+def test_copies_of_an_image_say_nothing_when_they_are_one_group() -> None:
+    draw = np.random.default_rng(3)
+    scores = tuple((draw.normal(0, 1, (2, 12)), draw.normal(shift, 1, (2, 9))) for shift in (1.5, 1.0))
+    copied = tuple((normal.repeat(4, axis=1), anomalous.repeat(4, axis=1)) for normal, anomalous in scores)
+    groups = np.arange(12).repeat(4), 12 + np.arange(9).repeat(4)
+    values = [aurocs(*side) for side in scores]
+    once = statistics.paired_difference([Pair(*values, scores)], 2000)
+    grouped = statistics.paired_difference([Pair(*values, copied, groups)], 2000)
+    assert grouped.interval == pytest.approx(once.interval, abs=1e-12)
+    assert (once.over, grouped.over) == ("images × seeds", "groups × seeds")
+    low, high = statistics.paired_difference([Pair(*values, copied)], 2000).interval
+    assert high - low < 0.7 * (once.interval[1] - once.interval[0])
+
+
+def test_the_interval_over_groups_is_that_of_drawing_them_one_by_one() -> None:
+    """Brute force, with a group that has images of both classes."""
+    draw = np.random.default_rng(4)
+    groups = np.array([0, 0, 0, 1, 1, 2, 3, 3, 4, 5]), np.array([3, 3, 6, 6, 6, 7, 8, 9])
+    sides = [(draw.normal(0, 1, (1, 10)), draw.normal(shift, 1, (1, 8))) for shift in (1.2, 0.6)]
+    values = [aurocs(*side) for side in sides]
+    found = statistics.paired_difference([Pair(*values, tuple(sides), groups)], 20_000)
+    strata = [[0, 1, 2, 4, 5], [6, 7, 8, 9], [3]]
+    drawn = []
+    for _ in range(4000):
+        chosen = [name for names in strata for name in draw.choice(names, len(names))]
+        rows = [np.concatenate([np.flatnonzero(each == name) for name in chosen]) for each in groups]
+        first, second = (statistics.comparisons(n[0, rows[0]], a[0, rows[1]]).mean() for n, a in sides)
+        drawn.append(first - second)
+    assert found.interval == pytest.approx(np.quantile(drawn, (0.025, 0.975)), abs=0.03)
+
+
 def test_paired_difference_over_seeds_within_categories() -> None:
     pairs = [Pair(*columns) for columns in zip(FIRST.T, SECOND.T, strict=True)]
     found = statistics.paired_difference(pairs)

@@ -13,7 +13,7 @@ from dskd import Distiller, get_method
 from harness.data.catalog import DataError
 from harness.run.attempt import failure_reason
 from harness.run.device import DeviceError, open_device
-from harness.run.memory import largest_that_fits
+from harness.run.memory import free_host_bytes, largest_that_fits
 from harness.run.throughput import throughput
 from harness.spec import BenchSpec
 from tests.run.test_checkpoint import attempt, job_of
@@ -133,3 +133,37 @@ def test_throughput_of_the_batches_that_fit(monkeypatch: pytest.MonkeyPatch) -> 
     spec = BenchSpec(get_method("stfpm"), "resnet18", 32, "fp32", "cpu", 1, batch_sizes=(1, 5, 8), seconds=0.01)
     found = throughput(spec, open_device("cpu", "fp32"))["offline"]
     assert [(batch["batch_size"], batch.get("lowered_from")) for batch in found] == [(1, None), (2, 5)]
+
+
+MIB = 2**20
+MEMINFO = {"proc/meminfo": "MemTotal: 2000000 kB\nMemAvailable: 1024000 kB\n"}  # 1000 MiB
+IN_JOB = {
+    "proc/self/cgroup": "0::/slurm/job_7/step_0\n",
+    "sys/fs/cgroup/slurm/job_7/step_0/memory.max": "max",
+    "sys/fs/cgroup/slurm/job_7/memory.max": f"{300 * MIB}",
+    "sys/fs/cgroup/slurm/job_7/memory.current": f"{250 * MIB}",
+    "sys/fs/cgroup/slurm/job_7/memory.stat": f"anon 5\ninactive_file {40 * MIB}\n",
+}
+IN_CONTAINER = {  # which shows its group as the root
+    "proc/self/cgroup": "4:memory,hugetlb:/docker/abc\n0::/\n",
+    "sys/fs/cgroup/memory/memory.limit_in_bytes": f"{400 * MIB}",
+    "sys/fs/cgroup/memory/memory.usage_in_bytes": f"{100 * MIB}",
+    "sys/fs/cgroup/memory/memory.stat": f"inactive_file 1\ntotal_inactive_file {20 * MIB}\n",
+}
+
+
+@pytest.mark.parametrize(
+    ("files", "mib"),
+    [
+        (MEMINFO, 1000),
+        (MEMINFO | IN_JOB, 90),
+        (MEMINFO | IN_CONTAINER, 320),
+        (MEMINFO | {"proc/self/cgroup": "0::/\n"}, 1000),
+        (MEMINFO | IN_JOB | {"sys/fs/cgroup/slurm/job_7/memory.current": f"{900 * MIB}"}, 0),
+    ],
+)
+def test_free_memory_is_that_of_the_job(files: dict[str, str], mib: int, tmp_path: Path) -> None:
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    assert free_host_bytes(tmp_path) == mib * MIB

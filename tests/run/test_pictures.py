@@ -7,6 +7,7 @@ from PIL import Image
 
 from harness.data.catalog import Sample
 from harness.run.pictures import OUTLINE, choose, save_maps
+from harness.run_folder import MAP_COLOURS, PANELS
 
 KINDS = ["good"] * 5 + ["hole"] * 3 + ["cut"]
 SAMPLES = [Sample(f"{i}.png", "test", kind, None if kind == "good" else "mask.png") for i, kind in enumerate(KINDS)]
@@ -18,7 +19,7 @@ def test_every_kind_has_its_turn() -> None:
     assert choose(SAMPLES, 99) == list(range(9))
 
 
-def test_triptychs(tmp_path: Path) -> None:
+def test_pictures_of_four_panels(tmp_path: Path) -> None:
     images = np.full((9, 32, 32, 3), 90, np.uint8)
     masks, maps = np.zeros((9, 32, 32), bool), np.zeros((9, 32, 32), np.float32)
     masks[5:, 10:20, 10:20] = True
@@ -27,7 +28,10 @@ def test_triptychs(tmp_path: Path) -> None:
     names = sorted(path.name for path in tmp_path.iterdir())
     assert names == ["0000_good_0.png", "0005_hole_5.png", "0008_cut_8.png"]
     picture = np.asarray(Image.open(tmp_path / names[1])).astype(int)
-    assert picture.shape == (32, 96, 3)
+    assert picture.shape == (32, 128, 3)
+    assert Image.open(tmp_path / names[1]).info[PANELS] == "4"
+    assert (picture[15, 96 + 15] == MAP_COLOURS[-1]).all()
+    assert (picture[2, 96 + 2] == MAP_COLOURS[0]).all()
     assert (picture[:, :32] == 90).all()
     assert (picture[8, 32 + 15] == OUTLINE).all()  # around the defect, not on it
     assert (picture[15, 32 + 15] == 90).all()

@@ -15,7 +15,7 @@ import yaml
 from PIL import Image
 from safetensors.torch import load_file
 
-from dskd import Distiller, Teacher
+from dskd import METHODS, Distiller, Teacher
 from dskd.config import ConfigError, from_mapping, to_mapping
 from harness.data import images
 from harness.data.catalog import get_source
@@ -143,6 +143,13 @@ def test_two_processes_train_as_one_that_adds_up_two_micro_batches(
 
 
 @pytest.mark.slow
+def test_every_method_trains_on_any_of_its_scales(tmp_path: Path, pixels: np.ndarray) -> None:
+    lines = torchrun("scales", tmp_path).split("\n")
+    trained = [line for line in lines if line.endswith("True")]
+    assert len(trained) == 2 * 5 * len(METHODS), lines  # on both processes
+
+
+@pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("deepspeed") is None, reason="deepspeed is not installed")
 def test_deepspeed_trains_as_ddp_does(tmp_path: Path, pixels: np.ndarray) -> None:
     strategies = ["deepspeed_zero1", "deepspeed_zero2", "deepspeed_zero3"]
@@ -265,6 +272,11 @@ def test_what_this_machine_cannot_do_is_refused(write_grid: WriteGrid, monkeypat
         check_processes(plan, "cuda", 2)
     with pytest.raises(ConfigError, match=r"write train\.batch_norm: local"):
         check_processes(plan, "cpu", 4)
+    with pytest.raises(
+        ConfigError, match=r"processes: 4 leaves devices of --nodes 2 idle; write processes: 8, or give"
+    ):
+        check_processes(plan, "cuda", 4, nodes=2)
+    check_processes(plan, "cuda", 2, nodes=2)
     check_processes(plan, "cuda", 4)
 
 

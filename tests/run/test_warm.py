@@ -1,6 +1,8 @@
 """What a worker keeps from job to job is what it would make again."""
 
 import dataclasses
+import gc
+import weakref
 
 import numpy as np
 import pytest
@@ -9,6 +11,7 @@ import torch
 from dskd import Teacher, replace
 from harness.job import TrainJob, affinity
 from harness.run.device import open_device
+from harness.run.features import TeacherFeatures
 from harness.run.warm import Warm
 from tests.run.test_train import PIXELS, spec
 
@@ -41,3 +44,13 @@ def test_features_are_taken_over_by_jobs_of_equal_affinity(other: TrainJob, imag
     assert (second is first) == taken_over
     assert affinity(other) == affinity(job()) or not taken_over
     assert warm.features(other, teacher, PIXELS.numpy(), normal[:images], device) is second
+
+
+def test_features_that_are_kept_hold_nothing_of_the_run_that_made_them() -> None:
+    device = open_device("cpu", "fp32")
+    accelerator = weakref.ref(device.accelerator)
+    kept = TeacherFeatures(Teacher("resnet18"), PIXELS, 2, device)
+    del device
+    gc.collect()
+    assert accelerator() is None
+    assert kept[np.arange(2)][0].shape[0] == 2

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 import torch.distributed
 
-from dskd import Distiller, Teacher, get_method, replace
+from dskd import METHODS, Distiller, Teacher, get_method, replace
 from harness import events
 from harness.job import decode
 from harness.run import attempt, execute
@@ -34,6 +34,7 @@ RECIPES = {
     "clipped": (9, SGD | {"train.clip": 0.5, "train.schedule": "cosine"}),
     "selected": (8, SGD | {"train.select": "val_normal", "train.epochs": 2}),  # by the images after the first 8
     "averaged": (11, SGD | {"train.ema": 0.5}),
+    "one scale": (9, SGD | {"layers": (1,)}),  # what comes after it in the students has no gradient
 }
 
 
@@ -99,6 +100,19 @@ def main() -> None:
                 if recipe in found:
                     found[f"{recipe}, stopped"] = stopped_and_resumed(recipe, strategy, pixels, folder)
             torch.save(found, folder / f"{strategy}-{RANK}.pt")
+    elif scenario == "scales":
+        pixels = np.load(folder / "pixels.npy")
+        device = open_device("cpu", "fp32", 2)
+        for name in METHODS:
+            for layers in ((1,), (3,), (1, 2), (2, 3), (1, 2, 3)):
+                method = replace(get_method(name), {"layers": layers, "train.epochs": 3, "train.batch_size": 4})
+                found = trained(
+                    TrainSpec(method, "resnet18", Weights(), Data("x", "y", "z"), image_size=64, processes=2),
+                    4,
+                    pixels,
+                    device,
+                )
+                print(name, layers, found["losses"][-1] < found["losses"][0], flush=True)
     elif scenario == "inspect":
         pixels = np.load(folder / "pixels.npy")
         for precision in ("fp32", "bf16"):

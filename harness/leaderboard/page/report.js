@@ -100,6 +100,35 @@ document.getElementById("role")?.addEventListener("change", filter);
 document.getElementById("theme").addEventListener("click", () => {
   dress(document.documentElement.dataset.theme === "dark" ? "light" : "dark");
 });
+// A picture in large; the arrows go to the next ones of all that are shown.
+const large = document.getElementById("large");
+large.firstChild.prepend(new Image());
+let enlarged = null;
+function enlarge(picture) {
+  enlarged = picture;
+  const [image, caption] = large.querySelectorAll("img, figcaption");
+  image.src = picture.src;
+  image.alt = caption.textContent = picture.alt;
+  image.style.setProperty("--aspect", picture.naturalWidth / picture.naturalHeight);
+  if (!large.open) large.showModal();
+}
+function beside(picture, step) {
+  const all = $$(".case:not([hidden]) img");
+  return all[all.indexOf(picture) + step] || picture;
+}
+document.addEventListener("click", ({ target }) => {
+  if (target.closest("#large")) large.close();
+  else if (target.matches(".case img")) enlarge(target);
+});
+document.addEventListener("keydown", (event) => {
+  const step = { ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1 }[event.key];
+  if (large.open && step) {
+    event.preventDefault();
+    enlarge(beside(enlarged, step));
+  } else if (event.key === "Enter" && event.target.matches(".case img")) enlarge(event.target);
+});
+large.addEventListener("close", () => enlarged?.focus());
+
 const prefers = matchMedia("(prefers-color-scheme: dark)");
 prefers.addEventListener("change", () => dress(prefers.matches ? "dark" : "light"));
 dress(prefers.matches ? "dark" : "light");

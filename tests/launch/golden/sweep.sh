@@ -46,7 +46,7 @@ mkdir -p "$(dirname "$log")"
 echo "$(date -Is) job $id, start ${SLURM_RESTART_COUNT:-0}, on $SLURM_JOB_NODELIST: $log"
 # One supervisor a node. Before the time limit and before a preemption SLURM sends it USR1 or TERM: it has checkpoints
 # written and exits with 130.
-srun --output="$log" --open-mode=append "${HARNESS[@]}" run --grid "$@" --out "$out" "${shard[@]}"
+srun --mpi=none --output="$log" --open-mode=append "${HARNESS[@]}" run --grid "$@" --out "$out" "${shard[@]}"
 code=$?
 echo "$(date -Is) job $id ended with $code"
 

@@ -1,0 +1,60 @@
+"""`harness doctor`"""
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from dskd.config import ConfigError, require
+from harness.cli.common import DevicesOption, console
+from harness.files import write_atomic
+from harness.text import as_json
+
+STYLES = {"PASS": "green", "FAIL": "bold red", "SKIPPED": "dim"}
+
+
+def doctor(
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="Where results will go: is that folder fit for them?")
+    ] = Path("runs"),
+    devices: DevicesOption = "auto",
+    nodes: Annotated[int, typer.Option(help="In a SLURM job: nodes that are examined together.")] = 1,
+    quick: Annotated[bool, typer.Option("--quick", help="Within a minute: two methods, one backbone.")] = False,
+    json_file: Annotated[Path | None, typer.Option("--json", help="A file for the findings as JSON.")] = None,
+) -> None:
+    """Let this machine prove itself, before a grid relies on it: on a laptop, a GPU node, or within a SLURM job.
+
+    Versions; the GPUs that the driver and CUDA see; rates of matrix products and copies; whether trainings end with the
+    same bits twice, and after an interruption; processes that talk to each other and are killed; memory, open files and
+    the results folder. Each is PASS, FAIL with what to do about it, or SKIPPED with the reason. What was proven is
+    remembered for this device and these versions. Exit codes: 0, 1 where something failed, 2 for wrong input.
+    """
+    from harness.doctor import checks
+    from harness.doctor.findings import Where, examine, remember, report
+    from harness.launch.devices import find_slots
+
+    slots = find_slots(devices)
+    there = int(os.environ.get("SLURM_JOB_NUM_NODES", "1"))
+    require(1 <= nodes <= there, f"--nodes: {nodes} is not possible, there are {there}; ask SLURM for more")
+    gpus = [slot.visible for slot in slots if slot.kind == "cuda"]
+    where = Where(slots[0].kind, len(gpus), out, nodes, quick)
+    if gpus:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, gpus))  # before CUDA is started
+    terminal, findings = console(), []
+    for found in examine(checks.of(where), where):
+        findings.append(found)
+        terminal.print(f"{found.state:8}", style=STYLES[found.state], end="")
+        terminal.print(f"{found.name:15} {found.said}  {found.seconds:.1f} s", soft_wrap=True)
+        if found.advice:
+            terminal.print(f"{'':24}{found.advice}", style="yellow", soft_wrap=True)
+    document = report(findings, where)
+    remember(document)
+    if json_file is not None:
+        try:
+            write_atomic(json_file, as_json(document, indent=1))
+        except OSError as error:
+            raise ConfigError(f"--json: {json_file} cannot be written ({error.strerror})") from None
+    count = sum(found.state == "FAIL" for found in findings)
+    terminal.print(f"{count} of {len(findings)} checks failed" if count else "nothing failed")
+    raise typer.Exit(1 if count else 0)

@@ -1,0 +1,22 @@
+"""Which checks there are, in their order."""
+
+from harness.doctor import compute, ranks, system
+from harness.doctor.findings import Check, Where
+
+
+def of(where: Where) -> list[tuple[str, Check]]:
+    """What is cheap and spoils everything comes first."""
+    return [
+        ("versions", system.versions),
+        ("memory", system.memory),
+        ("open files", system.descriptors),
+        ("results folder", system.file_system),
+        ("other nodes", system.other_nodes),
+        ("devices", compute.devices),
+        ("rates", compute.rates),
+        ("same twice", compute.same_twice),
+        ("same resumed", compute.same_resumed),
+        ("processes", ranks.together),
+        ("a killed one", ranks.killed),
+        ("DeepSpeed", ranks.deepspeed),
+    ]
