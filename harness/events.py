@@ -52,6 +52,13 @@ class Epoch:
 
 
 @dataclass(frozen=True)
+class Noted:
+    """Who watches should know this while the job is on."""
+
+    message: str
+
+
+@dataclass(frozen=True)
 class Recorded:
     """A piece of work ended in a record. `result`: the few values of it that a screen shows."""
 
@@ -84,7 +91,7 @@ class Done:
     leaving: bool = False
 
 
-FromWorker = Ready | Alive | Phase | Step | Epoch | Recorded | Failed | Unwritable | Done
+FromWorker = Ready | Alive | Phase | Step | Epoch | Noted | Recorded | Failed | Unwritable | Done
 
 
 @dataclass(frozen=True)
@@ -129,6 +136,7 @@ _KINDS: dict[str, type] = {
     "phase": Phase,
     "step": Step,
     "epoch": Epoch,
+    "noted": Noted,
     "record": Recorded,
     "failed": Failed,
     "unwritable": Unwritable,

@@ -49,7 +49,7 @@ class TrainJob:
 
 @dataclass(frozen=True)
 class BenchJob:
-    """One throughput measurement."""
+    """One throughput measurement. `again`: there is one that was disturbed, and the quieter one stays."""
 
     spec: BenchSpec
     results: str
@@ -57,6 +57,7 @@ class BenchJob:
     force: bool = False
     grid: str = ""
     names: dict[str, str] = field(default_factory=dict)
+    again: bool = False
 
     kind: ClassVar[str] = "bench"
 

@@ -89,6 +89,10 @@ _RESULTS = {
         "parameters_students?": NOT_NEGATIVE,
         "energy_per_1000_images_j?": Null(NUMBER),
         "disturbed?": Null(bool),
+        "measurements?": COUNT,
+        "foreign_cpu_share?": Null(NOT_NEGATIVE),
+        "foreign_gpu_processes?": Null(NOT_NEGATIVE),
+        **dict.fromkeys(("gpu_before?", "gpu_after?"), Null({"throttled?": Null(Each(str, of=list))})),
     },
 }
 CONTENT = {kind: {"spec": _SPECS[kind], "result": _RESULTS[kind]} for kind in KIND.options}

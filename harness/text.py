@@ -85,6 +85,7 @@ _LATEX = str.maketrans(
         "<": "$<$",
         ">": "$>$",
         "†": r"\dag ",
+        "⚠": r"$\triangle$",
         "±": r"$\pm$",
         "×": r"$\times$",
         "≈": r"$\approx$",

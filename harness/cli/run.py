@@ -4,7 +4,8 @@ import importlib.util
 import math
 import os
 import shlex
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
 
@@ -27,6 +28,7 @@ from harness.cli.common import (
     the_grid,
 )
 from harness.cli.screen import Screen
+from harness.disturbance import is_measured_again
 from harness.files import write_atomic
 from harness.foreign import Damaged, check_links, opening
 from harness.grid import Plan, check_processes
@@ -40,7 +42,7 @@ from harness.launch.load import Load
 from harness.launch.progress import Reporter, planned, supervisor_name, write_plan
 from harness.launch.verdict import Limits
 from harness.migration import earlier_line
-from harness.records import Results
+from harness.records import RecordError, Results
 from harness.run_folder import ResultsFolder
 from harness.text import one_line
 
@@ -99,13 +101,15 @@ def run(
     results = _open(where, parsed.text, None if only else whole)
     survey, wanted = results.survey(), {spec.id for spec in plan.works()}
     damaged, done = results.set_aside(wanted, survey), survey.done
-    todo = _todo(parsed, plan, results, done, slots[0].kind, force, checkpoint_every)
+    disturbed = _disturbed(results, plan, done, load)
+    todo = _todo(parsed, plan, results, done, disturbed, slots[0].kind, force, checkpoint_every)
     costs = _costs(todo.jobs, results, slots[0].kind, load, () if force else done)
     log = ResultsFolder(results.folder).logs / f"{supervisor_name()}.txt"
     screen = Screen(Terminal(file=Unbreakable()), costs, log)
     screen.say(f"{parsed.name}: {plan.counted()}; to do: {plan.counted(todo.left)}; results in {where}")
     earlier = earlier_line(results, done, wanted) if todo.jobs else []
-    for remark in filter(None, [*plan.remarks(), *_aside(damaged), *earlier, load.remark(slots[0].kind)]):
+    again = [] if force else _disturbed_lines(disturbed)
+    for remark in filter(None, [*plan.remarks(), *_aside(damaged), *earlier, *again, load.remark(slots[0].kind)]):
         screen.say((remark, "yellow"))
     reporter = Reporter(results.folder, shard or "", len(costs))
     limits = Limits(retries, None if timeout is None else 60 * timeout)
@@ -116,8 +120,44 @@ def run(
     raise typer.Exit(130 if interrupted else 1 if screen.failures else 0)
 
 
+def _disturbed(results: Results, plan: Plan, done: set[str], load: Load) -> dict[str, bool]:
+    """Of the plan's measurements that are done and were disturbed, by id whether they are made once more now."""
+    found = {}
+    for spec in plan.benches:
+        if spec.id in done:
+            with suppress(RecordError):
+                record = results.record(spec.id)
+                if record is not None and record.result.get("disturbed"):
+                    look = load.look()
+                    found[spec.id] = is_measured_again(record.result, look.foreign / look.cores)
+    return found
+
+
+def _disturbed_lines(disturbed: Mapping[str, bool]) -> list[str]:
+    """What is said of measurements that were disturbed: those that are made again, and those that stay for now."""
+    again, left = sum(disturbed.values()), len(disturbed) - sum(disturbed.values())
+    lines = (
+        [f"throughput of {_models(again)} was disturbed: measured once more, and the quieter result stays"]
+        if again
+        else []
+    )
+    more = "others are still at work: a call on a quieter machine measures again"
+    return lines + ([f"throughput of {_models(left)} was disturbed, and {more}"] if left else [])
+
+
+def _models(count: int) -> str:
+    return f"{count} model{'s' * (count > 1)}"
+
+
 def _todo(
-    grid: Grid, plan: Plan, results: Results, done: set[str], kind: Kind, force: bool, checkpoint_every: float
+    grid: Grid,
+    plan: Plan,
+    results: Results,
+    done: set[str],
+    disturbed: Mapping[str, bool],
+    kind: Kind,
+    force: bool,
+    checkpoint_every: float,
 ) -> schedule.Todo:
     return schedule.remaining(
         plan,
@@ -129,6 +169,7 @@ def _todo(
         grid=grid.name,
         checkpoint_every_s=60 * checkpoint_every,
         tracking=grid.tracking,
+        again={run_id for run_id, more in disturbed.items() if more},
     )
 
 

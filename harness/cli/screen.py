@@ -13,6 +13,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from rich.text import Text
 
 from harness import events
+from harness.disturbance import SIGN
 from harness.environment import utc_now
 from harness.job import Job, name_of
 from harness.launch.schedule import duration
@@ -81,9 +82,17 @@ class Screen:
                 self._show(job, done / total)
             case events.Epoch():
                 self._show_epoch(job, event)
+            case events.Noted(message):
+                self._show(job, 0.0, message)
+                self.say(f"  {name_of(job)}  {message}")
             case events.Recorded(kind, run_id, wall_s, result):
-                shown = "  ".join(f"{_NAMES[key]} {_number(key, value)}" for key, value in result.items())
-                self.say(("✓", "green"), f" {kind:8} {name_of(job, run_id)}  {shown}  ", (f"{wall_s:.1f} s", "dim"))
+                shown = "  ".join(
+                    f"{name} {_number(key, result[key])}" for key, name in _NAMES.items() if key in result
+                )
+                mark = [(f"{SIGN} {result['disturbed']}  ", "yellow")] if "disturbed" in result else []
+                self.say(
+                    ("✓", "green"), f" {kind:8} {name_of(job, run_id)}  {shown}  ", *mark, (f"{wall_s:.1f} s", "dim")
+                )
             case events.Failed(run_id, reason, message):
                 self.failures += reason != "interrupted"
                 sign = ("◼ interrupted", "yellow") if reason == "interrupted" else (f"✗ {reason}", "red")

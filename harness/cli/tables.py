@@ -15,10 +15,17 @@ if TYPE_CHECKING:
 
 WhereOption = Annotated[
     list[str] | None,
-    typer.Option(metavar="KEY=VALUE", help="Only these: method=dskd, category!=tile; may be given again."),
+    typer.Option(
+        metavar="KEY=VALUE",
+        help="Only these: method=dskd, category!=tile, 'latency_p50_ms<20'; may be given again.",
+    ),
 ]
 MetricOption = Annotated[
-    str | None, typer.Option(help="Metrics, as records name them: image_auroc,pixel_ap,aupro_0.05.")
+    str | None,
+    typer.Option(
+        help="Metrics, as records name them: image_auroc,pixel_ap,aupro_0.05; and what inspection costs: "
+        "latency_p50_ms, latency_p99_ms, peak_host_memory_mib, parameters_students, gmac."
+    ),
 ]
 PublishedOption = Annotated[bool, typer.Option("--published", help="Add published values and the distance from them.")]
 PublishedFileOption = Annotated[

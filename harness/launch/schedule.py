@@ -78,8 +78,13 @@ def remaining(
     grid: str,
     checkpoint_every_s: float,
     tracking: str | None = None,
+    again: Collection[str] = (),
 ) -> Todo:
-    """Jobs for what has no record (all with `force`): trainings with their evaluations first, then bench."""
+    """Jobs for what has no record (all with `force`): trainings with their evaluations first, then bench.
+
+    Args:
+        again: ids of measurements that are done and made once more all the same; they are not counted as left.
+    """
     jobs: list[Job] = []
     for training in plan.trainings:
         missing = tuple(spec for spec in training.evaluations if force or spec.id not in done)
@@ -101,8 +106,10 @@ def remaining(
                 )
             )
     for spec in plan.benches:
-        if force or spec.id not in done:
-            jobs.append(BenchJob(spec, results, device, force, grid, {spec.id: plan.names.get(spec.id, "")}))
+        more = not force and spec.id in done and spec.id in again
+        if force or more or spec.id not in done:
+            names = {spec.id: plan.names.get(spec.id, "")}
+            jobs.append(BenchJob(spec, results, device, force or more, grid, names, more))
     return Todo(jobs, frozenset(spec.id for job in jobs for spec in job.works if force or spec.id not in done))
 
 

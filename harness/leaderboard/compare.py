@@ -22,11 +22,11 @@ from harness.leaderboard.frame import (
     mixed,
     provenance,
     settings_of,
-    speeds,
     variants,
 )
 from harness.leaderboard.sections import Section
-from harness.leaderboard.table import SPREAD, Cell, Column, Table, label
+from harness.leaderboard.speed import speeds
+from harness.leaderboard.table import SPREAD, Cell, Column, Table, disturbed_note, label
 from harness.leaderboard.verdict import Verdict
 
 AFTER = " after"  # ends the names of the second side's columns
@@ -204,12 +204,15 @@ def _speed(first: Side, second: Side, compared: pd.DataFrame) -> list[Table]:
     told = any(names.get(model, ("", "", ""))[2] for model in matched["model"])
     rows = []
     for line in matched.to_dict("records"):
-        before, after = line[SPEED], line[SPEED + AFTER]
-        cells = {"before": Cell(before), "after": Cell(after), "ratio": Cell(after / before)}
+        before, after = (Cell(line[SPEED + side], disturbed=line["disturbed" + side] or None) for side in ("", AFTER))
+        why = ", ".join(dict.fromkeys(filter(None, (before.disturbed, after.disturbed))))
+        ratio = Cell(after.value / before.value, disturbed=why or None)
+        cells = {"before": before, "after": after, "ratio": ratio}
         name = names.get(line["model"], (line["method"], line["backbone"], ""))
         rows.append(((line["device"], *name[: 3 if told else 2]), cells))
     devices = [", ".join(sorted(side["device"].unique())) or "nothing" for side in sides]
     notes = ["one measurement each: there is no interval"] if rows else []
+    notes += disturbed_note([cells for _, cells in rows])
     if devices[0] != devices[1]:
         notes.append(
             f"throughput is compared on one device only: {first.name} measured on {devices[0]}, {second.name} on "

@@ -92,10 +92,11 @@ def _points(board: Board, names: Names, dataset: str, metric: str) -> pd.DataFra
     for key, part in board.parts().items():
         own = part[part["dataset"] == dataset]
         cell = measured(board, own, metric, everything) if len(own) else None
-        speeds = board.speeds[board.speeds["model"].isin(part["model"])].groupby("device")[SPEED].first()
+        speeds = board.speeds[board.speeds["model"].isin(part["model"])].groupby("device")[[SPEED, "disturbed"]].first()
         if cell is not None:
-            lines += [(names[key], device, speed, cell.value, cell.low, cell.high) for device, speed in speeds.items()]
-    return _floats(pd.DataFrame(lines, columns=["name", "device", "speed", "value", "low", "high"]))
+            accuracy = cell.value, cell.low, cell.high
+            lines += [(names[key], device, *speed, *accuracy) for device, *speed in speeds.itertuples(name=None)]
+    return _floats(pd.DataFrame(lines, columns=["name", "device", "speed", "disturbed", "value", "low", "high"]))
 
 
 def _cells(board: Board, names: Names, dataset: str, metric: str) -> pd.DataFrame:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from dskd.config import ConfigError, require, suggest
+from dskd.config import ConfigError, require
 from harness.foreign import Damaged
 from harness.leaderboard import truth
 from harness.naming import LATER, defaults_of, names_of, recorded_settings, tell_apart, variant
@@ -237,35 +237,6 @@ def is_protocol(key: str) -> bool:
     return key in PROTOCOL or key.startswith("data.")
 
 
-def select(lines: pd.DataFrame, conditions: Sequence[str]) -> pd.DataFrame:
-    """Those lines that meet every condition `key=value` or `key!=value`; of the same key, `=` means one or the other.
-
-    Keys are labels, settings and `degenerate`.
-
-    Raises:
-        ConfigError: a condition that cannot be read, an unknown key, or nothing left (with what there is).
-    """
-    keys = [*LABELS, "degenerate", *settings_of(lines)]
-    wanted: dict[tuple[str, bool], list[str]] = {}
-    for condition in conditions:
-        name, equals, value = condition.partition("=")
-        require(bool(equals), f"--where: {condition!r} is not possible; write key=value or key!=value")
-        key = name.removesuffix("!")
-        if key not in keys:
-            raise ConfigError(f"--where: unknown key {key!r}; {suggest(key, keys)}")
-        wanted.setdefault((key, name != key), []).append(value)
-    for (key, inverted), values in wanted.items():
-        texts = lines[key].astype(str)
-        hit = texts.isin(values) | (lines[f"{key}_name"].isin(values) if key in CALLED else False)
-        kept = lines[hit != inverted]
-        if kept.empty:
-            there = ", ".join(sorted(texts.unique()))
-            sign = "!=" if inverted else "="
-            raise ConfigError(f"--where: no evaluation has {key}{sign}{','.join(values)}; {key} is {there}")
-        lines = kept
-    return lines.reset_index(drop=True)
-
-
 def mixed(lines: pd.DataFrame, named: Collection[str] = ()) -> list[str]:
     """The protocol keys in which lines of one data set differ, less those that are `named` (rows of their own). Weights
     are those of a backbone: two backbones cannot have the same.
@@ -365,23 +336,10 @@ def training_key(train: Mapping[str, Any]) -> str:
     return json.dumps({**LATER[TrainSpec], **train, "method": method, "called": ()}, sort_keys=True)
 
 
-def speeds(found: Found) -> pd.DataFrame:
-    """One line for each model and device that throughput was measured of: `model`, its `method` and `backbone`,
-    `device` (with its threads where it is a processor, and `compiled`), `protocol` and `images_per_s`.
-
-    Of several measurements the last one counts, and only those of the newest protocol among them.
-    """
-    lines = []
-    for bench in sorted(found.benches, key=lambda record: record.started_at):
-        spec, result = bench.spec, bench.result
-        on_processor = result.get("device_type", "cpu") == "cpu"
-        device = f"{spec['device']}, {spec['threads']} threads" if on_processor else spec["device"]
-        device += ", compiled" if spec.get("compile") else ""
-        labels = (model_key(spec, result), spec["method"]["name"], spec["backbone"])
-        lines.append((*labels, device, int(result.get("protocol", 1)), float(result[SPEED])))
-    table = pd.DataFrame(lines, columns=["model", "method", "backbone", "device", "protocol", SPEED])
-    table = table[table["protocol"] == table["protocol"].max()]
-    return table.drop_duplicates(["model", "device"], keep="last", ignore_index=True)
+def _text(value: Any) -> str:
+    if isinstance(value, list):
+        return f"[{', '.join(map(_text, value))}]"
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def provenance(records: Sequence[Record]) -> str:

@@ -1,12 +1,14 @@
 """Tables of what there is rather than who leads: speed and cost of models, single runs, machines, inputs."""
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from dskd.config import flat
+from harness.disturbance import disturbance
 from harness.leaderboard.evidence import labels, trainings
 from harness.leaderboard.frame import Found, metric_title, model_key, names_in
 from harness.leaderboard.table import Board, Cell, Column, Table
@@ -15,7 +17,8 @@ from harness.records import Record
 MOST_RUNS = 2000  # lines of the table of runs; the folders have all
 # Of a bench record, dotted: a column is shown where any record has it.
 BENCH = [
-    Column("images_per_s", "images/s", "speed", best=True),
+    Column("images_per_s", "images/s", "speed", ("disturbed",), best=True),
+    Column("disturbed", "disturbed by", "text"),
     Column("best_batch_size", "at batch", "number"),
     Column("sweep", "images/s by batch", "text"),
     Column("single_stream.latency_p50_ms", "batch 1\np50 [ms]", "number"),
@@ -33,7 +36,6 @@ BENCH = [
     Column("peak_device_memory_mib", "device\nmemory [MiB]", "number"),
     Column("peak_host_memory_mib", "host\nmemory [MiB]", "number"),
     Column("energy_per_1000_images_j", "energy [J/\n1000 images]", "number"),
-    Column("disturbed", "disturbed", "text"),
 ]
 COST = [
     Column("images_per_s", "training\n[images/s]", "speed"),
@@ -63,10 +65,12 @@ def speed(board: Board) -> Table:
                 place += f", {bench.spec['threads']} threads"
             sweep = [f"{one['batch_size']}: {one['images_per_s']:,.1f}" for one in result.get("offline", [])]
             values = {**flat(result), "parameters_mio": total / 1e6 or None, "sweep": " · ".join(sweep) or None}
-            values["disturbed"] = {True: "yes", False: "no"}.get(result.get("disturbed"))
+            values["disturbed"] = why = disturbance(result) or None
             how = result.get("precision", bench.spec["precision"]) + (", compiled" if bench.spec.get("compile") else "")
-            rows.append(((name, place, how), _cells(BENCH, values)))
-    rows.sort(key=lambda row: (row[0][1], -float(row[1]["images_per_s"].value or 0)))
+            cells = _cells(BENCH, values)
+            cells["images_per_s"] = replace(cells["images_per_s"], disturbed=why)
+            rows.append(((name, place, how), cells))
+    rows.sort(key=lambda row: (row[0][1], "disturbed" in row[1], -float(row[1]["images_per_s"].value or 0)))
     notes = ["memory is the peak of the process; each interval in ms holds those before it (docs/protocol.md)"]
     return Table(
         "speed", "Throughput", ["model", "device", "precision"], _known(BENCH, rows), rows, notes if rows else []

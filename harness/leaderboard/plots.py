@@ -11,6 +11,8 @@ from typing import Any
 import altair as alt
 import pandas as pd
 
+from harness.disturbance import SIGN
+
 alt.data_transformers.disable_max_rows()  # tables are inside the page, nothing else is there to take them
 
 Chart = alt.LayerChart
@@ -32,12 +34,15 @@ PAPER_WIDTH = 480  # pixels, where a chart has no width of its own
 
 
 def scatter(points: pd.DataFrame, metric: str, names: Sequence[str]) -> Chart:
-    """Accuracy over speed, with the Pareto front of each device.
+    """Accuracy over speed, with the Pareto front of each device; disturbed speeds are pale, and on no front.
 
-    points: `name`, `device`, `speed` (images/s), `value`, `low`, `high` (NaN without an interval).
+    points: `name`, `device`, `speed` (images/s), `disturbed` (by what, or empty), `value`, `low`, `high` (NaN without
+    an interval).
     """
     data = _percent(points, "value", "low", "high")
-    front = pd.concat([pareto(part) for _, part in data.groupby("device", sort=False)])
+    data["label"] = data["name"] + data["disturbed"].where(data["disturbed"] == "", f" {SIGN}")
+    quiet = data[data["disturbed"] == ""]
+    front = pd.concat([quiet[:0], *(pareto(part) for _, part in quiet.groupby("device", sort=False))])
     x = alt.X("speed:Q", title="throughput [images/s]", scale=alt.Scale(type="log", nice=False, padding=50))
     y = alt.Y("value:Q", title=f"{metric} [%]", scale=alt.Scale(zero=False, padding=14))
     shapes = {}
@@ -49,19 +54,21 @@ def scatter(points: pd.DataFrame, metric: str, names: Sequence[str]) -> Chart:
     def text(align: str, dx: int) -> alt.Chart:
         """Names stand towards the middle, where there is room for them."""
         half = base.transform_filter(f"datum.speed {'<=' if align == 'left' else '>'} {middle}")
-        return half.mark_text(align=align, dx=dx, dy=-9, fontSize=11).encode(text="name:N")
+        return half.mark_text(align=align, dx=dx, dy=-9, fontSize=11).encode(text="label:N")
 
     tooltip = ["name:N", *_spread_tooltip(metric), alt.Tooltip("speed:Q", title="images/s", format=",.1f"), "device:N"]
+    tooltip += ["disturbed:N"] if len(quiet) < len(data) else []
+    opacity = alt.condition("datum.disturbed == ''", alt.value(1), alt.value(0.35))
     layers = alt.layer(
         _chart(front)
         .mark_line(interpolate="step-before", strokeDash=[5, 4], color=NEUTRAL)
         .encode(x=x, y=y, detail="device:N"),
         base.mark_rule(strokeWidth=1.5, opacity=0.6).encode(y="low:Q", y2="high:Q", color=_colour(names)),
-        base.mark_point(filled=True, size=130, opacity=1).encode(color=_colour(names), tooltip=tooltip, **shapes),
+        base.mark_point(filled=True, size=130).encode(color=_colour(names), opacity=opacity, tooltip=tooltip, **shapes),
         text("left", 9),
         text("right", -9),
     )
-    best = ", ".join(front["name"].unique())
+    best = ", ".join(front["name"].unique()) or "none, as every speed was disturbed"
     return _wide(layers, 340, f"{metric} over throughput of {len(data)} models. On the Pareto front: {best}.")
 
 

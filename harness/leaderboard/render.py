@@ -11,6 +11,7 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from dskd.config import require
+from harness.disturbance import SIGN
 from harness.leaderboard.frame import Found
 from harness.leaderboard.sections import Section
 from harness.leaderboard.table import HOLE, Cell, Column, Table
@@ -115,8 +116,8 @@ def _rich_cell(table: Table, best: Mapping[str, str], column: Column, cell: Cell
 
 
 def _ranked(cell: Cell | None) -> bool:
-    """Whether the cell competes: a mean with a hole would win by what it lacks."""
-    return cell is not None and cell.whole and isinstance(cell.value, (int, float))
+    """Whether the cell competes: a mean with a hole would win by what it lacks, a disturbed speed is none."""
+    return cell is not None and cell.whole and not cell.disturbed and isinstance(cell.value, (int, float))
 
 
 def best_of(table: Table) -> dict[str, str]:
@@ -145,8 +146,8 @@ def _medals(table: Table) -> list[str]:
 def _bar(table: Table, column: Column, cell: Cell | None) -> str:
     if column.unit != "speed":
         return ""
-    highest = max(float(row[column.key].value or 0) for _, row in table.rows if column.key in row)
-    eighths = round(8 * BAR * float(cell.value or 0) / highest) if cell and highest else 0
+    ranked = [row[column.key].value for _, row in table.rows if _ranked(row.get(column.key))]
+    eighths = round(8 * BAR * float(cell.value or 0) / max(ranked)) if cell and _ranked(cell) and max(ranked) else 0
     bar = "█" * (eighths // 8) + (" ▏▎▍▌▋▊▉"[eighths % 8] if eighths % 8 else "")
     return f" {bar:{BAR}}"
 
@@ -324,6 +325,7 @@ def cell_text(column: Column, cell: Cell | None) -> str:
     if cell.degenerate:
         without = cell.without_degenerate
         text += f" †{cell.degenerate}" + (f" ({100 * without:.1f})" if without is not None else "")
+    text += f" {SIGN}" if cell.disturbed else ""
     return text + {1: " ▲", -1: " ▼", 0: ""}[cell.sign] + (f" {TIED}" if cell.standing == "tied" else "")
 
 
@@ -338,6 +340,8 @@ def _number(column: Column, cell: Cell, value: float | str | None = None) -> str
             return f"{float(value):,.0f}" if float(value) >= 100 else f"{float(value):.1f}"
         case "p":
             return "<0.001" if float(value) < 0.001 else f"{float(value):.3f}"
+        case "count":
+            return f"{float(value) / 1e6:.2f} M"
         case "number":
             return f"{value}" if isinstance(value, (int, str)) else f"{float(value):.2f}"
     return str(value)

@@ -10,6 +10,8 @@ import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
+from dskd.config import require
+from harness.disturbance import SIGN
 from harness.environment import utc_now
 from harness.leaderboard import evidence, gallery, inventory, plots
 from harness.leaderboard.figures import Figure, Names, figures
@@ -78,6 +80,9 @@ def gather(
         by_category: the same boards with `category` in the rows' key.
         pictures: so many anomaly maps at most, shared evenly by the boards.
     """
+    require(
+        all(board.metrics for board in boards), "--metric: a page needs a metric of detection too, such as image_auroc"
+    )
     parts = []
     sections = make_sections(boards, NAMES, published=published)
     for number, (board, fine, section) in enumerate(zip(boards, by_category, sections, strict=True)):
@@ -100,7 +105,7 @@ def categories(board: Board) -> dict[str, Table]:
     """Scores by category of each data set, without the speed, which does not depend on it."""
     made = {}
     for dataset, lines in board.lines.groupby("dataset", sort=False):
-        table = scores(replace(board, lines=lines), sort="category")
+        table = scores(replace(board, lines=lines, costs=()), sort="category")
         columns = [column for column in table.columns if column.unit != "speed"]
         made[str(dataset)] = replace(table, name="categories", title=f"Categories of {dataset}", columns=columns)
     return made
@@ -186,9 +191,12 @@ def cards(board: Board, names: Names, contests: Sequence[Contest]) -> list[Card]
     models = {model: names[row] for model, row in zip(board.lines["model"], board.lines["row"], strict=True)}
     measured = board.speeds[board.speeds["model"].isin(models)].sort_values(SPEED, ascending=False)
     for device, own in measured.groupby("device", sort=False):
-        known = list(zip(own["model"].map(models), own[SPEED], strict=True))
-        lines = [f"{speed:,.1f} images/s: {name}" for name, speed in known[:3]]
-        made.append(Card(f"Fastest on {device}", known[0][0], lines))
+        known = list(zip(own["model"].map(models), own[SPEED], own["disturbed"], strict=True))
+        quiet = [(name, f"{speed:,.1f} images/s: {name}") for name, speed, why in known if not why]
+        others = [f"{speed:,.1f} {SIGN} images/s: {name}; {why}" for name, speed, why in known if why]
+        lines = [*(line for _, line in quiet[:3]), *others[:3]]
+        title, figure = ("Fastest", quiet[0][0]) if quiet else ("Speed", "undecided: every measurement was disturbed")
+        made.append(Card(f"{title} on {device}", figure, lines))
     return made
 
 

@@ -2,6 +2,7 @@
 
 import itertools
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -9,16 +10,19 @@ from typing import Any, Literal
 import pandas as pd
 
 from dskd.config import ConfigError, require, suggest
+from harness.disturbance import SIGN
 from harness.leaderboard import frame as tidy
 from harness.leaderboard import truth
+from harness.leaderboard.conditions import select
 from harness.leaderboard.frame import SHOWN, SPEED, Found, is_protocol, metric_title
+from harness.leaderboard.speed import COSTS, parameters, speeds
 from harness.leaderboard.statistics import Interval, cut, deviation, t_interval
 from harness.naming import is_of_evaluation
 
 # How a value is written: a share in %, a difference of shares in points, images/s, a plain number (or a text in the
-# place of one), a p value, words.
-Unit = Literal["share", "points", "speed", "number", "p", "text"]
-Part = Literal["low", "high", "sd", "runs", "expected", "degenerate", "without_degenerate"]
+# place of one), a count in millions, a p value, words.
+Unit = Literal["share", "points", "speed", "number", "count", "p", "text"]
+Part = Literal["low", "high", "sd", "runs", "expected", "degenerate", "without_degenerate", "disturbed"]
 FOLDED = "to choose one by these test images is to choose by the test set"
 HOLE = "–"  # what a table shows where there is no value
 SPREAD: tuple[Part, ...] = ("low", "high")
@@ -33,6 +37,7 @@ class Column:
         key: in CSV and JSON; title: for people, a line break where the terminal may have one.
         parts: which fields of its cells beside the value belong to it.
         best: the highest value of the column stands out.
+        lower: the lowest comes first where rows are sorted by it.
         digits: behind the point, of shares and points.
     """
 
@@ -42,6 +47,7 @@ class Column:
     parts: tuple[Part, ...] = ()
     best: bool = False
     digits: int = 1
+    lower: bool = False
 
 
 @dataclass(frozen=True)
@@ -49,7 +55,8 @@ class Cell:
     """A value with its 95 % interval (`low`, `high`), the standard deviation over seeds (`sd`), and how many `runs` of
     those `expected` went in: fewer is a hole, not a zero. `degenerate` of them collapsed; `without_degenerate` is the
     value without those. sign: 1 or -1 for an improvement or a regression beyond noise. standing: in a contest, whether
-    it leads beyond noise or is not told apart from the best.
+    it leads beyond noise or is not told apart from the best. disturbed: by what, of a measurement of speed that others
+    disturbed: it is shown and wins nothing.
     """
 
     value: float | str | None
@@ -62,6 +69,7 @@ class Cell:
     without_degenerate: float | None = None
     sign: int = 0
     standing: Literal["", "leads", "tied"] = ""
+    disturbed: str | None = None
 
     @property
     def whole(self) -> bool:
@@ -87,10 +95,10 @@ class Table:
 @dataclass(frozen=True)
 class Board:
     """The runs of one protocol. Line i of `lines` (see `frame`) belongs to the row `lines["row"][i]`, a tuple of texts
-    under `by`; `speeds` as by `frame.speeds`.
+    under `by`; `speeds` as by `speed.speeds`.
 
     protocol: what tells it from the other boards, empty for one alone; shared: settings that all lines have in common;
-    note: what is to be said of variants of evaluation.
+    costs: those of `speed.COSTS` to show; note: what is to be said of variants of evaluation.
     """
 
     protocol: str
@@ -102,6 +110,7 @@ class Board:
     speeds: pd.DataFrame
     found: Found
     note: str = ""
+    costs: tuple[str, ...] = ()
 
     @property
     def datasets(self) -> list[str]:
@@ -148,14 +157,17 @@ def boards(
     Raises:
         ConfigError: nothing to show, an unknown key, metric or condition, or mixed protocols without `allow_mixed`.
     """
-    lines = tidy.select(tidy.frame(found), where)
+    measured_speeds = speeds(found)
+    costs = tuple(metric for metric in metrics if metric in COSTS)
+    lines = select(tidy.frame(found), where, _numbers(measured_speeds, found, where))
     settings = tidy.settings_of(lines)
     _check("--by", by, ["method", "backbone", "category", "seed", *settings])
     known = tidy.metrics_of(lines)
     if tuple(metrics) == SHOWN:  # not asked for: an evaluation may have other limits of AUPRO
         metrics = [metric for metric in metrics if metric in known]
-    _check("--metric", metrics, known)
-    require(bool(metrics), f"--metric: write one or more of {', '.join(known)}")
+    _check("--metric", metrics, [*known, *COSTS])
+    require(bool(metrics), f"--metric: write one or more of {', '.join([*known, *COSTS])}")
+    metrics = [metric for metric in metrics if metric not in COSTS]
     records = {record.id: record for record in found.evaluations}
     named = [*by, *(re.split("[!=]", condition)[0] for condition in where)]
     chosen_variant = any(is_of_evaluation(key) for key in named)
@@ -177,8 +189,17 @@ def boards(
             key: part[key].iloc[0] for key in settings if key != "images" and counts[key] == 1 and part[key].iloc[0]
         }
         said = tidy.provenance([records[each] for each in part["id"]])
-        made.append(Board(protocol, part, chosen, list(metrics), shared, said, tidy.speeds(found), found, note))
+        made.append(Board(protocol, part, chosen, list(metrics), shared, said, measured_speeds, found, note, costs))
     return made
+
+
+def _numbers(measured: pd.DataFrame, found: Found, where: Sequence[str]) -> pd.DataFrame:
+    """What `--where` can compare of models: for each device, and trained parameters also where nothing was measured."""
+    numbers = measured[["model", SPEED, *COSTS]]
+    if any(condition.startswith("parameters_students") for condition in where):
+        known = pd.DataFrame(parameters(found).items(), columns=["model", "parameters_students"])
+        numbers = pd.concat([numbers, known], ignore_index=True)
+    return numbers
 
 
 def _check(option: str, words: Sequence[str], known: Sequence[str]) -> None:
@@ -207,7 +228,10 @@ def scores(board: Board, sort: str = "") -> Table:
     devices = sorted(fast["device"].unique())
     speed_keys = {device: SPEED if len(devices) == 1 else f"{SPEED}@{device}" for device in devices}
     speed_titles = {device: "images/s" + (f"\n{device}" if len(devices) > 1 else "") for device in devices}
-    columns += [Column(speed_keys[device], speed_titles[device], "speed", best=True) for device in devices]
+    columns += [
+        Column(speed_keys[device], speed_titles[device], "speed", ("disturbed",), best=True) for device in devices
+    ]
+    columns += _cost_columns(board, devices)
     rows = []
     expected = dict(list(board.lines.groupby("dataset", sort=False)))
     for key, part in board.parts().items():
@@ -217,9 +241,9 @@ def scores(board: Board, sort: str = "") -> Table:
                 cell = measured(board, own, str(metric), expected[dataset])
                 if cell is not None:
                     cells[f"{dataset}.{metric}"] = cell
-        for device, values in fast[fast["model"].isin(part["model"])].groupby("device")[SPEED]:
-            cells[speed_keys[device]] = Cell(float(values.iloc[0]))
-        rows.append((key, cells))
+        for device, own in fast[fast["model"].isin(part["model"])].groupby("device"):
+            cells[speed_keys[device]] = Cell(float(own[SPEED].iloc[0]), disturbed=own["disturbed"].iloc[0] or None)
+        rows.append((key, cells | _cost_cells(board, part, fast)))
     ids = set(board.lines["id"])
     own = [record for record in board.found.evaluations if record.id in ids]
     notes = (
@@ -227,6 +251,36 @@ def scores(board: Board, sort: str = "") -> Table:
     )
     table = Table("scores", "Scores", board.by, columns, rows, notes)
     return arranged(table, sort)
+
+
+def _cost_columns(board: Board, devices: Sequence[str]) -> list[Column]:
+    """Of the board's costs on each device; trained parameters are the same on all."""
+    columns = []
+    for key in board.costs:
+        cost, single = COSTS[key], len(devices) <= 1 or key == "parameters_students"
+        parts: tuple[Part, ...] = ("disturbed",) if key.startswith("latency") else ()
+        for place in [""] if single else devices:
+            name, title = f"{key}@{place}" if place else key, f"{cost.title}\n{place}".strip()
+            columns.append(Column(name, title, cost.unit, parts, lower=True))
+    return columns
+
+
+def _cost_cells(board: Board, part: pd.DataFrame, fast: pd.DataFrame) -> dict[str, Cell]:
+    """Of the lines of one row, by the columns' keys. `fast`: what was measured of the board's models."""
+    cells: dict[str, Cell] = {}
+    several = fast["device"].nunique() > 1
+    for device, own in fast[fast["model"].isin(part["model"])].groupby("device") if board.costs else ():
+        for key in board.costs:
+            value = own[key].iloc[0]
+            name = f"{key}@{device}" if several and key != "parameters_students" else key
+            if not pd.isna(value):
+                why = own["disturbed"].iloc[0] if key.startswith("latency") else None
+                cells[name] = Cell(float(value), disturbed=why or None)
+    if "parameters_students" in board.costs and "parameters_students" not in cells:
+        known = parameters(board.found)
+        model = part["model"].iloc[0]
+        cells |= {"parameters_students": Cell(known[model])} if model in known else {}
+    return cells
 
 
 def measured(board: Board, own: pd.DataFrame, metric: str, all_lines: pd.DataFrame) -> Cell | None:
@@ -272,25 +326,45 @@ def _remarks(rows: Sequence[tuple[tuple[str, ...], Mapping[str, Cell]]]) -> list
         notes.append(
             "†k: k runs collapsed (image AUROC ≤ 50 or pixel AUROC < 50) and are in the mean; (m) without them"
         )
-    return notes
+    return notes + disturbed_note([row for _, row in rows])
+
+
+def disturbed_note(rows: Sequence[Mapping[str, Cell]]) -> list[str]:
+    """What the mark of disturbed measurements means, and what disturbed them; nothing where there are none."""
+    reasons = Counter(cell.disturbed for row in rows for cell in row.values() if cell.disturbed)
+    if not reasons:
+        return []
+    (first, _), *more = reasons.most_common()
+    others = f", and {len(more)} more" if more else ""
+    return [f"{SIGN}: disturbed ({first}{others}), so no measurement of the model; it is never marked best"]
 
 
 def arranged(table: Table, sort: str = "") -> Table:
     """The table with its rows sorted by a column's key, the metric of one, or one of `by`. Raises ConfigError."""
     keys = [column.key for column in table.columns]
     named = sort in table.by
-    chosen = [key for key in keys if named or sort in ("", key, key.rpartition(".")[2], key.partition(".")[2])]
+    chosen = [key for key in keys if named or sort in ("", *_names_of(key))]
     if not chosen:
         raise ConfigError(f"--sort: unknown column {sort!r}; {suggest(sort, [*table.by, *keys])}")
 
-    def place_of(row: tuple[tuple[str, ...], dict[str, Cell]]) -> float:
+    upwards = {column.key for column in table.columns if column.lower}
+
+    def place_of(row: tuple[tuple[str, ...], dict[str, Cell]]) -> tuple[bool, float]:
+        """What others disturbed comes after what was measured, and what is not there last."""
         cell = row[1].get(chosen[0])
-        return -float(cell.value) if cell is not None and cell.value is not None else float("inf")
+        if cell is None or cell.value is None:
+            return True, float("inf")
+        return cell.disturbed is not None, float(cell.value) * (1 if chosen[0] in upwards else -1)
 
     rows = sorted(table.rows, key=place_of)
     if named:
         rows.sort(key=lambda row: _natural(row[0][table.by.index(sort)]))
     return replace(table, rows=rows)
+
+
+def _names_of(key: str) -> tuple[str, ...]:
+    """By which `--sort` finds it: `set.image_auroc` is `image_auroc` too, and `images_per_s@gpu` `images_per_s`."""
+    return key, key.rpartition(".")[2], key.partition(".")[2], key.partition("@")[0]
 
 
 def _natural(text: str) -> tuple[float, str]:

@@ -9,7 +9,7 @@ import os
 import threading
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +18,7 @@ from typing import Any
 from dskd.config import to_mapping
 from harness import events
 from harness.data.catalog import DataError
+from harness.disturbance import disturbance
 from harness.environment import describe_environment, utc_now
 from harness.files import UNWRITABLE
 from harness.job import Job, TrainJob, failed_attempt
@@ -60,8 +61,12 @@ class Work:
             self.emit(events.Step(done, total))
 
     @contextmanager
-    def recording(self, spec: Spec, device: Device) -> Iterator[dict[str, Any]]:
-        """Publish what the block puts into the dictionary as the spec's record; only rank 0 does."""
+    def recording(
+        self, spec: Spec, device: Device, choose: Callable[[Record], Record] = lambda record: record
+    ) -> Iterator[dict[str, Any]]:
+        """Publish what the block puts into the dictionary as the spec's record, or what `choose` makes of that record;
+        only rank 0 does.
+        """
         started_at, clock = utc_now(), time.perf_counter()
         result: dict[str, Any] = {}
         yield result
@@ -77,6 +82,8 @@ class Work:
                 wall_s=wall_s,
                 grid=self.job.grid,
             )
+            record = choose(record)
+            result = record.result
             self.results.publish(record, replace=self.job.force)
         self.published.add(spec.id)
         self.emit(events.Recorded(spec.kind, spec.id, wall_s, _headline(result)))
@@ -141,5 +148,7 @@ def failure_reason(error: BaseException) -> str:
 
 
 def _headline(result: dict[str, Any]) -> dict[str, Any]:
-    """The few values that the screen shows when a record arrives."""
-    return {key: result[key] for key in ("image_auroc", "pixel_auroc", "loss_last", "images_per_s") if key in result}
+    """The few values that the screen shows when a record arrives, and what disturbed them."""
+    keys = ("image_auroc", "pixel_auroc", "loss_last", "images_per_s")
+    why = disturbance(result)
+    return {key: result[key] for key in keys if key in result} | ({"disturbed": why} if why else {})

@@ -4,7 +4,8 @@ What cannot be read (no NVML, no RAPL, no permission) is left out of the record.
 """
 
 import os
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
@@ -12,9 +13,10 @@ from typing import Any
 
 import torch
 
+from harness.disturbance import QUIET, disturbance
 from harness.environment import cpu_seconds
 
-QUIET = 0.05  # share of the cores that others may take before a measurement counts as disturbed (our choice)
+LOOK_S = 1.0  # of each look at who else is at work
 RAPL = Path("/sys/class/powercap")
 # Bits of NVML's throttle reasons that slow a GPU down; not `idle`, settings of clocks, or waiting for other GPUs.
 THROTTLES = {0x4: "power cap", 0x8: "hardware slowdown", 0x20: "heat", 0x40: "heat, hardware", 0x80: "power brake"}
@@ -53,6 +55,27 @@ class Watch:
         after = read()
         if before is not None and after is not None and after >= before:  # RAPL's counters wrap
             found.append(after - before)
+
+
+def wait_for_quiet(place: torch.device, patience_s: float, say: Callable[[str], None]) -> None:
+    """Return when nobody else is at work on the machine, and at the latest after `patience_s`.
+
+    Args:
+        say: is told what is waited for, and whether it came to that.
+    """
+    ends, waited = time.monotonic() + patience_s, False
+    while True:
+        watch = Watch(place)
+        time.sleep(min(LOOK_S, patience_s / 4))
+        why = disturbance(watch.read())
+        if not why and not waited:
+            return
+        if not why or time.monotonic() >= ends:
+            say(f"measuring all the same: {why}" if why else "quiet now: measuring")
+            return
+        if not waited:
+            say(f"waiting up to {patience_s:g} s for a quiet machine: {why}")
+        waited = True
 
 
 def _rapl_j() -> float | None:
