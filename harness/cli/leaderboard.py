@@ -24,13 +24,17 @@ from harness.cli.tables import (
 def leaderboard(
     runs: Annotated[list[Path], typer.Argument(help="Results folders (runs/NAME), or grid files.", show_default=False)],
     by: Annotated[
-        str, typer.Option(help="Row keys: method, backbone, category, seed or a setting (train.epochs).")
+        str,
+        typer.Option(
+            help="Row keys: method, backbone, category, seed or a setting (train.epochs); defect: AUROC and recall of "
+            "each type of defect."
+        ),
     ] = "method,backbone",
     where: WhereOption = None,
     metric: MetricOption = None,
     sort: Annotated[str, typer.Option(help="A column, a metric or a row key; the first column by default.")] = "",
     table: Annotated[
-        str, typer.Option(help="scores, aggregate, stability, differences, tests, several of them, or all.")
+        str, typer.Option(help="scores, aggregate, stability, differences, tests, defects, several of them, or all.")
     ] = "scores",
     against: Annotated[
         str | None, typer.Option(help="The row that `differences` compares with the others: dskd; else the best.")
@@ -55,22 +59,25 @@ def leaderboard(
 
     Further tables (`--table`): *aggregate* has interquartile means, ranks and which methods cannot be told apart;
     *stability* what seeds and epochs do; *differences* paired differences from one row, with intervals; *tests*
-    Wilcoxon tests over categories.
+    Wilcoxon tests over categories; *defects* (the same as `--by defect`) how well each type of defect is found.
 
     How each number is made, and the schema of CSV and JSON: docs/leaderboard.md.
     """
     from harness.leaderboard.frame import load
     from harness.leaderboard.published import read
-    from harness.leaderboard.sections import NAMES, make_sections
+    from harness.leaderboard.sections import DEFECTS, NAMES, make_sections
     from harness.leaderboard.table import boards
 
     check_format(output)
-    names = list(NAMES) if table == "all" else listed(table)
+    keys, names = listed(by), list(NAMES) if table == "all" else listed(table)
     for name in names:
-        if name not in NAMES:
-            raise ConfigError(f"--table: unknown table {name!r}; {suggest(name, [*NAMES, 'all'])}")
+        if name not in (*NAMES, DEFECTS):
+            raise ConfigError(f"--table: unknown table {name!r}; {suggest(name, [*NAMES, DEFECTS, 'all'])}")
+    if "defect" in keys:
+        keys = [key for key in keys if key != "defect"] or ["method", "backbone"]
+        names = [DEFECTS] if names == ["scores"] else list(dict.fromkeys([*names, DEFECTS]))
     found = load([results_folder(path, Path(out)) for path in runs])
-    made = boards(found, listed(by), metrics_of(metric), where or (), allow_mixed, variants)
+    made = boards(found, keys, metrics_of(metric), where or (), allow_mixed, variants)
     values = read(published_file) if published or published_file else None
     print_tables(make_sections(made, names, sort, against, values), output, found, why)
     print_remarks(found)

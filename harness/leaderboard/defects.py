@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from harness.leaderboard.evidence import Scores, folders_of
-from harness.leaderboard.statistics import comparisons, deviation, t_interval
+from harness.leaderboard.statistics import comparisons, cut, deviation, t_interval
 from harness.leaderboard.table import MEASURED, Board, Cell, Column, Table, mean_of, seed_means, with_interval
 
 FALSE_ALARMS = 0.05  # of the good test images, at the threshold of recall: our choice
@@ -71,5 +71,5 @@ def _cells(lines: pd.DataFrame, expected: int) -> dict[str, Cell]:
         grid = lines.pivot(index="seed", columns="category", values=metric)
         by_seed, runs = seed_means(grid), int(grid.notna().to_numpy().sum())
         spread = {"sd": deviation(by_seed), "runs": runs, "expected": expected}
-        cells[metric] = with_interval(mean_of(grid), t_interval(by_seed), **spread)
+        cells[metric] = with_interval(mean_of(grid), cut(t_interval(by_seed)), **spread)
     return cells

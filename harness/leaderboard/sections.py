@@ -7,12 +7,14 @@ from functools import partial
 import pandas as pd
 
 from harness.leaderboard import contest, evidence
+from harness.leaderboard.defects import by_defect
 from harness.leaderboard.published import add_published
 from harness.leaderboard.table import Board, Table, protocol_line, scores
 from harness.leaderboard.verdict import Contest, Verdict
 from harness.text import typed
 
-NAMES = ("scores", "aggregate", "stability", "differences", "tests")
+NAMES = ("scores", "aggregate", "stability", "differences", "tests")  # all tables of models
+DEFECTS = "defects"
 LEGEND = (
     "in %: mean over categories ± 95 % interval over seeds (Student's t; [low, high] where 0 or 100 % cuts it); "
     "bold: ahead beyond noise; ≈: not told apart from the best"
@@ -64,6 +66,7 @@ def make_sections(
             "stability": partial(evidence.stability, board),
             "differences": partial(evidence.differences, board, against),
             "tests": partial(evidence.tests, board),
+            DEFECTS: partial(by_defect, board),
         }
         tables = [makers[name]() for name in names]
         about = {"shared": {key: typed(text) for key, text in board.shared.items()}, "seeds": board.seeds}

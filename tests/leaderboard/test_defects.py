@@ -9,6 +9,7 @@ from harness.leaderboard.defects import by_defect
 from harness.leaderboard.frame import load
 from harness.leaderboard.table import boards
 from harness.records import Results
+from tests.faults.commands import harness
 from tests.leaderboard.test_compare import publish
 from tests.leaderboard.test_table import evaluation
 
@@ -45,3 +46,11 @@ def test_auroc_and_recall_of_each_type(runs: Path) -> None:
     assert cells["recall"].low < cells["recall"].value < cells["recall"].high
     assert found["cut", "dskd"]["recall"].value == 0.5
     assert found["hole", "stfpm"]["recall"].value == pytest.approx(0.25)
+
+
+def test_by_defect_prints_the_table_of_types(runs: Path) -> None:
+    done = harness("leaderboard", runs, "--by", "method,defect", "--format", "markdown")
+    assert done.code == 0, done.err
+    assert "| dataset | defect | method | image AUROC | recall at 5 % false alarms | images |" in done.out
+    assert "| set | hole | dskd |" in done.out
+    assert done.out == harness("leaderboard", runs, "--by", "method", "--table", "defects", "--format", "markdown").out
