@@ -31,7 +31,7 @@ def doctor(
     remembered for this device and these versions. Exit codes: 0, 1 where something failed, 2 for wrong input.
     """
     from harness.doctor import checks
-    from harness.doctor.findings import Where, examine, remember, report
+    from harness.doctor.findings import Where, examine, remember, remembered, report
     from harness.launch.devices import find_slots
 
     slots = find_slots(devices)
@@ -42,6 +42,9 @@ def doctor(
     if gpus:
         os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, gpus))  # before CUDA is started
     terminal, findings = console(), []
+    if before := remembered(where.devices):
+        states = [found["state"] for found in before["findings"]]
+        terminal.print(f"last examined {before['made_at'][:16]}: {states.count('FAIL')} of {len(states)} checks failed")
     for found in examine(checks.of(where), where):
         findings.append(found)
         terminal.print(f"{found.state:8}", style=STYLES[found.state], end="")

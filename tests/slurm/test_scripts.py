@@ -1,5 +1,6 @@
 """Each script on a real cluster: one job on two nodes, an array, what `harness submit` makes, runs that span nodes."""
 
+import json
 import os
 import subprocess
 import sys
@@ -165,3 +166,14 @@ def test_runs_that_span_nodes(
     (job,), _ = jobs(grid)
     check_scores(job, Results(work / "runs" / "tiles"), one_thread)
     assert (work / f"leaderboard-{number}.txt").read_text() == harness("leaderboard", "runs/tiles", cwd=work)
+
+
+def test_two_nodes_prove_themselves(cluster: Cluster, work: Path) -> None:
+    words = "harness doctor --quick --devices cpu --nodes 2 --json found.json"
+    (work / "doctor.sh").write_text(f'#!/bin/bash\ncd "$SLURM_SUBMIT_DIR"\n{words}\n')
+    job = cluster.sbatch("--nodes=2", *SMALL, "doctor.sh", cwd=work)
+    assert cluster.wait(job) == {"COMPLETED"}, cluster.output(work)
+    found = {one["name"]: one for one in json.loads((work / "found.json").read_text())["findings"]}
+    assert not [name for name, one in found.items() if one["state"] == "FAIL"]
+    assert found["other nodes"]["state"] == "PASS"
+    assert found["processes"]["facts"]["processes"] == 4
