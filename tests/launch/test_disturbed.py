@@ -118,11 +118,11 @@ def test_the_next_call_measures_once_more(write_grid: WriteGrid, tree: Path, tmp
     path = results.run_folder(record.id).record
     worse = record.result | {"disturbed": True, "foreign_cpu_share": 9.0, "images_per_s": 1e-3}
     path.write_text(json.dumps(json.loads(path.read_text()) | {"result": worse}))
-    assert "about 0 s to do" in harness("plan", *words).out
+    assert "to do: nothing, about 0 s" in harness("plan", *words).out
     assert harness("status", results.folder).code == 0  # done, before it is measured again
     again = harness("run", *words)
     assert again.code == 0, again
-    assert "0 of 3 works to do, 3 done" in again.out
+    assert "; to do: nothing" in again.out
     assert "throughput of 1 model was disturbed: measured once more, and the quieter result stays" in again.out
     found = results.record(record.id)
     assert found.result["measurements"] == 2
