@@ -102,7 +102,7 @@ def doubts(board: Board) -> Doubts:
 def judge(board: Board, made: Sequence[Contest]) -> Verdict:
     """The verdict on a board, from its `contests`."""
     notes = [f"{HOW[0].upper()}{HOW[1:]}."] if any(contest.rivals for contest in made) else []
-    return verdict(made, doubts(board), [*notes, *(f"{line[0].upper()}{line[1:]}." for line in board.cautions)])
+    return verdict(made, doubts(board), notes)
 
 
 def marked(table: Table, made: Sequence[Contest], board: Board) -> Table:

@@ -70,7 +70,7 @@ def make_sections(
         }
         tables = [makers[name]() for name in names]
         about = {"shared": {key: typed(text) for key, text in board.shared.items()}, "seeds": board.seeds}
-        footer = [LEGEND, protocol_line(board), board.provenance]
+        footer = [LEGEND, protocol_line(board), *board.cautions, board.provenance]
         verdict = contest.judge(board, contests)
         about["provenance"] = board.provenance
         made.append(Section(board.protocol, tables, about, footer, verdict, contests))

@@ -275,8 +275,11 @@ class TestTeacherFile:
         with pytest.raises(ConfigError, match=r"has other shapes for conv1\.weight"):
             Teacher("resnet18", self.write(tmp_path, self.state() | {"conv1.weight": torch.zeros(64, 1, 7, 7)}))
         (tmp_path / "pickle.pth").write_bytes(b"\x80\x04.")
-        with pytest.raises(ConfigError, match="not a readable safetensors file"):
+        with pytest.raises(ConfigError, match="is a pickle of PyTorch"):
             Teacher("resnet18", tmp_path / "pickle.pth")
+        (tmp_path / "other.safetensors").write_bytes(b"no weights")
+        with pytest.raises(ConfigError, match="not a readable safetensors file"):
+            Teacher("resnet18", tmp_path / "other.safetensors")
 
     def test_the_imagenet_trunk_loads(self, imagenet_weights: Path) -> None:
         teacher = Teacher("resnet18", imagenet_weights)

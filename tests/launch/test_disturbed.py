@@ -66,7 +66,7 @@ def test_it_is_no_work_that_is_left(tmp_path: Path) -> None:
         todo = remaining(plan, done, force=force, again=again, **options)
         assert [(job.force, job.again) for job in todo.jobs] == jobs
         assert [decode(encode(job)) for job in todo.jobs] == todo.jobs
-        assert (todo.left, todo.done) == (left, 1 - left)
+        assert len(todo.left) == left
 
 
 @pytest.mark.parametrize(
