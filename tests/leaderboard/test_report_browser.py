@@ -153,7 +153,9 @@ def test_themes_and_phone(open_page) -> None:
     backgrounds = {}
     for name, width, scheme in (("light", 1280, "light"), ("dark", 1280, "dark"), ("phone", 390, "light")):
         page = open_page(width, scheme)
+        page.locator("#scatter-0").scroll_into_view_if_needed()
         page.locator("#scatter-0 svg.marks").wait_for()
+        page.evaluate("window.scrollTo(0, 0)")
         backgrounds[name] = page.evaluate("getComputedStyle(document.body).backgroundColor")
         assert page.evaluate("document.documentElement.scrollWidth") == width  # nothing sticks out
         shot(page, name)
