@@ -27,6 +27,11 @@ def shown(text: str) -> str:
     return _OBEYED.sub(_escape, text) if _OBEYED.search(text) else text
 
 
+def number_of(count: int, word: str, plural: str = "") -> str:
+    """`1 run`, `2 runs`; `plural`: of a word that does not just take an s."""
+    return f"{count} {word if count == 1 else plural or word + 's'}"
+
+
 def one_line(text: str) -> str:
     """As `shown`, with line breaks and tabs as escapes too."""
     if not _SHOWN.search(text):

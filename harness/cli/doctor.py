@@ -32,10 +32,11 @@ def doctor(
     """
     from harness.doctor import checks
     from harness.doctor.findings import Where, examine, remember, remembered, report
+    from harness.launch.cluster import node_count
     from harness.launch.devices import find_slots
 
     slots = find_slots(devices)
-    there = int(os.environ.get("SLURM_JOB_NUM_NODES", "1"))
+    there = node_count()
     require(1 <= nodes <= there, f"--nodes: {nodes} is not possible, there are {there}; ask SLURM for more")
     gpus = [slot.visible for slot in slots if slot.kind == "cuda"]
     where = Where(slots[0].kind, len(gpus), out, nodes, quick)

@@ -35,7 +35,7 @@ from harness.grid import Plan, check_processes
 from harness.gridfile import Grid
 from harness.job import Job
 from harness.launch import schedule
-from harness.launch.cluster import check_submission
+from harness.launch.cluster import check_submission, node_count
 from harness.launch.devices import Kind, apart, find_slots, whole_machine
 from harness.launch.index import write_index
 from harness.launch.load import Load
@@ -44,7 +44,7 @@ from harness.launch.verdict import Limits
 from harness.migration import earlier_line
 from harness.records import RecordError, Results
 from harness.run_folder import ResultsFolder
-from harness.text import one_line
+from harness.text import number_of, one_line
 
 _Retries = Annotated[
     int, typer.Option(help="Further attempts of a run that crashed, took too long or ran out of memory.")
@@ -137,16 +137,12 @@ def _disturbed_lines(disturbed: Mapping[str, bool]) -> list[str]:
     """What is said of measurements that were disturbed: those that are made again, and those that stay for now."""
     again, left = sum(disturbed.values()), len(disturbed) - sum(disturbed.values())
     lines = (
-        [f"throughput of {_models(again)} was disturbed: measured once more, and the quieter result stays"]
+        [f"throughput of {number_of(again, 'model')} was disturbed: measured once more, and the quieter result stays"]
         if again
         else []
     )
     more = "others are still at work: a call on a quieter machine measures again"
-    return lines + ([f"throughput of {_models(left)} was disturbed, and {more}"] if left else [])
-
-
-def _models(count: int) -> str:
-    return f"{count} model{'s' * (count > 1)}"
+    return lines + ([f"throughput of {number_of(left, 'model')} was disturbed, and {more}"] if left else [])
 
 
 def _todo(
@@ -217,7 +213,7 @@ def _check_options(retries: int, timeout: float | None, checkpoint_every: float,
         0 <= checkpoint_every < math.inf,
         f"--checkpoint-every: {checkpoint_every:g} is not possible; write minutes, 0 for after every step",
     )
-    there = int(os.environ.get("SLURM_JOB_NUM_NODES", "1"))
+    there = node_count()
     require(
         1 <= nodes <= there,
         f"--nodes: {nodes} is not possible, there are {there}; "

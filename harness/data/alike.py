@@ -6,7 +6,6 @@ pictures are nearly the same where at most one bit in twelve differs; of two tha
 half of them do. Our choice; what it finds in a data set whose copies are known is in docs/data.md.
 """
 
-import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -16,6 +15,7 @@ from PIL import Image, ImageOps
 
 from harness.data import depth
 from harness.data.fingerprints import Progress, any_size, decoding
+from harness.environment import core_count
 
 if TYPE_CHECKING:
     import numpy as np
@@ -34,7 +34,7 @@ def thumbnails(root: Path, names: Sequence[str], progress: Progress | None = Non
         DataError: a file that cannot be decoded.
     """
     found = {}
-    with any_size(), ThreadPoolExecutor(os.cpu_count()) as pool:
+    with any_size(), ThreadPoolExecutor(core_count()) as pool:
         small = pool.map(lambda name: _thumbnail(root / name), names)
         for done, (name, values) in enumerate(zip(names, small, strict=True), start=1):
             found[name] = values

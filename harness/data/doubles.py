@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from harness.data.catalog import DataError, Sample, Source
+from harness.text import number_of
 
 Pair = tuple[str, str]  # the paths of two images of equal bytes
 
@@ -64,4 +65,4 @@ def harmless(found: Doubles) -> str:
 
 
 def _images(pairs: Sequence[Pair], one: str, several: str) -> str:
-    return f"1 image {one}" if len(pairs) == 1 else f"{len(pairs)} images {several}"
+    return number_of(len(pairs), f"image {one}", f"images {several}")

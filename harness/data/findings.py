@@ -8,6 +8,7 @@ from harness.data import depth, doubles
 from harness.data.catalog import Source
 from harness.data.fingerprints import Print
 from harness.data.manifest import Look
+from harness.text import number_of
 
 Looks = Mapping[tuple[Source, str], Look]
 
@@ -31,13 +32,14 @@ class Row:
 
 
 def row(found: Look) -> Row:
-    kinds = Counter((sample.split, sample.anomalous) for sample in found.samples)
+    splits = Counter(sample.split for sample in found.samples)
+    abnormal = sum(sample.anomalous for sample in found.samples if sample.split == "test")
     images = [found.prints[sample.path] for sample in found.samples] if found.prints else []
     return Row(
-        sum(kinds["train", anomalous] for anomalous in (False, True)),
-        sum(kinds["val", anomalous] for anomalous in (False, True)),
-        kinds["test", False],
-        kinds["test", True],
+        splits["train"],
+        splits["val"],
+        splits["test"] - abnormal,
+        abnormal,
         sum(sample.mask is not None for sample in found.samples),
         sizes(images),
         modes(images),
@@ -80,7 +82,7 @@ def warnings(found: Look) -> list[str]:
     said, kinds = [], Counter((sample.half, sample.anomalous) for sample in found.samples)
     train, good, abnormal = kinds["train", False], kinds["test", False], kinds["test", True]
     if train < FEW_TO_TRAIN:
-        said.append(f"{counted(train, 'image')} to train on: too few to learn what is normal")
+        said.append(f"{number_of(train, 'image')} to train on: too few to learn what is normal")
     if good and abnormal and min(good, abnormal) < FEW_TO_TEST:
         step = 100 / (good * abnormal)
         said.append(
@@ -89,12 +91,8 @@ def warnings(found: Look) -> list[str]:
         )
     flat = [sample.path for sample in found.samples if found.prints and found.prints[sample.path].flat]
     if flat:
-        said.append(f"{counted(len(flat), 'picture')} of one colour, first {flat[0]}: is that what the camera saw?")
+        said.append(f"{number_of(len(flat), 'picture')} of one colour, first {flat[0]}: is that what the camera saw?")
     return said + doubles.spoiling(found.twice)
-
-
-def counted(number: int, what: str) -> str:
-    return f"{number} {what}" if number == 1 else f"{number} {what}s"
 
 
 def contents(source: Source, found: Look) -> str:

@@ -14,6 +14,7 @@ from harness.data import depth, doubles
 from harness.data.catalog import Sample, Source
 from harness.data.fingerprints import TURNED, Print, Progress, any_size
 from harness.data.manifest import Look
+from harness.environment import core_count
 from harness.spec import Data
 from harness.text import one_line
 
@@ -54,7 +55,7 @@ def _headers(
     """By name the fingerprint less its hash, and the file's size; and a text on each file that has none."""
     found: dict[str, tuple[Print, int]] = {}
     failed: list[str] = []
-    with any_size(), ThreadPoolExecutor(os.cpu_count()) as pool:
+    with any_size(), ThreadPoolExecutor(core_count()) as pool:
         headers = pool.map(lambda name: _header(root / name), names)
         for done, (name, header) in enumerate(zip(names, headers, strict=True), start=1):
             if isinstance(header, str):
@@ -87,7 +88,7 @@ def same(root: Path, sizes: Mapping[str, int]) -> dict[str, str]:
     bytes, by name.
     """
     asked = _alike({name: str(size) for name, size in sizes.items()})
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(core_count()) as pool:
         middles = dict(
             zip(asked, pool.map(lambda name: digest(root / name, sizes[name] // 2, PART), asked), strict=True)
         )

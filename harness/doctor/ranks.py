@@ -12,7 +12,7 @@ import sys
 import time
 
 from harness.doctor.findings import Finding, Where, failed, passed, skipped
-from harness.launch import cluster, slurm
+from harness.launch.group import launcher
 
 JOBS = 30
 MIB = 64
@@ -72,12 +72,7 @@ def _count(where: Where) -> int:
 
 def _launch(where: Where, scene: str) -> tuple[int, str]:
     """Exit code and output."""
-    each = _count(where) // where.nodes
-    words = ["-m", "harness.doctor.ranks", where.devices, scene]
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(each), *words]
-    if where.nodes > 1:
-        host, port = cluster.this_node(), cluster.free_port(int(os.environ["SLURM_JOB_ID"]))
-        command = [*slurm.launcher(sys.executable, where.nodes, each, host, port), *words]
+    command = [*launcher(_count(where), where.nodes), "-m", "harness.doctor.ranks", where.devices, scene]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     try:
         done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=PATIENCE_S)

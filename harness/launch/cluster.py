@@ -129,6 +129,11 @@ def slurm_id() -> str:
     return f"{array}_{os.environ.get('SLURM_ARRAY_TASK_ID')}" if array else os.environ.get("SLURM_JOB_ID", "")
 
 
+def node_count() -> int:
+    """The nodes of the job that this runs in; 1 outside of one."""
+    return int(os.environ.get("SLURM_JOB_NUM_NODES", "1"))
+
+
 def this_node() -> str:
     """The name that the other nodes of the job know this one by."""
     return os.environ.get("SLURMD_NODENAME") or os.uname().nodename

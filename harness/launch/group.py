@@ -251,6 +251,14 @@ class Place:
         return load.passive and free and self.threads > 1 and self.slots[0].kind == "cpu"
 
 
+def launcher(processes: int, nodes: int = 1) -> list[str]:
+    """The command that starts so many ranks, equally many on each node of the job; what they run follows it."""
+    if nodes > 1:
+        host, port = cluster.this_node(), cluster.free_port(int(os.environ["SLURM_JOB_ID"]))
+        return slurm.launcher(sys.executable, nodes, processes // nodes, host, port)
+    return [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+
+
 def start(slots: tuple[Slot, ...], kind: GroupKind, door: channel.Door, scratch: Path, passive: bool = False) -> Group:
     """Start a group on the slots, a rank on each. It connects to the door with the group's token in its hello.
 
@@ -272,13 +280,7 @@ def start(slots: tuple[Slot, ...], kind: GroupKind, door: channel.Door, scratch:
     if nodes == 1 or not slots[0].visible:  # on several nodes it is for SLURM to say
         # Empty for a CPU: DeepSpeed would take a GPU that it sees.
         environment["CUDA_VISIBLE_DEVICES"] = ",".join(slot.visible or "" for slot in slots) if slots[0].visible else ""
-    command = [sys.executable, *WORKER]
-    if nodes > 1:
-        host, port = cluster.this_node(), cluster.free_port(int(os.environ["SLURM_JOB_ID"]))
-        command = [*slurm.launcher(sys.executable, nodes, kind.processes // nodes, host, port), *WORKER]
-    elif kind.processes > 1:
-        command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-        command += ["--nproc-per-node", str(kind.processes), *WORKER]
+    command = [*(launcher(kind.processes, nodes) if kind.processes > 1 else [sys.executable]), *WORKER]
     with log.open("wb") as output:
         process = subprocess.Popen(
             command,

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from harness.leaderboard.statistics import LEAST_CATEGORIES, STEADY_SEEDS, Interval
+from harness.text import number_of
 
 MOST_NAMED = 3  # methods or data sets in a sentence; the others are counted
 MOST_CAUTIONS = 3  # in the line of cautions; the others are behind --why
@@ -121,7 +122,7 @@ def verdict(contests: Sequence[Contest], doubts: Doubts, notes: Iterable[str] = 
 def sentence(contest: Contest) -> str:
     """Who leads on the data set, by how much, against whom, beyond noise or not, over how much."""
     where, first = f"on {contest.dataset}", contest.first
-    over = f"{_number(contest.categories, 'category', 'categories')}, {_number(contest.seeds, 'seed')}"
+    over = f"{number_of(contest.categories, 'category', 'categories')}, {number_of(contest.seeds, 'seed')}"
     if contest.says_nothing:
         why = f"all {contest.runs} runs collapsed" if first else f"runs are missing of {_listed(contest.left_out)}"
         return f"Nothing can be said {where}: {why}."
@@ -206,7 +207,7 @@ def cautions(doubts: Doubts) -> list[str]:
         failed = f" ({doubts.failed} failed)" if doubts.failed else ""
         lines.append(f"{doubts.missing} of {doubts.expected} runs missing{failed}")
     elif doubts.failed:
-        lines.append(f"{_number(doubts.failed, 'further run')} failed")
+        lines.append(f"{number_of(doubts.failed, 'further run')} failed")
     if doubts.disturbed:
         lines.append(f"{doubts.disturbed} of {doubts.measured} speeds were measured while others used the machine")
     return lines + few(doubts.seeds, doubts.categories)
@@ -242,7 +243,7 @@ def of_comparison(runs: int, identical: int, differences: Sequence[tuple[str, fl
     rest = len(differences) - len(better) - len(worse)
     if parts and rest:
         parts.append(f"within noise: {rest} of {len(differences)} comparisons")
-    text = "; ".join(parts) or f"nothing differs beyond noise in {_number(len(differences), 'comparison')}"
+    text = "; ".join(parts) or f"nothing differs beyond noise in {number_of(len(differences), 'comparison')}"
     return [f"{text[0].upper()}{text[1:]}.", f"{identical} of {runs} runs identical."][: 2 if identical else 1]
 
 
@@ -261,10 +262,6 @@ def _lead(rival: Rival) -> str:
 
 def _share(value: float) -> str:
     return f"{100 * value:.1f} %"
-
-
-def _number(count: int, word: str, plural: str = "") -> str:
-    return f"{count} {word if count == 1 else plural or word + 's'}"
 
 
 def _listed(names: Sequence[str]) -> str:
