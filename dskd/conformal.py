@@ -1,0 +1,71 @@
+"""Thresholds from normal images alone, and p-values: conformal prediction and conformal risk control.
+
+A threshold is for a false alarm rate: of normal images that are like those that it was made from, so many are above it
+in the mean, whatever the model. Images that show one object are no independent evidence, so the units that are counted
+are groups of images. Sources: Vovk, Gammerman, Shafer, "Algorithmic Learning in a Random World", 2005 (split
+conformal); Angelopoulos, Bates, Fisch, Lei, Schuster, "Conformal Risk Control", ICLR 2024, eq. 4 (shares of pixels);
+Lee, Barber, Willett, "Distribution-free inference with hierarchical data", 2023 (groups: each weighs the same, shared
+by its images).
+No torch is imported here.
+"""
+
+from collections.abc import Hashable, Sequence
+
+import numpy as np
+
+_ROUNDING = 1e-9  # of a sum of weights: a rate of .05 is no binary number
+
+
+def unit_weights(groups: Sequence[Hashable]) -> np.ndarray:
+    """Of each image its share of its group: (n,) float64, whose sum is the number of groups.
+
+    Args:
+        groups: of each image; one that is a group of its own has a name of its own.
+    """
+    names, number, size = np.unique(np.array([str(each) for each in groups]), return_inverse=True, return_counts=True)
+    return 1 / size[number] if len(names) else np.empty(0)
+
+
+def least_rate(units: int) -> float:
+    """The lowest false alarm rate that so many groups of normal images allow: 1 / (units + 1)."""
+    return 1 / (units + 1)
+
+
+def threshold(values: np.ndarray, weights: np.ndarray, rate: float) -> float | None:
+    """The lowest threshold above which at most a share `rate` of what is normal is to be expected; None where there are
+    too few groups for the rate (fewer than 1 / rate - 1).
+
+    With scores, one for each image, and images that are groups of their own it is the k-th smallest score,
+    k = ⌈(n + 1)(1 - rate)⌉, so that score > threshold exactly where the p-value is at most `rate`. With maps it is the
+    lowest λ for which (n R(λ) + 1) / (n + 1) ≤ rate, R(λ) being the mean share of an image's pixels above λ.
+
+    Args:
+        values: (n,) scores or (n, H, W) maps of normal images that no training and no choice has seen.
+        weights: (n,) of `unit_weights`.
+        rate: in (0, 1).
+    """
+    units = round(float(weights.sum()))
+    budget = rate * (units + 1) - 1 + _ROUNDING  # what may lie above it, in groups
+    if budget < 0 or not values.size:
+        return None
+    flat = values.reshape(len(values), -1)
+    each = np.repeat(weights / flat.shape[1], flat.shape[1])
+    order = np.argsort(flat, axis=None, kind="stable")[::-1]
+    ordered, above = flat.ravel()[order], np.cumsum(each[order])
+    # The weight of what is strictly above a value is known at the first of those that equal it.
+    first = np.append(True, ordered[1:] != ordered[:-1])
+    fits = np.append(0.0, above[:-1])[first] <= budget
+    return float(ordered[first][np.flatnonzero(fits)[-1]])
+
+
+def p_values(scores: np.ndarray, normal: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """(m,) float64: how rarely a normal image scores so high, p = (1 + #{s_i ≥ s}) / (n + 1), each s_i by its weight.
+
+    Args:
+        scores: (m,) of new images; normal: (n,) of normal images that no training and no choice has seen; weights: (n,)
+            of `unit_weights`.
+    """
+    order = np.argsort(normal)[::-1]
+    reached = np.append(0.0, np.cumsum(weights[order]))
+    found = np.searchsorted(-normal[order], -np.asarray(scores), side="right")  # how many are at least as high
+    return (1 + reached[found]) / (round(float(weights.sum())) + 1)
