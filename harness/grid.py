@@ -1,7 +1,6 @@
 """From a grid file to runs, in two steps: `resolve` (effects: names, data sets, weights) and `expand` (pure)."""
 
 import functools
-import importlib.util
 import itertools
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Set
@@ -31,11 +30,11 @@ from harness.gridfile import (
     beginning,
 )
 from harness.naming import counted, names_of
+from harness.prerequisites import deepspeed_trouble
 from harness.spec import Bench, BenchSpec, Data, EvaluateSpec, Spec, TrainSpec, Weights
 from harness.weights import is_folded, locate
 
 T = TypeVar("T")
-DEEPSPEED_PACKAGES = ("deepspeed", "transformers")  # Accelerate needs the second for the first
 Looks = dict[tuple[Source, str], Look]  # what was found of each category
 
 DEFAULT_WEIGHTS = "imagenet"
@@ -44,7 +43,7 @@ DEFAULT_WEIGHTS = "imagenet"
 @dataclass(frozen=True)
 class Facts:
     """What `expand` needs to know of the world: per data set its categories, per (weights, backbone) the file, and
-    which of these files no student can start from. `missing`: packages that DeepSpeed needs and that are not installed.
+    which of these files no student can start from. `no_deepspeed`: why it cannot be used; empty where it can.
     `unread`: per data set, in words, the pictures that lie among its own.
     """
 
@@ -53,7 +52,7 @@ class Facts:
     device: str
     threads: int
     folded: frozenset[tuple[str, str]] = frozenset()
-    missing: tuple[str, ...] = ()
+    no_deepspeed: str = ""
     looks: Looks = field(default_factory=dict)
     unread: dict[Source, str] = field(default_factory=dict)
 
@@ -148,8 +147,8 @@ def resolve(grid: Grid, device: str = "auto", progress: Progress | None = None) 
     pairs = {(_weights_of(run.settings), run.backbone) for run in chosen if run}
     weights = {pair: locate(*pair) for pair in sorted(pairs)}
     folded = frozenset(key for key, (_, path) in weights.items() if path is None or is_folded(Path(path)))
-    missing = tuple(name for name in DEEPSPEED_PACKAGES if importlib.util.find_spec(name) is None)
-    return Facts(categories, weights, device_name(device), thread_count(), folded, missing, looks, unread)
+    trouble = deepspeed_trouble(device)
+    return Facts(categories, weights, device_name(device), thread_count(), folded, trouble, looks, unread)
 
 
 def _trunks(grid: Grid) -> set[str]:
@@ -280,9 +279,8 @@ def _training(grid: Grid, facts: Facts, chosen: _Chosen, values: Settings, data:
     called = once(labels.called, {key: values[key] for key in ("method", "backbone", "dataset")}, grid)
     spec = TrainSpec(method, chosen.backbone, weights, data, **seed, **run, called=called)
     require(
-        spec.strategy == "ddp" or not facts.missing,
-        f"strategy: {spec.strategy} needs packages that are not installed ({', '.join(facts.missing)}); run "
-        "pip install 'dskd-harness[deepspeed]' or write strategy: ddp",
+        spec.strategy == "ddp" or not facts.no_deepspeed,
+        f"strategy: {spec.strategy} {facts.no_deepspeed}",
     )
     if method.encoder.init == "imagenet":
         require(

@@ -1,6 +1,7 @@
 """What a supervisor sends a worker, as JSON: a job, or that it shall stop."""
 
 import json
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -101,7 +102,22 @@ def affinity(job: Job) -> tuple[object, ...]:
 
 MESSAGE_CHARACTERS, TRACEBACK_CHARACTERS = 500, 2000  # attempts stay small; a run's log has the rest
 _KINDS: dict[str, type[Job]] = {"train": TrainJob, "bench": BenchJob}
-STOP = json.dumps({"kind": "stop"}).encode()  # beside jobs: the one that is on shall end
+
+
+class Stop(threading.Event):
+    """Set where the job that is on shall end. `late`: how it has used up its time, if that is why."""
+
+    late = ""
+
+
+def encode_stop(late: str = "") -> bytes:
+    """Beside jobs: the one that is on shall end. `late`: see `Stop`."""
+    return json.dumps({"kind": "stop", "late": late}).encode()
+
+
+def decode_stop(message: bytes) -> str | None:
+    """The `late` of `encode_stop`, None for a job."""
+    return json.loads(message)["late"] if message.startswith(b'{"kind": "stop"') else None
 
 
 def encode(job: Job) -> bytes:
@@ -109,7 +125,7 @@ def encode(job: Job) -> bytes:
 
 
 def decode(message: bytes) -> Job:
-    """The job of a message that is not STOP. It may name what plug-ins bring: they are loaded before."""
+    """The job of a message that is no stop. It may name what plug-ins bring: they are loaded before."""
     document = json.loads(message)
     return from_mapping(_KINDS[document["kind"]], document["job"])
 

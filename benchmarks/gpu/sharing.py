@@ -4,19 +4,17 @@ The MPS daemon is an own one, with its pipes and logs in a folder of its own, an
 left alone, and no share of the card is set.
 """
 
-import os
 import shutil
-import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import nullcontext
 from pathlib import Path
 
 import grids
 from sheet import Sheet, figures
 
-DAEMON = "nvidia-cuda-mps-control"
+from harness.doctor.sharing import DAEMON, daemon
+
 SIDE, TRAIN = 128, 512
 
 
@@ -35,7 +33,7 @@ def run(sheet: Sheet) -> None:
             if mps and shutil.which(DAEMON) is None:
                 sheet.fact("MPS", f"there is no {DAEMON}")
                 continue
-            with sheet.trying(name), daemon(folder / name.replace(" ", "-"), mps) as own:
+            with sheet.trying(name), daemon(folder / name.replace(" ", "-")) if mps else nullcontext({}) as own:
                 sums[name] = together(sheet, folder / "grids" / name.replace(" ", "-"), root, side, workers, mps, own)
             sheet.say(", ".join(f"{name}: {figures(found)} images/s" for name, found in sums.items()))
 
@@ -63,23 +61,3 @@ def together(
     name = f"{workers} runs at a time{' with MPS' if mps else ''} end well"
     sheet.check(name, done.returncode == 0 and len(found) == workers, "" if found else grids.last_line(done))
     return sum(rates)
-
-
-@contextmanager
-def daemon(folder: Path, wanted: bool) -> Iterator[dict[str, str]]:
-    """The environment of its clients; it has ended when the block has."""
-    if not wanted:
-        yield {}
-        return
-    pipes, logs = folder / "pipes", folder / "logs"
-    pipes.mkdir(parents=True)
-    logs.mkdir()
-    own = {"CUDA_MPS_PIPE_DIRECTORY": str(pipes), "CUDA_MPS_LOG_DIRECTORY": str(logs)}
-    surroundings = os.environ | own
-    subprocess.run([DAEMON, "-d"], env=surroundings, check=True, timeout=20, stdout=subprocess.DEVNULL)
-    try:
-        yield own
-    finally:
-        subprocess.run(
-            [DAEMON], input="quit -t 5\n", env=surroundings, timeout=20, text=True, stdout=subprocess.DEVNULL
-        )

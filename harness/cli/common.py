@@ -33,7 +33,13 @@ DevicesOption = Annotated[
     str,
     typer.Option(help="auto (every GPU, else the CPU), cpu, cpu:4 (four workers), cuda, or cuda:0,2 (these GPUs)."),
 ]
-RunsPerDeviceOption = Annotated[int, typer.Option(help="Runs at a time on each device: small ones leave a GPU idle.")]
+RunsPerDeviceOption = Annotated[
+    str,
+    typer.Option(
+        metavar="N|auto",
+        help="Runs at a time on each device: small ones leave a GPU idle. auto: what `harness doctor` found best.",
+    ),
+]
 OnlyOption = Annotated[
     list[str] | None,
     typer.Option("--only", help="Only runs whose label has this value: method=dskd, seed=0; may be given again."),

@@ -2,16 +2,32 @@
 
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.table import Table
+from rich.text import Text
 
 from dskd.config import ConfigError, require
 from harness.cli.common import DevicesOption, console
 from harness.files import write_atomic
 from harness.text import as_json
 
+if TYPE_CHECKING:
+    from harness.doctor.findings import Finding
+
 STYLES = {"PASS": "green", "FAIL": "bold red", "SKIPPED": "dim"}
+
+
+def _row(found: "Finding") -> Table:
+    """A finding on a terminal of any width: printed as it comes, so each is a table of its own."""
+    row = Table.grid(padding=(0, 1))
+    for width in (7, 15, None):
+        row.add_column(width=width, no_wrap=width is not None, overflow="fold")
+    row.add_row(Text(found.state, STYLES[found.state]), found.name, f"{found.said}  {found.seconds:.1f} s")
+    if found.advice:
+        row.add_row("", "", Text(found.advice, "yellow"))
+    return row
 
 
 def doctor(
@@ -26,9 +42,10 @@ def doctor(
     """Let this machine prove itself, before a grid relies on it: on a laptop, a GPU node, or within a SLURM job.
 
     Versions; the GPUs that the driver and CUDA see; rates of matrix products and copies; whether trainings end with the
-    same bits twice, and after an interruption; processes that talk to each other and are killed; memory, open files and
-    the results folder. Each is PASS, FAIL with what to do about it, or SKIPPED with the reason. What was proven is
-    remembered for this device and these versions. Exit codes: 0, 1 where something failed, 2 for wrong input.
+    same bits twice, and after an interruption; how many runs a GPU carries at a time, with and without MPS; processes
+    that talk to each other and are killed; memory, open files and the results folder. Each is PASS, FAIL with what to
+    do about it, or SKIPPED with the reason. What was proven is remembered for this device and these versions. Exit
+    codes: 0, 1 where something failed, 2 for wrong input.
     """
     from harness.doctor import checks
     from harness.doctor.findings import Where, examine, remember, remembered, report
@@ -48,10 +65,7 @@ def doctor(
         terminal.print(f"last examined {before['made_at'][:16]}: {states.count('FAIL')} of {len(states)} checks failed")
     for found in examine(checks.of(where), where):
         findings.append(found)
-        terminal.print(f"{found.state:8}", style=STYLES[found.state], end="")
-        terminal.print(f"{found.name:15} {found.said}  {found.seconds:.1f} s", soft_wrap=True)
-        if found.advice:
-            terminal.print(f"{'':24}{found.advice}", style="yellow", soft_wrap=True)
+        terminal.print(_row(found))
     document = report(findings, where)
     remember(document)
     if json_file is not None:

@@ -15,11 +15,13 @@ from harness.cli.common import (
     OnlyOption,
     OutOption,
     PluginOption,
+    RunsPerDeviceOption,
     console,
     make_plan,
     the_grid,
 )
 from harness.cli.folded import print_folded
+from harness.doctor.proven import runs_per_device as sharing_of
 
 if TYPE_CHECKING:
     from harness.data.catalog import Source
@@ -35,6 +37,7 @@ def plan(
     only: OnlyOption = None,
     plugin: PluginOption = None,
     limit: LimitOption = None,
+    runs_per_device: RunsPerDeviceOption = "1",
     list_runs: Annotated[
         bool, typer.Option("--list", help="One line for each training, evaluation and measurement, with its id.")
     ] = False,
@@ -48,6 +51,7 @@ def plan(
     from harness.records import Results, damage_line
 
     path, load, kind = the_grid(grid_file, grid), Load(), kind_of(devices)
+    _, why = sharing_of(runs_per_device, kind)
     parsed, made = make_plan(path, devices, only, plugin, limit)
     results = Results(out / parsed.name)
     survey = results.survey()
@@ -76,7 +80,7 @@ def plan(
     print_folded(terminal, images_table(made.chosen_looks(), called), 2)
     left = made.counted({spec.id for spec in made.works()} - done)
     terminal.print(f"{made.counted()}; to do: {left}, about {schedule.duration(sum(seconds.values()))}", soft_wrap=True)
-    for remark in made.remarks():
+    for remark in [why, *made.remarks()] if why else made.remarks():
         terminal.print(remark, soft_wrap=True, style="yellow" if "warning" in remark else None)
     earlier = earlier_line(results, done, {spec.id for spec in made.works()})
     for remark in filter(None, [*earlier, load.remark(kind) if any(seconds.values()) else None]):

@@ -29,6 +29,7 @@ from harness.cli.common import (
 )
 from harness.cli.screen import Screen
 from harness.disturbance import is_measured_again
+from harness.doctor.proven import runs_per_device as sharing_of
 from harness.files import write_atomic
 from harness.foreign import Damaged, check_links, opening
 from harness.grid import Plan, check_processes
@@ -36,7 +37,7 @@ from harness.gridfile import Grid
 from harness.job import Job
 from harness.launch import schedule
 from harness.launch.cluster import check_submission, node_count
-from harness.launch.devices import Kind, apart, find_slots, whole_machine
+from harness.launch.devices import Kind, apart, find_slots, kind_of, whole_machine
 from harness.launch.index import write_index
 from harness.launch.load import Load
 from harness.launch.progress import Reporter, planned, supervisor_name, write_plan
@@ -50,7 +51,7 @@ _Retries = Annotated[
     int, typer.Option(help="Further attempts of a run that crashed, took too long or ran out of memory.")
 ]
 _Timeout = Annotated[
-    float | None, typer.Option(help="Minutes that a run may take before it is killed; none by default.")
+    float | None, typer.Option(help="Minutes that a run may take before it is stopped; none by default.")
 ]
 _Force = Annotated[bool, typer.Option("--force", help="Do runs again that are done; their records are replaced.")]
 _CheckpointEvery = Annotated[
@@ -72,7 +73,7 @@ def run(
     only: OnlyOption = None,
     plugin: PluginOption = None,
     limit: LimitOption = None,
-    runs_per_device: RunsPerDeviceOption = 1,
+    runs_per_device: RunsPerDeviceOption = "1",
     retries: _Retries = 1,
     timeout: _Timeout = None,
     force: _Force = False,
@@ -90,7 +91,8 @@ def run(
     130 interrupted.
     """
     path, load = the_grid(grid_file, grid), Load()
-    slots = find_slots(devices, runs_per_device)
+    at_a_time, why = sharing_of(runs_per_device, kind_of(devices))
+    slots = find_slots(devices, at_a_time)
     _check_options(retries, timeout, checkpoint_every, nodes)
     part, parts = schedule.parse_shard(shard) if shard else (0, 1)
     parsed, whole = make_plan(path, devices, only, plugin, limit)
@@ -111,6 +113,8 @@ def run(
     again = [] if force else _disturbed_lines(disturbed)
     for remark in filter(None, [*plan.remarks(), *_aside(damaged), *earlier, *again, load.remark(slots[0].kind)]):
         screen.say((remark, "yellow"))
+    if why:
+        screen.say(why)
     reporter = Reporter(results.folder, shard or "", len(costs))
     limits = Limits(retries, None if timeout is None else 60 * timeout)
     phases = schedule.phases(costs, slots, whole_machine(slots), nodes)

@@ -76,9 +76,9 @@ def same_twice(where: Where) -> Finding:
     trunks = TRUNKS[:1] if where.quick else TRUNKS
     device, different = open_device(where.devices, "auto"), []
     for trunk in trunks:
-        teacher = _teacher(trunk, device)
+        teacher = teacher_of(trunk, device)
         for name in names:
-            spec = _spec(name, trunk, device)
+            spec = spec_of(name, trunk, device)
             if _trained(spec, teacher, device) != _trained(spec, teacher, device):
                 different.append(f"{name} {trunk}")
     said = f"{len(names)} methods on {', '.join(trunks)} end with the same bits twice"
@@ -91,9 +91,9 @@ def same_resumed(where: Where) -> Finding:
     """A training that is stopped after a step and goes on from its checkpoint."""
     names = ("dskd",) if where.quick else ("stfpm", "dskd", "reverse_distillation")
     device, different = open_device(where.devices, "auto"), []
-    teacher = _teacher(TRUNKS[0], device)
+    teacher = teacher_of(TRUNKS[0], device)
     for name in names:
-        spec = _spec(name, TRUNKS[0], device)
+        spec = spec_of(name, TRUNKS[0], device)
         straight = _trained(spec, teacher, device)
         with TemporaryDirectory() as folder:
             stop = threading.Event()
@@ -109,33 +109,40 @@ def same_resumed(where: Where) -> Finding:
     return passed(f"resumed equals straight to the last bit: {', '.join(names)}", methods=list(names))
 
 
-def _spec(name: str, trunk: str, device: Device) -> TrainSpec:
-    method = replace(get_method(name), {"train.epochs": EPOCHS, "train.batch_size": BATCH, "train.select": "last"})
-    return TrainSpec(method, trunk, Weights(), Data("", "", ""), image_size=SIDE, precision=device.precision)
+def spec_of(
+    name: str, trunk: str, device: Device, side: int = SIDE, epochs: int = EPOCHS, batch: int = BATCH
+) -> TrainSpec:
+    method = replace(get_method(name), {"train.epochs": epochs, "train.batch_size": batch, "train.select": "last"})
+    return TrainSpec(method, trunk, Weights(), Data("", "", ""), image_size=side, precision=device.precision)
 
 
-def _teacher(trunk: str, device: Device) -> Teacher:
+def teacher_of(trunk: str, device: Device) -> Teacher:
     torch.manual_seed(0)
     return Teacher(trunk).to(device.place, memory_format=torch.channels_last)
+
+
+def learner_of(spec: TrainSpec, teacher: Teacher, device: Device, images: int) -> tuple[Learner, TeacherFeatures]:
+    """The students of a training of so many made-up images, and the teacher's features of these."""
+    torch.manual_seed(spec.seed)
+    model = Distiller(spec.method, spec.backbone, teacher)
+    model.students.to(device.place, memory_format=torch.channels_last)
+    draw = torch.Generator().manual_seed(1)
+    pixels = torch.randint(256, (images, *spec.sides, 3), dtype=torch.uint8, generator=draw).to(device.place)
+    features = TeacherFeatures(teacher, pixels, spec.method.train.batch_size, device)
+    return Learner(model, spec, device, images), features
 
 
 def _trained(
     spec: TrainSpec, teacher: Teacher, device: Device, checkpointing: Checkpointing | None = None
 ) -> str | None:
     """A hash of the losses and of all weights of a training; None if it was told to stop."""
-    torch.manual_seed(spec.seed)
-    model = Distiller(spec.method, spec.backbone, teacher)
-    model.students.to(device.place, memory_format=torch.channels_last)
-    draw = torch.Generator().manual_seed(1)
-    pixels = torch.randint(256, (IMAGES, SIDE, SIDE, 3), dtype=torch.uint8, generator=draw).to(device.place)
-    features = TeacherFeatures(teacher, pixels, BATCH, device)
-    learner = Learner(model, spec, device, IMAGES)
+    learner, features = learner_of(spec, teacher, device, IMAGES)
     chosen, none = np.arange(IMAGES), np.arange(0)
     try:
         curve, _ = train(learner, features, chosen, none, lambda *_: None, checkpointing=checkpointing)
     except Interrupted:
         return None
     found = hashlib.sha256(repr([epoch.loss for epoch in curve]).encode())
-    for tensor in model.students.state_dict().values():
+    for tensor in learner.distiller.students.state_dict().values():
         found.update(np.ascontiguousarray(tensor.detach().cpu().numpy()).tobytes())
     return found.hexdigest()

@@ -92,16 +92,36 @@ def report(findings: Iterable[Finding], where: Where) -> dict[str, Any]:
 
 
 def remember(document: Mapping[str, Any]) -> Path:
-    """Keep what was proven, of this device with these versions; the file. Raises CacheError."""
+    """Keep what was found of this device with these versions, and of checks that were skipped what they proved before;
+    the file. Raises CacheError.
+    """
     path = _store(document["device"], document["environment"])
-    write_cache(path, json.dumps(document, indent=1))
+    proofs = (_read(path) or {}).get("proofs")
+    proofs = dict(proofs) if isinstance(proofs, dict) else {}
+    for found in document["findings"]:
+        if found["state"] == "PASS":
+            proofs[found["name"]] = {**found["facts"], "made_at": document["made_at"]}
+        elif found["state"] == "FAIL":
+            proofs.pop(found["name"], None)
+    write_cache(path, json.dumps({**document, "proofs": proofs}, indent=1))
     return path
 
 
 def remembered(device: str) -> dict[str, Any] | None:
-    """What was last proven of the device with the versions of today; None where nothing was."""
+    """What was last found of the device with the versions of today; None where nothing was."""
+    return _read(_store(device_name(device), describe_environment()))
+
+
+def proven(device: str, check: str) -> dict[str, Any] | None:
+    """The facts of the last time that the check passed on the device with the versions of today, with `made_at`."""
+    proofs = (remembered(device) or {}).get("proofs")
+    found = proofs.get(check) if isinstance(proofs, dict) else None
+    return found if isinstance(found, dict) else None
+
+
+def _read(path: Path) -> dict[str, Any] | None:
     try:
-        found = json.loads(_store(device_name(device), describe_environment()).read_text())
+        found = json.loads(path.read_text())
     except (OSError, ValueError, RecursionError):
         return None
     return found if isinstance(found, dict) else None

@@ -10,9 +10,11 @@ import signal
 import subprocess
 import sys
 import time
+from importlib.util import find_spec
 
 from harness.doctor.findings import Finding, Where, failed, passed, skipped
 from harness.launch.group import launcher
+from harness.prerequisites import deepspeed_trouble
 
 JOBS = 30
 MIB = 64
@@ -26,7 +28,7 @@ def together(where: Where) -> Finding:
     """All processes add up a block of numbers, then do 30 jobs in one group."""
     count = _count(where)
     if count < 2:
-        return skipped("one GPU on one node: its runs have one process each")
+        return skipped("one GPU on one node: nothing to talk to")
     code, output = _launch(where, "talk")
     rows = re.findall(r"^(\{.*\})$", output, re.MULTILINE)
     if code or not rows:
@@ -34,8 +36,11 @@ def together(where: Where) -> Finding:
     facts = json.loads(rows[-1])
     if facts["descriptors_added"] or facts["threads_added"]:
         return failed(f"{JOBS} jobs leave descriptors or threads behind", "please report it", **facts)
-    said = f"{count} processes over {facts['backend']}: {facts['gb_per_s']:.2f} GB/s of sums, {JOBS} jobs in one group"
-    return passed(said, **facts)
+    bus = round(facts["gb_per_s"] * 2 * (count - 1) / count, 3)  # what crosses each link, as nccl-tests counts it
+    rates = f"{facts['gb_per_s']:.2f} GB/s of sums ({bus:.2f} GB/s a link)"
+    return passed(
+        f"{count} processes over {facts['backend']}: {rates}, {JOBS} jobs in one group", **facts, bus_gb_per_s=bus
+    )
 
 
 def killed(where: Where) -> Finding:
@@ -53,16 +58,16 @@ def killed(where: Where) -> Finding:
 
 
 def deepspeed(where: Where) -> Finding:
-    from importlib.util import find_spec
-
     if find_spec("deepspeed") is None:
         return skipped("not installed (pip install 'dskd-harness[deepspeed]')")
+    if trouble := deepspeed_trouble(where.devices):
+        said, _, advice = trouble.partition("; ")
+        return failed(f"strategy: deepspeed_... {said}", advice)
     environment = os.environ | ({"DS_ACCELERATOR": "cpu"} if where.devices == "cpu" else {})
     command = [sys.executable, "-c", "import deepspeed; print('version', deepspeed.__version__)"]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=PATIENCE_S)
     if done.returncode:
-        advice = "it may miss CUDA's compiler: set CUDA_HOME or load a module with nvcc; strategy: ddp needs none of it"
-        return failed(f"it cannot be imported: {_end(done.stderr)}", advice)
+        return failed(f"it cannot be imported: {_end(done.stderr)}", "strategy: ddp needs none of it")
     return passed(f"DeepSpeed {done.stdout.split()[-1]} can be imported")
 
 

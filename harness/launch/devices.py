@@ -45,7 +45,6 @@ def find_slots(devices: str, runs_per_device: int = 1) -> list[Slot]:
     Raises:
         ConfigError: devices that cannot be meant or that the machine lacks.
     """
-    require(1 <= runs_per_device <= 64, f"--runs-per-device: {runs_per_device} is not possible; write 1 to 64")
     found = _found(devices)
     kind, chosen = _parse(devices, found)
     cores = by_topology(os.sched_getaffinity(0))

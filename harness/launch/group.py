@@ -1,6 +1,7 @@
 """A group of worker processes: one, or the ranks of one run under torch's launcher, on several nodes through srun."""
 
 import json
+import math
 import os
 import re
 import secrets
@@ -9,24 +10,18 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from harness import plugins
-from harness.environment import WAITING
-from harness.events import Failed
+from harness.events import Done, Failed, ForeignMessage
 from harness.foreign import log_tail
-from harness.job import STOP, GroupKind, Job
+from harness.job import GroupKind, Job, encode_stop
 from harness.launch import channel, cluster, slurm
 from harness.launch.devices import Slot
-from harness.launch.load import PASSIVE, Load
-from harness.launch.verdict import DEVICE_FAILURES
-
-T = TypeVar("T")
+from harness.launch.load import PASSIVE
 
 # A training step allocates and frees the same large tensors again and again. By default glibc maps and unmaps each of
 # them, and the kernel clears every page every time: kept on the heap, in huge pages, a step on a CPU is a tenth faster.
@@ -42,6 +37,7 @@ OF_LAUNCHERS = re.compile(
 STEP_ENDS_S = 20.0
 KILLED_S = 30.0  # until a killed process is taken for one that cannot be
 HUNG_S = 60.0  # a worker shows that it lives every few seconds, whatever it computes
+GRACE_S = {"late": 30.0, "hung": 5.0}  # from being asked to stop until it is killed: a step, and a checkpoint's save
 START_S = 600.0  # until the first sign of life of all ranks: from a cold network disk Python takes minutes to start
 
 
@@ -72,6 +68,8 @@ class Group:
         self.unfinished = 0
         self.peaks: dict[str, float] = {}  # of memory, when it is dead
         self.begun = False  # with the job that it has
+        self.shared = False  # its device with others, at any time of that job
+        self.ends: tuple[float, str] | None = None  # when it is killed, and why, since it was asked to stop
         self.attempts: dict[str, int] = {}  # failed ones of its job's works, when it got that job
         self.foreign: str | None = None  # what came of it that is no event
         self.started = time.monotonic()
@@ -100,18 +98,49 @@ class Group:
 
     def give(self, number: int, job: Job, message: bytes) -> None:
         self.number, self.job, self.failed, self.unfinished = number, job, set(), self.kind.processes
-        self.begun, self.told = False, {}
+        self.begun, self.shared, self.told, self.ends = False, False, {}, None
         self.started = time.monotonic()
         self._send(message)
 
     def rank_finished(self) -> bool:
         """Whether it was the last one."""
         self.unfinished -= 1
+        if self.unfinished == 0:
+            self.ends = None
         return self.unfinished == 0
 
     def stop(self) -> None:
         """Ask the ranks to end what they are at."""
-        self._send(STOP)
+        self._send(encode_stop())
+
+    def overdue(self, now: float, timeout_s: float | None) -> str | None:
+        """Why it is to be killed now; None while it is not. What takes too long, or gives no sign of life, is asked to
+        stop first: a client of MPS that is killed at work may take all others of its GPU with it.
+        """
+        if self.ends is None:
+            silent = self.silent(now)
+            late = self.job is not None and timeout_s is not None and now - self.started > timeout_s
+            if silent and self.job is None:
+                return silent
+            if late or silent:
+                why = silent or f"took more than the {timeout_s:g} s that --timeout gives"
+                self.ends = now + GRACE_S["hung" if silent else "late"], why
+                self._send(encode_stop(why))
+        return self.ends[1] if self.ends is not None and now >= self.ends[0] else None
+
+    def waits_until(self, timeout_s: float | None) -> float:
+        """The monotonic time at which `overdue` may answer otherwise, whatever happens."""
+        if self.ends is not None:
+            return self.ends[0]
+        return math.inf if self.job is None or timeout_s is None else self.started + timeout_s
+
+    def wait_for_end(self, until: float) -> None:
+        """Of the job that its ranks were asked to stop, at most until that monotonic time."""
+        for connection in self.connections.values():
+            with suppress(EOFError, OSError, ForeignMessage):
+                while connection.poll(max(0.0, until - time.monotonic())):
+                    if isinstance(channel.receive(connection), Done):
+                        break
 
     def reap(self) -> str:
         """How it died, with its own exit code if it is on its way out and not that of our kill."""
@@ -168,87 +197,6 @@ class Group:
         for connection in self.connections.values():
             with suppress(OSError):  # it died since: the next event says so
                 connection.send_bytes(message)
-
-
-# Groups in a row that die before they can take a job, until their place is given up: one where none ever could, and
-# one where some did.
-STILLBORN, STILLBORN_LATER = 2, 5
-
-
-@dataclass
-class Place:
-    """Slots that a group of workers runs on, one group after the other.
-
-    Args:
-        last: affinity of the job that was done there last.
-        stillborn: so many groups in a row could not start.
-        proven: whether one ever could.
-        unlucky: the runs in a row in which its device failed, by number, with their methods.
-        is_stuck: a process of it could not be killed.
-    """
-
-    slots: tuple[Slot, ...]
-    group: Group | None = None
-    last: object = None
-    stillborn: int = 0
-    proven: bool = False
-    unlucky: dict[int, object] = field(default_factory=dict)
-    is_stuck: bool = False
-
-    def clear(self) -> None:
-        """Kill its group, if it has one."""
-        group, self.group = self.group, None
-        if group is not None and not group.kill():
-            self.is_stuck = True
-
-    @property
-    def is_broken(self) -> bool:
-        """Whether its device is: one run that fails may itself be what breaks a device's context, wherever it is."""
-        return len(self.unlucky) >= DEVICE_FAILURES
-
-    @property
-    def trouble(self) -> str:
-        """What is wrong with it; empty where nothing is known to be."""
-        if self.is_stuck:
-            return "a process there hangs in the kernel and cannot be killed (a lost GPU, a disk that does not answer)"
-        return "its device failed in two different runs in a row, see their attempts" if self.is_broken else ""
-
-    @property
-    def is_given_up(self) -> bool:
-        return self.is_stuck or self.is_broken or self.stillborn >= (STILLBORN_LATER if self.proven else STILLBORN)
-
-    def offered(self, pending: Mapping[int, T], jobs: Mapping[int, Job], places: "Sequence[Place]") -> Mapping[int, T]:
-        """Of the pending jobs those that it may take now, to find out soon whether a device or a run is at fault.
-
-        After a failure of its device that is a run of another method if there is one, else another run; the same one
-        only if no other place is left on which it did not fail yet.
-        """
-        if not self.unlucky:
-            return pending
-        others = [place for place in places if place is not self and not place.is_given_up]
-        doubts = {
-            number: 2 if number in self.unlucky else int(jobs[number].spec.method in self.unlucky.values())
-            for number in pending
-            if number not in self.unlucky or all(number in place.unlucky for place in others)
-        }
-        least = min(doubts.values(), default=0)
-        return {number: pending[number] for number, doubt in doubts.items() if doubt == least}
-
-    @property
-    def name(self) -> str:
-        return ", ".join(slot.name for slot in self.slots)
-
-    @property
-    def threads(self) -> int:
-        """Of each process of a group."""
-        return min(slot.threads for slot in self.slots)
-
-    def waits_passively(self, load: Load) -> bool:
-        """Whether a group that is started now should: see `harness.launch.load`. On a GPU it is the GPU that works, and
-        what the user has set stays.
-        """
-        free = not any(name in os.environ for name in WAITING)
-        return load.passive and free and self.threads > 1 and self.slots[0].kind == "cpu"
 
 
 def launcher(processes: int, nodes: int = 1) -> list[str]:

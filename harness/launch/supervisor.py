@@ -2,30 +2,32 @@
 
 import dataclasses
 import logging
+import math
 import os
 import tempfile
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
 from harness import events
-from harness.job import Job, TrainJob, affinity, encode, group_of, name_of
+from harness.job import Job, TrainJob, affinity, encode, group_of
 from harness.launch import channel
+from harness.launch.audience import Audience, OnEvent
 from harness.launch.cluster import this_node
-from harness.launch.group import Group, Place, start
+from harness.launch.group import Group, start
 from harness.launch.interrupts import interrupts
 from harness.launch.keeper import Keeper
 from harness.launch.load import Load
+from harness.launch.place import Place, places_of
 from harness.launch.schedule import Item, Phase, take
-from harness.launch.verdict import REPLACED, Limits, is_tried_again
+from harness.launch.verdict import REPLACED, Cases, Limits
 from harness.records import Results
 
-OnEvent = Callable[[Job, events.Event], None]
 log = logging.getLogger(__name__)
-REMIND_S = 60.0  # between two words on what is waited for
+END_S = 5.0  # for workers that are asked to stop before all are killed
 TOUCH_S = 10.0  # between two signs of life of this supervisor, and looks for what others left behind
 
 
@@ -90,18 +92,17 @@ class _Supervisor:
         scratch: Path,
         signals: int,
     ) -> None:
-        self.places = [Place(slots) for slots in phase.places]
+        self.places = places_of(phase.places)
         self.jobs: dict[int, Job] = dict(enumerate(job for job, _ in phase.jobs))
         self.pending = {i: Item(seconds, affinity(job)) for i, (job, seconds) in enumerate(phase.jobs)}
         self.elsewhere: dict[int, Item] = {}  # claimed by another supervisor
-        self.attempts: dict[int, int] = {}
-        self.listeners, self.results, self.limits, self.load = list(listeners), results, limits, load
+        self.cases = Cases(limits)
+        self.audience, self.results, self.limits, self.load = Audience(listeners), results, limits, load
         self.door, self.scratch, self.signals = door, scratch, signals
         self.keeper = Keeper(results)
         self.claims = self.keeper.claims
         self.stopping = False
         self.looked = time.monotonic()
-        self.reminded = -REMIND_S
 
     @property
     def groups(self) -> list[Group]:
@@ -115,11 +116,18 @@ class _Supervisor:
             if not busy and (self.stopping or not (self.pending or self.elsewhere)):
                 return
             if not busy and not self.pending:
-                self._say_who_is_waited_for()
+                self.audience.remind([self.jobs[number] for number in self.elsewhere], self.claims.holder)
             self._next_events()
 
     def end(self) -> None:
-        """Kill what is left of the workers: idle ones, or all of them after an error."""
+        """Kill what is left of the workers: idle ones, or after an error all, which are asked to stop before."""
+        busy = [group for group in self.groups if group.job is not None]
+        if busy and not self.stopping:  # else they were asked, and who calls twice wants no more waiting
+            for group in busy:
+                group.stop()
+            until = time.monotonic() + END_S
+            for group in busy:
+                group.wait_for_end(until)
         for place, group in [(place, place.group) for place in self.places if place.group is not None]:
             place.clear()
             if group.job is not None:
@@ -129,13 +137,16 @@ class _Supervisor:
         """Give each idle group a job, and start groups where there are more jobs than groups that could take one."""
         waiting = sum(group.job is None and not group.is_ready for group in self.groups)
         for place in self.places:
-            group, offered = place.group, place.offered(self.pending, self.jobs, self.places)
+            group, offered = place.group, self._offered(place)
             if group is None:
                 if waiting < len(offered) and not place.is_given_up:
                     self._start(place, self.jobs[take(offered, place.last)])
                     waiting += 1
             elif group.job is None and group.is_ready:
                 self._give(place, group)
+
+    def _offered(self, place: Place) -> Mapping[int, Item]:
+        return place.offered(self.pending, self.jobs, self.places, self.cases.suspects)
 
     def _start(self, place: Place, job: Job) -> None:
         place.group = None
@@ -150,7 +161,7 @@ class _Supervisor:
         return self.load.look(workers, sum(slot.threads for place in self.places for slot in place.slots))
 
     def _give(self, place: Place, group: Group) -> None:
-        while offered := place.offered(self.pending, self.jobs, self.places):
+        while offered := self._offered(place):
             # What the group can do without being replaced, if there is any of it.
             same = {i: item for i, item in offered.items() if group_of(self.jobs[i]) == group.kind}
             number = take(same or offered, place.last)
@@ -166,6 +177,9 @@ class _Supervisor:
             place.last = item.affinity
             group.attempts = self.keeper.attempts_of(job)
             group.give(number, job, encode(job))
+            for other in place.neighbours(self.places):
+                if other.job is not None:
+                    other.group.shared = group.shared = True
             return
 
     def _claim(self, number: int, job: Job, item: Item) -> bool:
@@ -180,20 +194,11 @@ class _Supervisor:
         except OSError as error:
             folder = self.results.run_folder(job.spec.id).path
             message = f"{folder} cannot be used ({error.strerror or error}); move it away"
-            self._tell(job, events.Failed(job.spec.id, "error", message))
+            self.audience.tell(job, events.Failed(job.spec.id, "error", message))
             done = True
         if done:
             self._finish(number, job)
         return not done
-
-    def _tell(self, job: Job, event: events.Event) -> None:
-        """What is shown or noted can never hurt what is done: a listener that raises is not asked again."""
-        for listener in list(self.listeners):
-            try:
-                listener(job, event)
-            except Exception:
-                self.listeners.remove(listener)
-                log.exception("`%s` could not be shown; the grid goes on without", type(event).__name__)
 
     def _next_events(self) -> None:
         sources: dict[Any, Group | None] = {self.door: None, self.signals: None}
@@ -215,10 +220,8 @@ class _Supervisor:
 
     def _patience(self) -> float:
         """Seconds until something is to be looked at even if nothing happens."""
-        ends = [group.started for group in self.groups if group.job is not None]
-        if self.limits.timeout_s is None or not ends:
-            return TOUCH_S
-        return min(TOUCH_S, max(0.05, min(ends) + self.limits.timeout_s - time.monotonic()))
+        until = min((group.waits_until(self.limits.timeout_s) for group in self.groups), default=math.inf)
+        return min(TOUCH_S, max(0.05, until - time.monotonic()))
 
     def _stop(self) -> None:
         self.stopping = True
@@ -227,7 +230,7 @@ class _Supervisor:
                 self._place_of(group).clear()
             else:
                 group.stop()
-                self._tell(group.job, events.Stopping())
+                self.audience.tell(group.job, events.Stopping())
 
     def _place_of(self, group: Group) -> Place:
         return next(place for place in self.places if place.group is group)
@@ -277,44 +280,51 @@ class _Supervisor:
                     self._tell_failures(place, group)
             case _:
                 group.begun = True
-                self._tell(job, event)
+                self.audience.tell(job, event)
         return True
 
     def _is_tried_again(self, number: int, reasons: Collection[str]) -> bool:
-        return is_tried_again(reasons, self.attempts.get(number, 0), self.limits, self.stopping)
+        return self.cases.is_tried_again(number, reasons, self.stopping)
 
     def _tell_failure(self, number: int, job: Job, event: events.Failed) -> None:
-        self._tell(job, events.Retrying(**vars(event)) if self._is_tried_again(number, [event.reason]) else event)
+        again = self._is_tried_again(number, [event.reason])
+        self.audience.tell(job, events.Retrying(**vars(event)) if again else event)
 
     def _tell_failures(self, place: Place, group: Group) -> None:
         """What its processes failed at. Of several process 0 tells, any other one where that could not any more."""
         for event in group.told.get(0) or [event for told in group.told.values() for event in told][:1]:
+            if event.reason == "device" and "device" not in group.failed:
+                self.cases.device_failed(place.device, group.number, group.job.spec.method, group.shared)
+                self._renew_idle_workers(place)
             group.failed.add(event.reason)
-            if event.reason == "device" and not place.is_broken:
-                place.unlucky[group.number] = group.job.spec.method
-                for number in place.unlucky if place.is_broken else ():  # it has cost these runs no retry
-                    self.attempts[number] = self.attempts.get(number, 0) - 1
             self._tell_failure(group.number, group.job, event)
         group.told.clear()
+
+    def _renew_idle_workers(self, place: Place) -> None:
+        """On a device that failed: what they hold of it may have failed too."""
+        for other in place.neighbours(self.places):
+            if other.group is not None and other.job is None and other.group.number >= 0:
+                other.clear()
 
     def _judge(self, place: Place, job: Job, group: Group) -> None:
         """What a job that is over says of the device. Raises WorkerError where no place is left."""
         if not group.failed:
-            place.unlucky.clear()
+            place.device.unlucky.clear()
+            place.device.doubtful = False
         if place.trouble:
             self._leave_out(place, job, place.trouble)
 
     def _finish(self, number: int, job: Job, again: bool = False) -> None:
         self.claims.release(job.spec.id)
         if again:
-            self.attempts[number] = self.attempts.get(number, 0) + 1
+            self.cases.count(number)
             if isinstance(job, TrainJob) and not job.force:
                 done = self.results.done()
                 left = tuple(spec for spec in job.evaluations if spec.id not in done)
                 self.jobs[number] = dataclasses.replace(job, evaluations=left)
             self.pending[number] = Item(0.0, affinity(job))  # after what was not tried yet
         else:
-            self._tell(job, events.Finished())
+            self.audience.tell(job, events.Finished())
 
     def _bury(self, group: Group, reason: str, why: str | None, source: object = None) -> None:
         """Reap a dead group and put down in its job's attempts how it died.
@@ -329,8 +339,8 @@ class _Supervisor:
                 with suppress(OSError):
                     while connection.poll() and self._hear(group, connection):
                         pass
-            if group not in self.groups:
-                return
+        if group not in self.groups:
+            return
         place = self._place_of(group)
         how = why or group.foreign or group.reap()
         place.clear()
@@ -368,30 +378,17 @@ class _Supervisor:
     def _leave_out(self, place: Place, job: Job, why: str) -> None:
         if all(one.is_given_up for one in self.places):
             raise WorkerError(f"{place.name} is left out, and no other place is left: {why}")
-        self._tell(job, events.GivenUp(f"{place.name} is left out: {why}"))
+        self.audience.tell(job, events.GivenUp(f"{place.name} is left out: {why}"))
 
     def _look_around(self) -> None:
         """Now and then: groups that hang or take too long, and runs that other supervisors have left or finished."""
         now = time.monotonic()
-        most = self.limits.timeout_s
         for group in self.groups:
-            if most is not None and group.job is not None and now - group.started > most:
-                self._bury(group, "timeout", f"took more than the {most:g} s that --timeout gives")
-            elif silent := group.silent(now):
-                self._bury(group, "timeout", silent)
+            if why := group.overdue(now, self.limits.timeout_s):
+                self._bury(group, "timeout", why)
         if now - self.looked >= TOUCH_S:
             self.looked = now
             self._look()
             self.claims.touch()
             if not self.pending:
                 self.pending, self.elsewhere = self.elsewhere, {}
-
-    def _say_who_is_waited_for(self) -> None:
-        """Now and then, while only runs are left that other supervisors have claimed."""
-        if time.monotonic() - self.reminded < REMIND_S:
-            return
-        self.reminded = time.monotonic()
-        first, *others = (self.jobs[number] for number in self.elsewhere)
-        more = f" and {len(others)} more" if others else ""
-        message = f"{name_of(first)}{more}: {self.claims.holder(first.spec.id)} is at it"
-        self._tell(first, events.Waiting(message))

@@ -1,7 +1,7 @@
 """The worker process: `python -m harness.launch.worker`, started by a supervisor; takes jobs until it is told to leave.
 
-The message STOP and the signals USR1 and TERM end the job it is at as `interrupted`; after TERM it leaves, which its
-event `Done` tells.
+The message to stop (`harness.job.encode_stop`) and the signals USR1 and TERM end the job it is at as `interrupted`;
+after TERM it leaves, which its event `Done` tells.
 """
 
 import ctypes
@@ -17,7 +17,7 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from harness import events
-from harness.job import STOP, decode
+from harness.job import Stop, decode, decode_stop
 from harness.launch import channel
 from harness.run_folder import RunFolder
 
@@ -56,7 +56,7 @@ def cores_of(share: Sequence[int], rank: int, ranks: int, own: Collection[int]) 
     return mine or own
 
 
-def listen(connection: channel.Connection, stop: threading.Event) -> queue.SimpleQueue[bytes]:
+def listen(connection: channel.Connection, stop: Stop) -> queue.SimpleQueue[bytes]:
     """The jobs as they come in, LEAVE after the last; `stop` is set where the one that is on shall end."""
     jobs: queue.SimpleQueue[bytes] = queue.SimpleQueue()
     signals: queue.SimpleQueue[int] = queue.SimpleQueue()
@@ -67,7 +67,9 @@ def listen(connection: channel.Connection, stop: threading.Event) -> queue.Simpl
                 message = connection.recv_bytes()
             except (EOFError, OSError):
                 os._exit(0)  # the supervisor is gone: nobody waits for a result, and what is published is published
-            if message == STOP:
+            late = decode_stop(message)
+            stop.late = late or ""
+            if late is not None:
                 stop.set()
             else:
                 stop.clear()  # that was meant for the job before; in this order none for the new one is missed
@@ -91,7 +93,7 @@ def main() -> None:
     die_with_parent()
     pin()
     connection = channel.connect()
-    stop = threading.Event()
+    stop = Stop()
     jobs = listen(connection, stop)
     sending = threading.Lock()
 

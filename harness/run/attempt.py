@@ -6,7 +6,6 @@ be waiting for it for good: see `Work.attempting`.
 
 import functools
 import os
-import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
@@ -21,7 +20,7 @@ from harness.data.catalog import DataError
 from harness.disturbance import disturbance
 from harness.environment import describe_environment, utc_now
 from harness.files import UNWRITABLE
-from harness.job import Job, TrainJob, failed_attempt
+from harness.job import Job, Stop, TrainJob, failed_attempt
 from harness.records import Record, Results
 from harness.run.checkpoint import Interrupted
 from harness.run.device import Device, is_device_failure
@@ -44,7 +43,7 @@ class Work:
 
     job: Job
     emit: events.Emit
-    stop: threading.Event
+    stop: Stop
     started_at: str = field(default_factory=utc_now)
     last_step: float = 0.0
     published: set[str] = field(default_factory=set)
@@ -128,6 +127,8 @@ class Work:
                 message = (f"process {rank}: " if rank else "") + " ".join(f"{type(error).__name__}: {error}".split())
                 text = "".join(traceback.format_exception(error))
                 reason = failure_reason(error)
+                if reason == "interrupted" and self.stop.late:
+                    reason, message = "timeout", f"{self.stop.late}; {error}"
                 failure = self.results.fail(failed_attempt(spec, reason, message, text, started_at, peaks))
             self.emit(events.Failed(spec.id, failure.reason, failure.message))
             if together:

@@ -6,7 +6,6 @@ A run on several processes is executed by all of them, and rank 0 writes.
 import dataclasses
 import functools
 import logging
-import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -26,7 +25,7 @@ from harness.data import builtin, hub, images, layouts, presets, tables  # noqa:
 from harness.data.catalog import DataError, get_source
 from harness.disturbance import disturbed_less
 from harness.files import write_atomic
-from harness.job import BenchJob, Job, TrainJob
+from harness.job import BenchJob, Job, Stop, TrainJob
 from harness.records import Record, RecordError
 from harness.run import pictures
 from harness.run.attempt import Work
@@ -48,17 +47,18 @@ log = logging.getLogger(__name__)
 MOST_PATIENCE_S = 20.0  # with a machine that others keep busy, before throughput is measured (our choice)
 
 
-def execute(job: Job, emit: events.Emit, stop: threading.Event | None = None, warm: Warm | None = None) -> None:
+def execute(job: Job, emit: events.Emit, stop: Stop | None = None, warm: Warm | None = None) -> None:
     """Do the job's work and publish a record, or an attempt with its reason, for each piece of it.
 
     Args:
         emit: called with what is to be told of it.
-        stop: once it is set the job ends as `interrupted`: a training after its step, with a checkpoint from which the
-            next one goes on; an evaluation after its batch. A throughput measurement is short and finishes.
+        stop: once it is set the job ends as `interrupted`, where it is late as `timeout`: a training after its step,
+            with a checkpoint from which the next one goes on; an evaluation after its batch. A throughput measurement
+            is short and finishes.
         warm: what this process keeps from job to job; None for nothing.
     """
     with tracked(job, emit) as told:
-        work = Work(job, told, stop or threading.Event())
+        work = Work(job, told, stop or Stop())
         with work.attempting():
             if isinstance(job, BenchJob):
                 _bench(job, work)

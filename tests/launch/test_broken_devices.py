@@ -59,21 +59,29 @@ Do = Callable[..., Seen]
 
 @pytest.fixture
 def do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Do:
-    """Do runs of these methods, one seed each, on devices with so many threads; the seeds of `bad` break any device."""
+    """Do runs of these methods, one seed each, on devices with so many threads; the seeds of `bad` break any device.
+    Places of equal `names` are on one.
+    """
     seen = Seen(tmp_path / "log")
 
-    def call(methods: list[str], devices: list[int], bad: tuple[int, ...] = (), **options: int) -> Seen:
+    def call(
+        methods: list[str], devices: list[int], bad: tuple[int, ...] = (), names: str = "0123", **options: int
+    ) -> Seen:
         monkeypatch.setattr(group, "WORKER", [str(ROOT / "tests" / "scripts" / "fake_worker.py")])
         monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
         how = {"broken": str(BROKEN), "log": str(seen.log), "after": options.get("after", 0)}
         how |= {str(seed): "device" for seed in bad}
+        if "poison" in options:
+            how |= {"mps": str(tmp_path / "ended"), "clients": len(devices), str(options["poison"]): "poison"}
         monkeypatch.setenv("FAKE", json.dumps(how))
         specs = [
             TrainSpec(replace(get_method("stfpm"), {"name": name}), "resnet18", Weights(), Data("a", "b", "c"), seed)
             for seed, name in enumerate(methods)
         ]
         jobs = [(TrainJob(spec, (), {}, None, str(tmp_path / "runs")), 1.0) for spec in specs]
-        places = [(Slot(f"cuda:{i}", "cpu", None, (), threads),) for i, threads in enumerate(devices)]
+        places = [
+            (Slot(f"cuda:{name}", "cpu", None, (), threads),) for name, threads in zip(names, devices, strict=False)
+        ]
         (tmp_path / "runs").mkdir(exist_ok=True)
         supervise([Phase(jobs, places)], [seen], Results(tmp_path / "runs"), Limits(options.get("retries", 1)))
         return seen
@@ -135,3 +143,22 @@ def test_a_process_that_cannot_be_killed_costs_its_place_and_no_run(do: Do, monk
     assert "is left out: a process there hangs in the kernel and cannot be killed" in message
     with suppress(ChildProcessError):
         os.waitpid(stuck[0].process.pid, 0)
+
+
+@pytest.mark.parametrize("retries", [1, 0])
+@pytest.mark.parametrize("runs", [4, 9])
+def test_a_run_that_ends_all_clients_of_its_gpu_costs_no_other(runs: int, retries: int, do: Do) -> None:
+    """As under MPS, where a fault of one ends all."""
+    seen = do(["stfpm"] * runs, [1, 1, 1, 1], names="0000", poison=2, retries=retries)
+    assert sorted(seen.done) == [seed for seed in range(runs) if seed != 2]
+    assert set(seen.done.values()) == {1}
+    assert (seen.failed, seen.left_out) == ({2: 1}, [])
+    assert seen.tried_again == {0: 1, 1: 1, 2: 1 + retries, 3: 1}  # all that were at work together, whoever it was
+
+
+def test_a_broken_gpu_that_runs_share_is_left_out_and_costs_none(do: Do) -> None:
+    seen = do(["stfpm"] * 20, [BROKEN, BROKEN, BROKEN, 1], names="0001", after=2)
+    assert sorted(seen.done) == list(range(20))
+    assert not seen.failed
+    assert all("cuda:0 is left out" in message for message in seen.left_out)
+    assert len(seen.left_out) <= 1  # none where the other GPU was through before

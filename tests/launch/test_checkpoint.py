@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from harness import events
-from harness.job import STOP, encode
+from harness.job import encode, encode_stop
 from harness.launch import channel
 from harness.records import Results
 from tests.conftest import write_mvtec
@@ -156,7 +156,7 @@ def test_a_worker_obeys(tree: Path, tmp_path: Path, worker: tuple[subprocess.Pop
     job = job_of(write(tmp_path / "grid", tree), every_s=600.0)
 
     def stop() -> None:
-        connection.send_bytes(STOP)
+        connection.send_bytes(encode_stop())
 
     for attempt, tell in enumerate(
         (stop, lambda: process.send_signal(signal.SIGUSR1), lambda: process.send_signal(signal.SIGTERM)), start=1

@@ -182,7 +182,8 @@ def test_a_run_that_takes_too_long_is_killed(tree: Path, write_grid: WriteGrid) 
     assert output.count("✓ evaluate") == 1
     (failure,) = [item for item in results(grid) if isinstance(item, Failure)]
     assert failure.reason == "timeout"
-    assert "took more than the 6 s that --timeout gives" in failure.message
+    assert "took more than the 6 s that --timeout gives; stopped in epoch" in failure.message
+    assert list(results(grid).folder.glob("*/checkpoint.pt"))  # it was asked to stop, and the next call goes on
 
 
 @pytest.mark.slow

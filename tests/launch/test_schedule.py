@@ -82,8 +82,6 @@ def test_devices_that_can_be_named(monkeypatch: pytest.MonkeyPatch) -> None:
             find_slots(wrong)
     with pytest.raises(ConfigError, match="there is no GPU 3; this machine shows 3, from 0"):
         find_slots("cuda:3")
-    with pytest.raises(ConfigError, match="--runs-per-device: 0 is not possible"):
-        find_slots("auto", 0)
 
 
 def test_ranks_have_gpus_of_their_own_and_single_runs_share_them() -> None:

@@ -3,7 +3,6 @@
 import dataclasses
 import errno
 import logging
-import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ import torch
 from dskd import Distiller
 from harness import events
 from harness.cli.common import make_plan
-from harness.job import TrainJob
+from harness.job import Stop, TrainJob
 from harness.launch import schedule
 from harness.records import Failure, Record, Results
 from harness.run.checkpoint import Checkpointing, Interrupted, discard
@@ -40,7 +39,7 @@ def small_and_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
 
 
-class StopAfter(threading.Event):
+class StopAfter(Stop):
     """Set from the n-th step on."""
 
     def __init__(self, steps: int) -> None:
@@ -218,7 +217,7 @@ def job_of(grid: Path, every_s: float = 0.0) -> TrainJob:
 
 def attempt(job: TrainJob, stop_at: str = "") -> Results:
     """Do the job in this process; told to stop at that event, or when that phase begins."""
-    stop = threading.Event()
+    stop = Stop()
 
     def emit(event: events.FromWorker) -> None:
         if stop_at in (type(event).__name__.lower(), getattr(event, "phase", None)):

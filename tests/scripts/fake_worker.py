@@ -3,7 +3,8 @@ nothing, and at the runs of the seeds that FAKE names (JSON: seed to behaviour) 
 
 FAKE["start"] is what it does at its first starts instead of connecting, as often as the file FAKE["count"] has lines.
 FAKE["broken"]: on devices of so many threads every run fails; FAKE["log"]: a file for (process, threads, seed) of each;
-FAKE["after"]: until so many of such devices are in it the other runs wait.
+FAKE["after"]: until so many of such devices are in it the other runs wait. FAKE["mps"]: a file that a run of the
+behaviour "poison" touches when FAKE["clients"] runs have begun, which breaks the device of every worker that was there.
 """
 
 import json
@@ -14,7 +15,7 @@ import time
 from pathlib import Path
 
 from harness import events
-from harness.job import STOP, decode
+from harness.job import decode, decode_stop
 from harness.launch import channel
 from harness.launch.worker import die_with_parent, log_to
 
@@ -30,14 +31,16 @@ def main() -> None:
         connection.send_bytes(events.encode(event))
 
     send(events.Ready())
+    begun = 0.0
     while True:
         try:
             message = connection.recv_bytes()
         except EOFError:
             return
-        if message == STOP:
+        if decode_stop(message) is not None:
             continue
         job = decode(message)
+        begun = begun or time.time()  # with its device
         how = HOW.get(str(job.spec.seed), "good")
         if "log" in HOW:
             with open(HOW["log"], "a") as log:
@@ -45,8 +48,16 @@ def main() -> None:
         log_to(Path(job.results) / job.spec.id / "log.txt")
         send(events.Phase("train"))
         if how == "slow":
-            _wait_for_stop(connection)
-            send(events.Failed(job.spec.id, "interrupted", "stopped at epoch 1"))
+            late = _wait_for_stop(connection)
+            if "log" in HOW:
+                with open(HOW["log"], "a") as log:
+                    log.write(f"{os.getpid()} stopped {job.spec.seed}\n")
+            send(events.Failed(job.spec.id, "timeout" if late else "interrupted", f"{late}stopped at epoch 1"))
+        elif how == "full":
+            time.sleep(0.5)
+            send(events.Unwritable("No space left on device"))
+        elif how == "deaf":
+            time.sleep(60)
         elif how.startswith("fail:"):
             send(events.Failed(job.spec.id, "error", how.removeprefix("fail:")))
         elif how == "device" or HOW.get("broken") == os.environ["OMP_NUM_THREADS"]:
@@ -57,6 +68,8 @@ def main() -> None:
             with (Path(job.results) / job.spec.id / "log.txt").open("ab") as log:
                 log.truncate(2**31)  # a hole: no disk is needed for it
             os.kill(os.getpid(), signal.SIGKILL)
+        elif "mps" in HOW and not _shares_the_device(how == "poison", begun):
+            send(events.Failed(job.spec.id, "device", "CUDA error: the MPS client was terminated"))
         else:
             _wait_for_failures()
             send(events.Epoch(1, 1, 0.5, 10.0))
@@ -76,6 +89,24 @@ def _start() -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
 
+def _shares_the_device(poison: bool, begun: float) -> bool:
+    """Be a client of MPS until all are at work and the poison has come; False if it has ended all clients since
+    `begun`.
+    """
+    ended, deadline = Path(HOW["mps"]), time.monotonic() + 30
+
+    def everybody() -> bool:
+        return len(Path(HOW["log"]).read_text().splitlines()) >= HOW["clients"]
+
+    while time.monotonic() < deadline and not (everybody() if poison else ended.exists()):
+        time.sleep(0.02)
+    if poison:
+        time.sleep(0.1)  # the clock of files is coarse
+        ended.touch()
+        return False
+    return not (ended.exists() and ended.stat().st_mtime > begun)
+
+
 def _wait_for_failures() -> None:
     deadline = time.monotonic() + 60
     while "after" in HOW and time.monotonic() < deadline:
@@ -84,11 +115,12 @@ def _wait_for_failures() -> None:
         time.sleep(0.02)
 
 
-def _wait_for_stop(connection: channel.Connection) -> None:
+def _wait_for_stop(connection: channel.Connection) -> str:
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
-        if connection.poll(0.2) and connection.recv_bytes() == STOP:
-            return
+        if connection.poll(0.2) and (late := decode_stop(connection.recv_bytes())) is not None:
+            return late
+    return ""
 
 
 if __name__ == "__main__":
