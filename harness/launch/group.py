@@ -24,6 +24,7 @@ from harness.job import STOP, GroupKind, Job
 from harness.launch import channel, cluster, slurm
 from harness.launch.devices import Slot
 from harness.launch.load import PASSIVE, Load
+from harness.launch.schedule import Item
 from harness.launch.verdict import DEVICE_FAILURES
 
 T = TypeVar("T")
@@ -180,7 +181,7 @@ class Place:
     """Slots that a group of workers runs on, one group after the other.
 
     Args:
-        last: affinity of the job that was done there last.
+        last: what was done there last.
         stillborn: so many groups in a row could not start.
         proven: whether one ever could.
         unlucky: the runs in a row in which its device failed, by number, with their methods.
@@ -189,7 +190,7 @@ class Place:
 
     slots: tuple[Slot, ...]
     group: Group | None = None
-    last: object = None
+    last: Item | None = None
     stillborn: int = 0
     proven: bool = False
     unlucky: dict[int, object] = field(default_factory=dict)

@@ -12,14 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from harness import events
-from harness.job import Job, TrainJob, affinity, encode, group_of, name_of
+from harness.job import Job, TrainJob, encode, group_of, name_of
 from harness.launch import channel
 from harness.launch.cluster import this_node
 from harness.launch.group import Group, Place, start
 from harness.launch.interrupts import interrupts
 from harness.launch.keeper import Keeper
 from harness.launch.load import Load
-from harness.launch.schedule import Item, Phase, take
+from harness.launch.schedule import Item, Phase, item_of, take
 from harness.launch.verdict import REPLACED, Limits, is_tried_again
 from harness.records import Results
 
@@ -92,7 +92,7 @@ class _Supervisor:
     ) -> None:
         self.places = [Place(slots) for slots in phase.places]
         self.jobs: dict[int, Job] = dict(enumerate(job for job, _ in phase.jobs))
-        self.pending = {i: Item(seconds, affinity(job)) for i, (job, seconds) in enumerate(phase.jobs)}
+        self.pending = {i: item_of(job, seconds) for i, (job, seconds) in enumerate(phase.jobs)}
         self.elsewhere: dict[int, Item] = {}  # claimed by another supervisor
         self.attempts: dict[int, int] = {}
         self.listeners, self.results, self.limits, self.load = list(listeners), results, limits, load
@@ -163,7 +163,7 @@ class _Supervisor:
             del self.pending[number]
             if not self._claim(number, job, item):
                 continue
-            place.last = item.affinity
+            place.last = item
             group.attempts = self.keeper.attempts_of(job)
             group.give(number, job, encode(job))
             return
@@ -312,7 +312,7 @@ class _Supervisor:
                 done = self.results.done()
                 left = tuple(spec for spec in job.evaluations if spec.id not in done)
                 self.jobs[number] = dataclasses.replace(job, evaluations=left)
-            self.pending[number] = Item(0.0, affinity(job))  # after what was not tried yet
+            self.pending[number] = item_of(job, 0.0)  # after what was not tried yet
         else:
             self._tell(job, events.Finished())
 
@@ -343,7 +343,7 @@ class _Supervisor:
         job, number = group.job, group.number
         if not group.begun and group.process.returncode == 0:  # it left while the job was on its way
             self.claims.release(job.spec.id)
-            self.pending[number] = Item(0.0, affinity(job))
+            self.pending[number] = item_of(job, 0.0)
             return
         if not vanished:
             self._tell_failures(place, group)
