@@ -1,13 +1,14 @@
 """What a supervisor sends a worker, as JSON: a job, or that it shall stop."""
 
 import json
+import math
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from dskd.config import from_mapping, to_mapping
-from harness.environment import describe_environment
+from dskd.config import difference, from_mapping, to_mapping
+from harness.environment import cpu_flags, describe_environment
 from harness.naming import title
 from harness.records import Failure
 from harness.spec import BenchSpec, EvaluateSpec, Save, Spec, TrainSpec
@@ -98,6 +99,31 @@ def affinity(job: Job) -> tuple[object, ...]:
     spec = job.spec
     data = spec.data.name, spec.data.category, spec.data.manifest  # whatever they are tested on
     return (spec.backbone, spec.weights, data, spec.sides, spec.precision, spec.method.train.batch_size)
+
+
+# Passes of a 256x256 image from which `compile: auto` compiles, by kind of device. With AMX a step of 25 ms an image
+# gets a tenth shorter and compiling takes up to a minute; other CPUs gain 4 % at most, and no GPU was measured yet.
+PAYS = {"amx": 25_000}
+
+
+def is_compiled(spec: TrainSpec, device: str, precision: str) -> bool:
+    """Whether the training's steps are: `compile: auto` is decided by the recipe's passes and the kind of device, never
+    by a clock, so that a resumed or repeated training gets the same.
+
+    Args:
+        device: its type; precision: the resolved one, or `auto`, which is bf16 on a CPU with AMX.
+    """
+    if spec.compile != "auto":
+        return spec.compile
+    has_amx = device == "cpu" and precision in ("auto", "bf16") and "amx_bf16" in cpu_flags()
+    passes = spec.method.train.epochs * spec.data.train_images * math.prod(spec.sides) / 256**2
+    return spec.processes == 1 and passes >= PAYS.get("amx" if has_amx else "", math.inf)
+
+
+def shape_of(spec: TrainSpec) -> tuple[object, ...]:
+    """What the graphs of compiled steps depend on, on one device at one precision."""
+    method = {key: value for key, value in difference(spec.method).items() if key not in ("map", "score", "train")}
+    return repr(method), spec.backbone, spec.process_batch_size, spec.sides
 
 
 MESSAGE_CHARACTERS, TRACEBACK_CHARACTERS = 500, 2000  # attempts stay small; a run's log has the rest

@@ -5,7 +5,6 @@ from typing import Any
 
 from scene import Scene, pace
 from sheet import Sheet, figures
-from torch._dynamo.utils import counters
 
 import harness.run.compiled
 from harness.run.compiled import Compiled
@@ -28,7 +27,8 @@ def compiled(sheet: Sheet, method: str, side: int) -> float:
     scene = Scene(sheet.kind, method, side, 16 if sheet.small else 1024, 8 if sheet.small else None)
     learner, features, batches = scene.learner(), scene.features(), scene.batches()
     started = time.perf_counter()
-    made = Compiled(scene.spec, learner.distiller, features, scene.device)
+    made = Compiled(learner.distiller.students, scene.device)
+    made.begin([scene.batch], learner.distiller, features, scene.device)
     seconds = time.perf_counter() - started
     learner.forward = made.forward
     learner.students.train()
@@ -44,7 +44,7 @@ def compiled(sheet: Sheet, method: str, side: int) -> float:
         setting=f"{method} {side}, batch {scene.batch}, {scene.precision}",
         compile_s=round(seconds, 1),
         **vars(found),
-        cudagraph_skips=counters["inductor"]["cudagraph_skips"],
+        **made.facts(),
     )
     sheet.check(f"{method} {side}: compiled", not made.failure, made.failure)
     return found.images_per_s

@@ -207,7 +207,7 @@ def forward_of(scene: Scene, variant: Variant, model: Distiller, features: Any) 
 
         kept, module.BACKEND = module.BACKEND, variant.backend
         try:
-            made = Compiled(scene.spec, model, features, scene.device)
+            made = Compiled(model.students, scene.device).begin([scene.batch], model, features, scene.device)
         finally:
             module.BACKEND = kept
         if made.failure:

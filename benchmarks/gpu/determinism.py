@@ -86,7 +86,8 @@ def digest(scene: Scene, compiled: bool) -> str:
     """Of the losses and the students after STEPS steps (on a CPU 4)."""
     learner, kept = scene.learner(), scene.features()
     if compiled:
-        learner.forward = Compiled(scene.spec, learner.distiller, kept, scene.device).forward
+        made = Compiled(learner.students, scene.device)
+        learner.forward = made.begin([scene.batch], learner.distiller, kept, scene.device).forward
     learner.students.train()
     total = hashlib.sha256()
     for positions in islice(scene.batches(), 4 if scene.kind == "cpu" else STEPS):

@@ -86,7 +86,7 @@ class Loops:
         size, compiled = self.options.size, self.options.compile
         spec = TrainSpec(self.method, "resnet18", Weights(), Data("", "", ""), image_size=size, compile=compiled)
         distiller, features, chosen = self.model(), self.features(), np.arange(self.options.images)
-        forward, distiller.students, facts = self.warm.forward(spec, distiller, features, self.device)
+        forward, facts = self.warm.forward(spec, distiller, features, self.device, len(chosen))
         assert facts()["compiled"] is compiled, facts()
         learner = Learner(distiller, spec, self.device, len(chosen), forward)
         curve, _ = train(learner, features, chosen, chosen[:0], lambda *_: None)

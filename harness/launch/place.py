@@ -10,6 +10,7 @@ from harness.job import Job
 from harness.launch.devices import Slot
 from harness.launch.group import Group
 from harness.launch.load import Load
+from harness.launch.schedule import Item
 from harness.launch.verdict import Device
 
 T = TypeVar("T")
@@ -24,7 +25,7 @@ class Place:
     """Slots that a group of workers runs on, one group after the other.
 
     Args:
-        last: affinity of the job that was done there last.
+        last: what was done there last.
         stillborn: so many groups in a row could not start.
         proven: whether one ever could.
         is_stuck: a process of it could not be killed.
@@ -33,7 +34,7 @@ class Place:
     slots: tuple[Slot, ...]
     device: Device = field(default_factory=Device)
     group: Group | None = None
-    last: object = None
+    last: Item | None = None
     stillborn: int = 0
     proven: bool = False
     is_stuck: bool = False

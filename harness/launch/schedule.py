@@ -3,8 +3,9 @@
 import heapq
 import itertools
 import math
+import operator
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from dskd.backbones import BACKBONES
@@ -12,7 +13,7 @@ from dskd.config import ConfigError, from_mapping, quoted, require
 from dskd.lookup import get_backbone
 from harness.data.catalog import entry_of
 from harness.grid import Plan, Training
-from harness.job import BenchJob, Job, TrainJob, group_of
+from harness.job import BenchJob, Job, TrainJob, affinity, group_of, is_compiled, shape_of
 from harness.launch.devices import Slot, apart
 from harness.records import Record, Results
 from harness.spec import BenchSpec, EvaluateSpec, Save, TrainSpec
@@ -30,6 +31,13 @@ class Item:
 
     seconds: float
     affinity: object
+    shape: object = None  # of its compiled steps, if it has any
+
+
+def item_of(job: Job, seconds: float) -> Item:
+    spec = job.spec
+    compiled = isinstance(spec, TrainSpec) and is_compiled(spec, job.device, spec.precision)
+    return Item(seconds, affinity(job), shape_of(spec) if compiled else None)
 
 
 @dataclass(frozen=True)
@@ -184,17 +192,27 @@ def _student_trunk(record: Record) -> str:
     return record.spec["method"].get("encoder", {}).get("backbone") or record.spec["backbone"]
 
 
-def take(pending: Mapping[int, Item], last: object) -> int:
+def take(pending: Mapping[int, Item], last: Item | None) -> int:
     """Which of the pending jobs a free worker does next, by its key in `pending`. Pure; never none of several.
 
-    The longest of the affinity that it did `last`; else the longest of the affinity with the most work left. A worker
-    is never left idle while jobs are pending, so the whole takes at most their sum over the workers plus the longest.
+    The longest of the affinity that it did `last`, else of the affinity with the most work left; and that among the
+    jobs whose compiled steps have the last one's shape, else the shape with the most work left: compiling takes up to a
+    minute, other images and their features take seconds. A worker is never left idle while jobs are pending, so the
+    whole takes at most their sum over the workers plus the longest.
     """
+    of_shape = _block(pending, operator.attrgetter("shape"), last)
+    block = _block(of_shape, operator.attrgetter("affinity"), last)
+    return max(block, key=lambda key: block[key].seconds)
+
+
+def _block(pending: Mapping[int, Item], kind_of: Callable[[Item], object], last: Item | None) -> dict[int, Item]:
+    """Those of the last one's kind, else of the kind with the most work left."""
     work: dict[object, float] = {}
     for item in pending.values():
-        work[item.affinity] = work.get(item.affinity, 0.0) + item.seconds
-    chosen = last if last in work else max(work, key=work.__getitem__)
-    return max((key for key, item in pending.items() if item.affinity == chosen), key=lambda key: pending[key].seconds)
+        work[kind_of(item)] = work.get(kind_of(item), 0.0) + item.seconds
+    is_left = last is not None and kind_of(last) in work
+    chosen = kind_of(last) if is_left else max(work, key=work.__getitem__)
+    return {key: item for key, item in pending.items() if kind_of(item) == chosen}
 
 
 SAMPLE = 60  # records read to learn a rate

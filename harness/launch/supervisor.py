@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from harness import events
-from harness.job import Job, TrainJob, affinity, encode, group_of
+from harness.job import Job, TrainJob, encode, group_of
 from harness.launch import channel
 from harness.launch.audience import Audience, OnEvent
 from harness.launch.cluster import this_node
@@ -22,7 +22,7 @@ from harness.launch.interrupts import interrupts
 from harness.launch.keeper import Keeper
 from harness.launch.load import Load
 from harness.launch.place import Place, places_of
-from harness.launch.schedule import Item, Phase, take
+from harness.launch.schedule import Item, Phase, item_of, take
 from harness.launch.verdict import REPLACED, Cases, Limits
 from harness.records import Results
 
@@ -94,7 +94,7 @@ class _Supervisor:
     ) -> None:
         self.places = places_of(phase.places)
         self.jobs: dict[int, Job] = dict(enumerate(job for job, _ in phase.jobs))
-        self.pending = {i: Item(seconds, affinity(job)) for i, (job, seconds) in enumerate(phase.jobs)}
+        self.pending = {i: item_of(job, seconds) for i, (job, seconds) in enumerate(phase.jobs)}
         self.elsewhere: dict[int, Item] = {}  # claimed by another supervisor
         self.cases = Cases(limits)
         self.audience, self.results, self.limits, self.load = Audience(listeners), results, limits, load
@@ -174,7 +174,7 @@ class _Supervisor:
             del self.pending[number]
             if not self._claim(number, job, item):
                 continue
-            place.last = item.affinity
+            place.last = item
             group.attempts = self.keeper.attempts_of(job)
             group.give(number, job, encode(job))
             for other in place.neighbours(self.places):
@@ -322,7 +322,7 @@ class _Supervisor:
                 done = self.results.done()
                 left = tuple(spec for spec in job.evaluations if spec.id not in done)
                 self.jobs[number] = dataclasses.replace(job, evaluations=left)
-            self.pending[number] = Item(0.0, affinity(job))  # after what was not tried yet
+            self.pending[number] = item_of(job, 0.0)  # after what was not tried yet
         else:
             self.audience.tell(job, events.Finished())
 
@@ -353,7 +353,7 @@ class _Supervisor:
         job, number = group.job, group.number
         if not group.begun and group.process.returncode == 0:  # it left while the job was on its way
             self.claims.release(job.spec.id)
-            self.pending[number] = Item(0.0, affinity(job))
+            self.pending[number] = item_of(job, 0.0)
             return
         if not vanished:
             self._tell_failures(place, group)

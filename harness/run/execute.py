@@ -178,7 +178,7 @@ def _train(
     along = Along(spec, device, test)
     folder = work.results.run_folder(spec.id)
     checkpointing = Checkpointing(folder, spec.id, device, job.checkpoint_every_s, work.stop, {"along": along})
-    forward, distiller.students, compiling = warm.forward(spec, distiller, features, device)
+    forward, compiling = warm.forward(spec, distiller, features, device, len(chosen))
     curve, kept = train(
         Learner(distiller, spec, device, len(chosen), forward), features, *positions, report, along, checkpointing
     )

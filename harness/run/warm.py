@@ -1,4 +1,4 @@
-"""What a worker keeps from job to job: the teacher and its features, the regions of the masks, the compiled step.
+"""What a worker keeps from job to job: the teacher and its features, the regions of the masks, the compiled steps.
 
 The next job often has the same, with another method or seed: jobs of equal `affinity` come one after the other.
 """
@@ -10,11 +10,11 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 import torch
 
-from dskd.distiller import Distiller, Students
+from dskd.distiller import Distiller
 from dskd.teacher import Teacher
-from harness.job import TrainJob, affinity
+from harness.job import TrainJob, affinity, is_compiled
 from harness.run import metrics
-from harness.run.compiled import Compiled, Forward, is_compiled, shape_of
+from harness.run.compiled import Forward, Graphs, sizes_of_batches
 from harness.run.device import Device
 from harness.run.features import TeacherFeatures
 from harness.run.sections import section
@@ -44,7 +44,7 @@ class Warm:
         self._teacher: _Last[Teacher] = _Last()
         self._features: _Last[TeacherFeatures] = _Last()
         self._regions: _Last[metrics.Regions] = _Last()
-        self._compiled: _Last[Compiled] = _Last()
+        self._graphs = Graphs()
 
     def teacher(self, backbone: str, path: str | None, weights: Weights, place: torch.device) -> Teacher:
         """On the device. Raises DataError for a file whose content is not that of the plan (`weights`).
@@ -86,12 +86,17 @@ class Warm:
             return self._regions.get(key, lambda: metrics.regions(masks))
 
     def forward(
-        self, spec: TrainSpec, distiller: Distiller, features: TeacherFeatures, device: Device
-    ) -> tuple[Forward, Students, Callable[[], dict[str, Any]]]:
-        """The loss of a step for (model, images, teacher's features), the students that the model is to train in place
-        of its own (they are equal), and what tells after the training what the record says of it.
+        self, spec: TrainSpec, distiller: Distiller, features: TeacherFeatures, device: Device, images: int
+    ) -> tuple[Forward, Callable[[], dict[str, Any]]]:
+        """The loss of a step for (model, images, teacher's features), and what tells after the training what the record
+        says of it. Where it is compiled the model may get other students, which are equal to its own.
+
+        Args:
+            images: how many are trained on in an epoch.
         """
-        if not is_compiled(spec, device):
-            return Distiller.loss, distiller.students, lambda: {"compiled": False}
-        compiled = self._compiled.get(shape_of(spec, device), lambda: Compiled(spec, distiller, features, device))
-        return compiled.forward, compiled.started_as(distiller.students), compiled.facts
+        kind, epochs = device.place.type, spec.method.train.epochs
+        batches = sizes_of_batches(kind, epochs, images, spec.process_batch_size)
+        if not batches or not is_compiled(spec, kind, device.precision):
+            return Distiller.loss, lambda: {"compiled": False}
+        compiled = self._graphs.of(spec, distiller, device).begin(batches, distiller, features, device)
+        return compiled.forward, compiled.facts

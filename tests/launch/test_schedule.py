@@ -8,45 +8,63 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dskd.config import ConfigError
+from dskd.config import ConfigError, replace
 from dskd.methods import get_method
 from harness.environment import Gpu
 from harness.job import BenchJob, TrainJob
 from harness.launch import devices
 from harness.launch.devices import Slot, find_slots, share_cores
-from harness.launch.schedule import Item, phases, take, training_gmac
+from harness.launch.schedule import Item, item_of, phases, take, training_gmac
 from harness.spec import BenchSpec, Data, TrainSpec, Weights
 
-ITEMS = st.lists(st.tuples(st.floats(0.1, 100), st.integers(0, 3)), min_size=1, max_size=40)
+ITEM = st.builds(Item, st.floats(0.1, 100), st.integers(0, 3), st.sampled_from([None, "a", "b"]))
+ITEMS = st.lists(ITEM, min_size=1, max_size=40)
 
 
 @given(ITEMS, st.integers(1, 8))
-def test_every_job_once_and_within_the_bound_of_list_scheduling(items: list[tuple[float, int]], workers: int) -> None:
-    pending = {i: Item(seconds, affinity) for i, (seconds, affinity) in enumerate(items)}
+def test_every_job_once_and_within_the_bound_of_list_scheduling(items: list[Item], workers: int) -> None:
+    pending = dict(enumerate(items))
     free, last, order = [(0.0, worker) for worker in range(workers)], dict.fromkeys(range(workers)), []
     ends = 0.0
     while pending:
         now, worker = heapq.heappop(free)
         number = take(pending, last[worker])
         item = pending.pop(number)
-        last[worker] = item.affinity
+        last[worker] = item
         order.append(number)
         ends = max(ends, now + item.seconds)
         heapq.heappush(free, (now + item.seconds, worker))
     assert sorted(order) == list(range(len(items)))
-    seconds = [seconds for seconds, _ in items]
+    seconds = [item.seconds for item in items]
     assert ends <= sum(seconds) / workers + max(seconds) + 1e-6  # Graham, 1966
 
 
 @given(ITEMS)
-def test_one_worker_keeps_together_what_shares_data_and_starts_with_the_longest(items: list[tuple[float, int]]) -> None:
-    pending = {i: Item(seconds, affinity) for i, (seconds, affinity) in enumerate(items)}
-    done: list[Item] = []
+def test_one_worker_keeps_together_what_shares_shape_then_data_and_starts_with_the_longest(items: list[Item]) -> None:
+    pending, done = dict(enumerate(items)), []
     while pending:
-        done.append(pending.pop(take(pending, done[-1].affinity if done else None)))
-    blocks = [list(block) for _, block in itertools.groupby(done, key=lambda item: item.affinity)]
-    assert len(blocks) == len({affinity for _, affinity in items})
+        done.append(pending.pop(take(pending, done[-1] if done else None)))
+    assert len(list(itertools.groupby(done, key=lambda item: item.shape))) == len({item.shape for item in items})
+    blocks = [list(block) for _, block in itertools.groupby(done, key=lambda item: (item.shape, item.affinity))]
+    assert len(blocks) == len({(item.shape, item.affinity) for item in items})
     assert all(block == sorted(block, key=lambda item: -item.seconds) for block in blocks)
+
+
+def test_only_runs_that_are_compiled_are_ordered_by_shape(monkeypatch: pytest.MonkeyPatch) -> None:
+    method = get_method("stfpm")
+    plain = TrainSpec(method, "resnet18", Weights(), Data("a", "b", "c", train_images=1000))
+    changes = {"seed": 1, "data": Data("a", "d", "e", train_images=1000), "method": replace(method, {"train.lr": 0.1})}
+
+    def item(**changes: object) -> Item:
+        return item_of(TrainJob(dataclasses.replace(plain, **changes), (), {}, None, ".", device="cpu"), 1.0)
+
+    monkeypatch.setattr("harness.job.cpu_flags", frozenset)
+    assert item().shape is item(compile=False).shape is None
+    shape = item(compile=True).shape
+    assert all(item(compile=True, **{key: value}).shape == shape for key, value in changes.items())
+    assert shape not in (None, item(compile=True, image_size=128).shape, item(compile=True, backbone="resnet34").shape)
+    monkeypatch.setattr("harness.job.cpu_flags", lambda: {"amx_bf16"})
+    assert item(method=replace(method, {"train.epochs": 100})).shape == shape  # by `compile: auto`
 
 
 def test_the_cost_of_a_training_is_that_of_its_pixels() -> None:

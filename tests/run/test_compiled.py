@@ -12,15 +12,17 @@ import pytest
 import torch
 from torch._inductor import compile_fx
 
+from dskd import methods
 from dskd.config import ConfigError, replace
-from harness.job import TrainJob
+from dskd.distiller import Students
+from harness.job import TrainJob, is_compiled
 from harness.records import Results
 from harness.run import compiled
 from harness.run.checkpoint import Interrupted
-from harness.run.device import open_device
 from harness.run.execute import execute
 from harness.run.warm import Warm
 from harness.spec import Data, TrainSpec
+from tests.conftest import write_mvtec
 from tests.run.test_checkpoint import StopAfter, job_of
 from tests.run.test_train import spec
 
@@ -42,9 +44,9 @@ def job(write_grid: WriteGrid, tree: Path, seed: int = 0, **defaults: object) ->
     return job_of(write_grid(tree, axes={"seed": [seed]}, defaults=defaults), every_s=600.0)
 
 
-def trained(done: TrainJob, stop: Any = None) -> tuple[dict[str, Any], list[float]]:
+def trained(done: TrainJob, stop: Any = None, **options: Any) -> tuple[dict[str, Any], list[float]]:
     """The training's record, and its losses."""
-    execute(done, lambda *_, **__: None, stop)
+    execute(done, lambda *_, **__: None, stop, **options)
     folder = Results(Path(done.results)).run_folder(done.spec.id).path
     record = Results(Path(done.results)).record(done.spec.id)
     if record is None:
@@ -65,18 +67,106 @@ def test_losses_are_those_of_plain_steps(
     assert losses == pytest.approx(expected, rel=0.05 if precision == "bf16" else 1e-3)
 
 
-def test_runs_of_one_shape_share_a_graph(write_grid: WriteGrid, tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    compilations = []
-    tried = compiled._try
-    monkeypatch.setattr(compiled, "_try", lambda *args: compilations.append(tried(*args)))
+@pytest.fixture
+def compilations(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The sizes of batches that were compiled so far."""
+    found, tried = [], compiled._try
+
+    def spy(*args: Any) -> None:
+        found.append(args[3])
+        tried(*args)
+
+    monkeypatch.setattr(compiled, "_try", spy)
+    return found
+
+
+def alone(done: TrainJob) -> list[float]:
+    """The losses that the training has in a worker of its own."""
+    return trained(TrainJob(**vars(done) | {"force": True}), warm=Warm())[1]
+
+
+def test_runs_of_one_shape_share_a_graph(write_grid: WriteGrid, tree: Path, compilations: list[int]) -> None:
     for seed in range(10):  # torch keeps 8 graphs of a function by default
         result, losses = trained(job(write_grid, tree, seed, compile=True, **{"train.epochs": 1 + seed % 2}))
         assert (result["compiled"], result["graphs"]) == (True, 1)
     assert len(compilations) == 1
-    assert trained(job(write_grid, tree, compile=True, image_size=64))[0]["graphs"] == 1
+    assert losses == alone(job(write_grid, tree, seed, compile=True, **{"train.epochs": 2}))
+
+
+def test_a_worker_keeps_several_shapes(
+    write_grid: WriteGrid, tree: Path, compilations: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jobs = [job(write_grid, tree, seed, compile=True, image_size=side) for seed in (0, 1) for side in (32, 64)]
+    found = [trained(one) for one in jobs]
+    assert [(result["graphs"], result["compiled_batches"]) for result, _ in found] == [(1, [4])] * 4
     assert len(compilations) == 2
-    first = job(write_grid, tree, seed, compile=True, **{"train.epochs": 2})
-    assert trained(TrainJob(**vars(first) | {"force": True}))[1] == losses  # whatever was trained before it
+    monkeypatch.setattr(compiled, "MOST_SHAPES", 1)  # each is compiled anew after the other
+    warm = Warm()
+    again = [trained(TrainJob(**vars(one) | {"force": True}), warm=warm) for one in jobs]
+    assert [result["graphs"] for result, _ in again] == [1] * 4
+    assert len(compilations) == 2 + 4
+    assert [losses for _, losses in again] == [losses for _, losses in found]
+    assert found[-1][1] == alone(jobs[-1])
+
+
+class OfItsSeed(Students):
+    """Students that differ in more than their weights: in a buffer that is not saved."""
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.register_buffer("gain", 0.5 + torch.rand(()), persistent=False)
+
+    def forward(self, *args: Any) -> Any:
+        return {name: [scale * self.gain for scale in scales] for name, scales in super().forward(*args).items()}
+
+
+class SaysSo(OfItsSeed):
+    state_is_all = True
+
+
+class ByAttribute(SaysSo):
+    """In what is no buffer; its parent has said something only of itself."""
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.factor = self.gain.item()
+
+    def forward(self, *args: Any) -> Any:
+        return {name: [scale * self.factor for scale in scales] for name, scales in super().forward(*args).items()}
+
+
+@pytest.mark.parametrize(("students", "count"), [(OfItsSeed, 2), (SaysSo, 1), (ByAttribute, 2)])
+def test_students_of_plug_ins_share_nothing_unless_they_say_so(
+    students: type,
+    count: int,
+    write_grid: WriteGrid,
+    tree: Path,
+    compilations: list[int],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(methods.STUDENTS, "stfpm", students)
+    jobs = [job(write_grid, tree, seed, compile=True) for seed in (0, 1)]
+    found = [trained(one) for one in jobs]
+    assert len(compilations) == count
+    assert all(result["compiled"] for result, _ in found)
+    assert found[1][1] == alone(jobs[1])
+
+
+def test_an_incomplete_batch_has_a_graph_where_that_pays(
+    write_grid: WriteGrid, tree: Path, tmp_path: Path, compilations: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes = compiled.sizes_of_batches
+    assert sizes("cuda", 999, 20, 8) == sizes("cpu", 10_000, 20, 8) == sizes("cuda", 1000, 24, 8) == [8]
+    assert (sizes("cuda", 1000, 20, 8), sizes("cuda", 1, 4, 8), sizes("cpu", 1000, 4, 8)) == ([8, 4], [4], [])
+    monkeypatch.setattr(compiled, "TAIL_PAYS", {"cpu": 2})
+    _, expected = trained(job(write_grid, tree))
+    result, losses = trained(job(write_grid, tree, compile=True))
+    assert (result["compiled"], result["compiled_batches"], result["graphs"]) == (True, [4, 2], 2)
+    assert losses == pytest.approx(expected, rel=1e-3)
+    other = job(write_grid, write_mvtec(tmp_path / "other", train=7), compile=True)  # the same shape, another last one
+    result, losses = trained(other)
+    assert (result["compiled_batches"], result["graphs"], compilations) == ([4, 3], 3, [4, 2, 3])
+    assert losses == alone(other)
 
 
 def test_a_stopped_training_goes_on_to_the_same_numbers(write_grid: WriteGrid, tree: Path, tmp_path: Path) -> None:
@@ -106,7 +196,7 @@ def test_without_a_compiler_the_training_runs_plain(
         assert result["compiled"] is False
         assert "no compiler was found" in result["compile_failure"]
         assert seed or losses == expected
-    assert caplog.text.count("compiling failed, the training runs without") == 1
+    assert caplog.text.count("compiling failed, batches of 4 run without") == 1
 
 
 def test_graphs_are_counted_when_the_training_is_over(
@@ -148,6 +238,23 @@ def test_a_graph_that_computes_another_step_is_not_used(
     assert losses == expected
 
 
+def test_an_incomplete_batch_whose_graph_computes_another_step_runs_plain(
+    write_grid: WriteGrid, tree: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def wrong(model: Any, images: torch.Tensor, teacher: Any) -> torch.Tensor:
+        factor = 2 if torch.compiler.is_compiling() and len(images) == 2 else 1
+        return model.loss(images, teacher) * factor
+
+    _, expected = trained(job(write_grid, tree, compile=True))
+    monkeypatch.setattr(compiled, "TAIL_PAYS", {"cpu": 1})
+    monkeypatch.setattr(compiled, "_loss", wrong)
+    again = job(write_grid, tree, compile=True)
+    result, losses = trained(TrainJob(**vars(again) | {"force": True}), warm=Warm())
+    assert (result["compiled"], result["compiled_batches"]) == (True, [4])
+    assert "the loss of a compiled step is" in result["compile_failure"]
+    assert losses == expected
+
+
 @pytest.mark.filterwarnings("ignore:dynamo_pgo force disabled")
 def test_on_a_gpu_no_sum_depends_on_a_clock(monkeypatch: pytest.MonkeyPatch) -> None:
     options = compiled.inductor_options("cuda")
@@ -173,17 +280,18 @@ def test_auto_is_decided_by_passes_and_device(monkeypatch: pytest.MonkeyPatch) -
     def comes_to(precision: str = "bf16", epochs: int = 100, **changes: object) -> bool:
         method = replace(spec().method, {"train.epochs": epochs})
         run = TrainSpec(method, "resnet18", spec().weights, Data("x", "y", "z", train_images=300), **changes)
-        return compiled.is_compiled(run, open_device("cpu", precision))
+        return is_compiled(run, "cpu", precision)
 
-    monkeypatch.setattr(compiled, "cpu_flags", lambda: {"amx_bf16"})
+    monkeypatch.setattr("harness.job.cpu_flags", lambda: {"amx_bf16"})
     assert comes_to()
+    assert comes_to("auto")  # which is bf16 there
     assert not comes_to(epochs=50)
     assert not comes_to(image_size=128)
     assert not comes_to("fp32")
     assert comes_to(epochs=1, compile=True)
     assert not comes_to(compile=False)
     assert not comes_to(processes=2, epochs=1000)
-    monkeypatch.setattr(compiled, "cpu_flags", set)
+    monkeypatch.setattr("harness.job.cpu_flags", set)
     assert not comes_to()
 
 

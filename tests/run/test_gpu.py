@@ -1,5 +1,7 @@
 """On a CUDA device: a run end to end, and the same promises as on a CPU."""
 
+import dataclasses
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,14 +12,17 @@ import torch
 from scipy import ndimage
 
 from dskd.anomaly_map import gaussian_filter
+from harness.records import Results
 from harness.run.checkpoint import Interrupted
 from harness.run.device import open_device
+from harness.run.execute import execute
 from harness.run.metrics import evaluate
 from harness.run.train import train
+from harness.run.warm import Warm
 from tests.launch.test_run import records, run
-from tests.run.test_checkpoint import assert_same, go, recipe
+from tests.run.test_checkpoint import assert_same, go, job_of, recipe
 from tests.run.test_metrics import example
-from tests.run.test_train import PIXELS, same, spec, trained
+from tests.run.test_train import PIXELS, assert_kept_features_are_recomputed_ones, same, spec, trained
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 
@@ -39,6 +44,13 @@ def test_the_teacher_cache_cannot_change_a_number(precision: str, monkeypatch: p
     run_spec = spec("dskd", train__select="last")
     cached = trained(run_spec, device)[0]
     assert all(same(cached, trained(run_spec, device, keep)[0]) for keep in ("host", "recomputed"))
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("batch", [16, 32])
+@pytest.mark.parametrize("backbone", ["resnet18", "wide_resnet50_2"])
+def test_kept_features_are_recomputed_ones(backbone: str, batch: int, precision: str) -> None:
+    assert_kept_features_are_recomputed_ones(open_device("cuda", precision), backbone, 256, batch)
 
 
 @pytest.mark.parametrize("ema", [0.0, 0.9])
@@ -88,7 +100,25 @@ def test_compiled_steps_are_close_to_plain_ones(precision: str, tree: Path, writ
         assert record.result["compiled"] is record.spec["compile"], record.result
         if record.result["compiled"]:
             assert (record.result["deterministic"], record.result["cudagraph_skips"]) == (True, 0)
+            assert record.result["compiled_batches"] == [4]
     assert losses[0] == pytest.approx(losses[1], rel=0.05)
+
+
+def test_on_a_gpu_a_worker_keeps_shapes_and_incomplete_batches(
+    write_grid: Callable[..., Path], tree: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("harness.run.compiled.TAIL_PAYS", {"cuda": 1})
+    recipe = {"train.batch_size": 4, "train.epochs": 2, "compile": True}
+    found, warm = [], Warm()
+    for seed, method in itertools.product((0, 1, 0), ("stfpm", "reverse_distillation")):
+        grid = write_grid(tree, axes={"seed": [seed], "method": [method]}, defaults=recipe)
+        job = dataclasses.replace(job_of(grid), device="cuda", force=True)
+        execute(job, lambda *_: None, warm=warm)
+        found.append(Results(Path(job.results)).record(job.spec.id).result)
+    facts = [(result["compiled_batches"], result["graphs"], result["cudagraph_skips"]) for result in found]
+    assert facts == [([4, 2], 2, 0)] * 6
+    losses = [result["loss_last"] for result in found]
+    assert losses[:2] == losses[4:]  # whatever was trained in between
 
 
 def test_a_stopped_training_ends_with_the_same_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

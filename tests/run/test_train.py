@@ -55,6 +55,25 @@ def same(first: Distiller, second: Distiller) -> bool:
     return all(torch.equal(a, b) for a, b in pairs)
 
 
+def assert_kept_features_are_recomputed_ones(device: Device, backbone: str, side: int, batch: int) -> None:
+    """In a whole and in an incomplete batch, in another order than they were kept in."""
+    pixels = np.random.default_rng(0).integers(256, size=(2 * batch + 3, side, side, 3), dtype=np.uint8)
+    teacher = Teacher(backbone).to(device.place, memory_format=torch.channels_last)
+    order, found = np.random.default_rng(0).permutation(len(pixels)), {}
+    for keep in ("recomputed", "device", "host"):
+        budgets = {"device": 0.0, "host": 0.0} | {keep: 1e12}
+        features = TeacherFeatures(teacher, torch.from_numpy(pixels).to(device.place), batch, device, budgets)
+        assert features.kept == keep
+        found[keep] = [scale for positions in (order[:batch], order[-3:]) for scale in features[positions]]
+    for keep in ("device", "host"):
+        assert all(map(torch.equal, found[keep], found["recomputed"])), keep
+
+
+@pytest.mark.parametrize(("backbone", "batch"), [("resnet18", 4), ("wide_resnet50_2", 5)])
+def test_kept_features_are_recomputed_ones(backbone: str, batch: int, device: Device) -> None:
+    assert_kept_features_are_recomputed_ones(device, backbone, 32, batch)
+
+
 @pytest.mark.parametrize(("height", "width"), [(64, 64), (32, 64)])
 def test_the_mean_map_is_that_of_all_positions(height: int, width: int) -> None:
     device, run = open_device("cpu", "fp32"), dataclasses.replace(spec(), image_size=(height, width))
