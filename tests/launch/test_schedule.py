@@ -1,6 +1,5 @@
 """Who does what, and where: every run once, no worker idle while there is work, no core promised twice."""
 
-import dataclasses
 import heapq
 import itertools
 
@@ -14,7 +13,7 @@ from harness.environment import Gpu
 from harness.job import BenchJob, TrainJob
 from harness.launch import devices
 from harness.launch.devices import Slot, find_slots, share_cores
-from harness.launch.schedule import Item, phases, take, training_gmac
+from harness.launch.schedule import Item, phases, take
 from harness.spec import BenchSpec, Data, TrainSpec, Weights
 
 ITEMS = st.lists(st.tuples(st.floats(0.1, 100), st.integers(0, 3)), min_size=1, max_size=40)
@@ -47,13 +46,6 @@ def test_one_worker_keeps_together_what_shares_data_and_starts_with_the_longest(
     blocks = [list(block) for _, block in itertools.groupby(done, key=lambda item: item.affinity)]
     assert len(blocks) == len({affinity for _, affinity in items})
     assert all(block == sorted(block, key=lambda item: -item.seconds) for block in blocks)
-
-
-def test_the_cost_of_a_training_is_that_of_its_pixels() -> None:
-    spec = TrainSpec(get_method("dskd"), "resnet18", Weights(), Data("a", "b", "c", train_images=4), image_size=256)
-    strip = dataclasses.replace(spec, image_size=(128, 512))
-    assert training_gmac(strip) == training_gmac(spec)
-    assert training_gmac(dataclasses.replace(strip, crop=128)) == training_gmac(spec) / 4
 
 
 @given(st.integers(1, 12), st.integers(1, 16))
