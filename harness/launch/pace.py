@@ -87,14 +87,18 @@ def prior(kind: Kind) -> Paces:
 
 
 def keys_of(spec: TrainSpec) -> list[Hashable]:
-    """What is alike in pace, the wider first: a kind of trunk; a trunk; a model with its optimizer. No size, no batch
-    and no length: those are in the amount.
+    """What is alike in pace, the wider first: a kind of trunk, a model on it, a trunk, a model on that (with its
+    optimizer). No size, no batch and no length: those are in the amount.
     """
     method, student = spec.method, spec.method.encoder.backbone or spec.backbone
     alike = spec.precision, spec.compile, spec.processes
-    trunks = (*alike, spec.backbone, student)
+    kind = *alike, get_backbone(spec.backbone).block, get_backbone(student).block
+    trunk = *alike, spec.backbone, student
     model = method.name, method.encoder, method.embedding, method.decoder, method.train.optimizer
-    return [(*alike, get_backbone(spec.backbone).block, get_backbone(student).block), trunks, (*trunks, *model)]
+    return [kind, (*kind, *model), trunk, (*trunk, *model)]
+
+
+START_OF = (None, 0, 0, 2)  # by level of `keys_of`, the wider one that its fit starts from
 
 
 def estimate_s(job: Job | Training | BenchSpec, paces: Paces, done: Collection[str] = ()) -> float:
@@ -196,14 +200,15 @@ def learn(results: Results, kind: Kind) -> Paces:
 def learn_from(seen: Iterable[Seen], start: Pace) -> Paces:
     """The pace of all, and starting from it those of ever narrower groups (`keys_of`). Pure."""
     seen = list(seen)
-    paces = Paces(fit(seen, start))
-    for level in zip(*(keys_of(one.spec) for one in seen), strict=True):
+    general = fit(seen, start)
+    learnt: dict[Hashable, Pace] = {}
+    for level, wider in enumerate(START_OF):
         groups: dict[Hashable, list[Seen]] = {}
-        for key, one in zip(level, seen, strict=True):
-            groups.setdefault(key, []).append(one)
-        learnt = {key: fit(group, paces.of(group[0].spec)) for key, group in groups.items()}
-        paces = Paces(paces.general, {**paces.learnt, **learnt})
-    return paces
+        for one in seen:
+            groups.setdefault(keys_of(one.spec)[level], []).append(one)
+        for key, group in groups.items():
+            learnt[key] = fit(group, general if wider is None else learnt[keys_of(group[0].spec)[wider]])
+    return Paces(general, learnt)
 
 
 PULL = 0.1  # to the start, of what one record pulls
