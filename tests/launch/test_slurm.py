@@ -371,6 +371,11 @@ def test_a_results_folder_that_is_another_one_is_said_at_the_start(
     assert written_shards(tmp_path) == {3: ["a"]}
     monkeypatch.delenv(slurm.SUBMISSION)
     assert written_shards(tmp_path) is None
+    monkeypatch.setenv(slurm.SEEN, str(tmp_path / ".seen-12"))  # as sweep.sh does for a job of several nodes
+    with pytest.raises(ConfigError, match=r"--out: .* is not the folder of the job's first node; name one on a file "):
+        cluster.check_submission(tmp_path)
+    (tmp_path / ".seen-12").touch()
+    cluster.check_submission(tmp_path)
 
 
 def test_init_copies_what_ships_and_keeps_what_is_there(tmp_path: Path) -> None:
