@@ -123,32 +123,52 @@ def _inspect(
         for variant in (variants if device.main else ())
     ]
 
-    def keep(rows: dict[int, np.ndarray], made: list[tuple[list[torch.Tensor], list[torch.Tensor]]]) -> None:
+    def keep(rows: dict[int, np.ndarray], sent: list[Callable[[], list[torch.Tensor]]]) -> None:
         with section("transfer"):
-            for rank, into in rows.items():
-                for place, (maps, scores) in enumerate(made):
-                    seen[place].maps[into] = maps[rank][: len(into)].cpu().numpy()
-                    seen[place].scores[into] = scores[rank][: len(into)].cpu().numpy()
+            for into_these, arrived in zip(seen, sent, strict=device.main):
+                tensors = arrived()
+                for rank, into in rows.items():
+                    into_these.maps[into] = tensors[rank][: len(into)].numpy()
+                    into_these.scores[into] = tensors[device.processes + rank][: len(into)].numpy()
 
     batches = whole_batches(count, batch_size)
     hands = [deal(len(batches), rank, device.processes) for rank in range(device.processes)]
-    last = None  # kept when the next batch has been launched: so the host waits for nothing that a GPU has yet to begin
-    for turn, sent in enumerate(zip(*hands, strict=True), start=1):
-        positions, real = batches[sent[device.rank]]
-        found, made = discrepancies(pixels, positions), []
+    last = None  # kept when the next batch has been launched, so that a GPU is at that while the host waits and copies
+    for turn, numbers in enumerate(zip(*hands, strict=True), start=1):
+        positions, real = batches[numbers[device.rank]]
+        found, on_the_way = discrepancies(pixels, positions), []
         for variant in variants:
             with section("maps"):
                 maps = anomaly_map(found, variant.map, tuple(size), calibration)
                 scores = torch.zeros(batch_size, dtype=torch.float64, device=device.place)
                 scores[:real] = image_scores(maps[:real], variant.score)
-                made.append((device.gather(maps), device.gather(scores)))
+                on_the_way.append(_send([*device.gather(maps), *device.gather(scores)]))
         if last:
             keep(*last)
-        last = (received(batches, sent) if device.main else {}), made
+        last = (received(batches, numbers) if device.main else {}), on_the_way
         report(min(count, turn * device.processes * batch_size), count)
     if last:
         keep(*last)
     return seen
+
+
+def _send(tensors: list[torch.Tensor]) -> Callable[[], list[torch.Tensor]]:
+    """Start to copy tensors to the host; what is returned waits for the copies, and for nothing that was launched after
+    them, and gives them.
+    """
+    if not tensors or not tensors[0].is_cuda:
+        return lambda: tensors
+    copies = [torch.empty(each.shape, dtype=each.dtype, pin_memory=True) for each in tensors]
+    for copy, each in zip(copies, tensors, strict=True):
+        copy.copy_(each, non_blocking=True)
+    done = torch.cuda.Event()
+    done.record()
+
+    def arrived() -> list[torch.Tensor]:
+        done.synchronize()
+        return copies
+
+    return arrived
 
 
 def _room(variant: EvaluateSpec, shape: tuple[int, ...], scratch: Path | None) -> np.ndarray:
