@@ -43,7 +43,8 @@ def gpus() -> list[Gpu]:
 
     Raises:
         ConfigError: there is a driver, but not the GPUs that CUDA_VISIBLE_DEVICES or SLURM_JOB_GPUS names, or nothing
-            lists them: nobody wants a grid that silently runs on the CPU of a GPU machine.
+            lists them: nobody wants a grid that silently runs on the CPU of a GPU machine. Or SLURM gave fewer than
+            there are and nothing says which.
     """
     visible, given = os.environ.get("CUDA_VISIBLE_DEVICES"), os.environ.get("SLURM_JOB_GPUS")
     wanted = None if visible is None else _named(visible)
@@ -58,6 +59,10 @@ def gpus() -> list[Gpu]:
         missing = ", ".join(name for name in wanted if name not in found)
         what = f"CUDA_VISIBLE_DEVICES={visible} names what is not here ({missing})"
         raise ConfigError(f"--devices: {what}; {ELSE_CPU}")
+    count = os.environ.get("SLURM_GPUS_ON_NODE", "")
+    if wanted is None and count.isdecimal() and 0 < int(count) < len(chosen):  # not hidden: the others are other jobs'
+        what = f"SLURM gave {count} of the {len(chosen)} GPUs here and CUDA_VISIBLE_DEVICES does not say which"
+        raise ConfigError(f"--devices: {what}; export it as SLURM sets it")
     if given and not chosen:
         raise ConfigError(f"--devices: SLURM_JOB_GPUS={given} names GPUs, and the driver shows none; {ELSE_CPU}")
     return chosen

@@ -47,11 +47,16 @@ fi
 
 mkdir -p "$(dirname "$log")"
 echo "$(date -Is) job $id, start ${SLURM_RESTART_COUNT:-0}, on $SLURM_JOB_NODELIST: $log"
+if [ "${SLURM_JOB_NUM_NODES:-1}" -gt 1 ]; then  # each node looks for this file: on a disk of its own it is not
+  export HARNESS_SEEN=$out/.seen-$id
+  mkdir -p "$out" && touch "$HARNESS_SEEN"
+fi
 # One supervisor a node. Before the time limit and before a preemption SLURM sends it USR1 or TERM: it has checkpoints
 # written and exits with 130.
 srun --mpi=none --output="$log" --open-mode=append "${HARNESS[@]}" run --grid "$@" --out "$out" "${shard[@]}"
 code=$?
 echo "$(date -Is) job $id ended with $code"
+rm -f "${HARNESS_SEEN:-}"
 
 state=$(squeue --noheader --jobs="$id" --format=%T)  # not $SLURM_JOB_ID, which for one element names the whole array
 case $code in

@@ -235,7 +235,7 @@ def _checked(found: "Recognised", category: str, looks: dict, progress: Callable
 def _fitting(name: str, found: "Recognised", looks: "Looks") -> tuple[starter.Starter, "Plan", float]:
     """A grid that takes a sensible time here, its plan, and that time in seconds."""
     from harness import weights
-    from harness.launch import schedule
+    from harness.launch import pace
     from harness.launch.devices import kind_of
     from harness.launch.load import Load
     from harness.records import Results
@@ -248,10 +248,10 @@ def _fitting(name: str, found: "Recognised", looks: "Looks") -> tuple[starter.St
         made = _plan(chosen, looks)
         works = [*made.trainings, *made.benches]
         # By an idle machine: what others do at the moment must not decide what is trained.
-        if sum(schedule.estimate_s(work, schedule.RATE[kind]) for work in works) <= starter.BUDGET_S:
+        if sum(pace.estimate_s(work, pace.prior(kind)) for work in works) <= starter.BUDGET_S:
             break
-    rate = schedule.rate_of(Results(Path("runs") / name), kind) / load.look().slowdown(kind)
-    seconds = sum(schedule.estimate_s(work, rate) for work in works)
+    paces = pace.learn(Results(Path("runs") / name), kind).slower(load.look().slowdown(kind))
+    seconds = sum(pace.estimate_s(work, paces) for work in works)
     return chosen, made, seconds
 
 

@@ -43,7 +43,7 @@ def plan(
     ] = False,
 ) -> None:
     """Show what `harness run` would do: runs done, failed and to do, and about how long it takes. Nothing is run."""
-    from harness.launch import schedule
+    from harness.launch import pace, schedule
     from harness.launch.devices import kind_of
     from harness.launch.load import Load
     from harness.migration import earlier_line
@@ -56,14 +56,14 @@ def plan(
     results = Results(out / parsed.name)
     survey = results.survey()
     done, failed = survey.done, survey.failed
-    rate = schedule.rate_of(results, kind) / load.look().slowdown(kind)
+    paces = pace.learn(results, kind).slower(load.look().slowdown(kind))
     rows: dict[tuple[str, ...], Counter[str]] = {}
     seconds: Counter[tuple[str, ...]] = Counter()
     terminal = console()
     for training in made.trainings:
         spec = training.spec
         key = (*_model(spec, made.names[spec.id]), labels_of(spec, called=True)["dataset"])
-        cost = schedule.estimate_s(training, rate, done)
+        cost = pace.estimate_s(training, paces, done)
         ids = [spec.id, *(evaluation.id for evaluation in training.evaluations)]
         state = "done" if done.issuperset(ids) else "failed" if failed.intersection(ids) else "to do"
         rows.setdefault(key, Counter())[state] += 1
@@ -71,7 +71,7 @@ def plan(
     for bench in made.benches:
         key = (*_model(bench, made.names[bench.id]), "(throughput)")
         rows.setdefault(key, Counter())["done" if bench.id in done else "to do"] += 1
-        seconds[key] += 0.0 if bench.id in done else schedule.estimate_s(bench, rate)
+        seconds[key] += 0.0 if bench.id in done else pace.estimate_s(bench, paces)
     for spec in made.works() if list_runs else ():
         state = "done" if spec.id in done else "failed" if spec.id in failed else "to do"
         terminal.print(f"{spec.id}  {state:6}  {spec.kind:8}  {made.names[spec.id]}", soft_wrap=True)

@@ -35,12 +35,12 @@ from harness.foreign import Damaged, check_links, opening
 from harness.grid import Plan, check_processes
 from harness.gridfile import Grid
 from harness.job import Job
-from harness.launch import schedule
+from harness.launch import pace, schedule
 from harness.launch.cluster import check_submission, node_count
 from harness.launch.devices import Kind, apart, find_slots, kind_of, whole_machine
 from harness.launch.index import write_index
 from harness.launch.load import Load
-from harness.launch.progress import Reporter, planned, supervisor_name, write_plan
+from harness.launch.progress import Reporter, planned, supervisor_name, write_plan, written_shards
 from harness.launch.verdict import Limits
 from harness.migration import earlier_line
 from harness.records import RecordError, Results
@@ -94,10 +94,10 @@ def run(
     at_a_time, why = sharing_of(runs_per_device, kind_of(devices))
     slots = find_slots(devices, at_a_time)
     _check_options(retries, timeout, checkpoint_every, nodes)
-    part, parts = schedule.parse_shard(shard) if shard else (0, 1)
+    part, parts = schedule.parse_shard(shard) if shard else (0, 0)
     parsed, whole = make_plan(path, devices, only, plugin, limit)
     _check_tracking(parsed.tracking)
-    plan = schedule.shards(whole, parts)[part]
+    plan = _part(whole, part, parts, out / parsed.name) if parts else whole
     check_processes(plan, slots[0].kind, len(apart(slots)), nodes)
     where = out / parsed.name
     results = _open(where, parsed.text, None if only else whole)
@@ -122,6 +122,12 @@ def run(
     _write_index(results, None if only else whole, bool(todo.jobs))
     _print_outcome(screen.console, plan, results, where)
     raise typer.Exit(130 if interrupted else 1 if screen.failures else 0)
+
+
+def _part(whole: Plan, number: int, count: int, folder: Path) -> Plan:
+    """A shard: as `harness submit` has written it down, in a job of it, else cut here. Raises ConfigError."""
+    written = written_shards(Path(os.path.realpath(folder)))
+    return schedule.shards(whole, count)[number] if written is None else schedule.written_shard(whole, written, number)
 
 
 def _disturbed(results: Results, plan: Plan, done: set[str], load: Load) -> dict[str, bool]:
@@ -179,8 +185,8 @@ def _costs(
     """Jobs with the seconds that each takes, about."""
     if not jobs:
         return []
-    rate = schedule.rate_of(results, kind) / load.look().slowdown(kind)
-    return [(job, schedule.estimate_s(job, rate, done)) for job in jobs]
+    paces = pace.learn(results, kind).slower(load.look().slowdown(kind))
+    return [(job, pace.estimate_s(job, paces, done)) for job in jobs]
 
 
 def _supervise(

@@ -23,7 +23,7 @@ from harness.cli.common import (
 )
 from harness.files import write_atomic
 from harness.foreign import opening
-from harness.launch import cluster, schedule, slurm
+from harness.launch import cluster, pace, slurm
 from harness.launch.progress import Planned, planned, write_plan
 from harness.launch.submission import Request, Submission, check, check_time, divide
 from harness.records import Results, damage_line
@@ -99,7 +99,7 @@ def submit(
     for line in damage_line(survey.damaged):
         console(stderr=True).print(line, soft_wrap=True)
     gpus = slurm.gpus_of(options)
-    work = divide(plan, survey.done, schedule.rate_of(results, "cuda" if gpus else "cpu"), request, max(1, gpus))
+    work = divide(plan, survey.done, pace.learn(results, "cuda" if gpus else "cpu"), request, max(1, gpus))
     if work is None:
         console().print(f"{parsed.name}: nothing to submit, all {len(plan.trainings)} runs are done")
         return

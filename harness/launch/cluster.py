@@ -11,7 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from dskd.config import ConfigError, require
-from harness.launch.slurm import SUBMISSION, first_error, is_transient
+from harness.launch.slurm import SEEN, SUBMISSION, first_error, is_transient
 
 ATTEMPTS = 6
 PATIENCE_S = 60.0
@@ -153,8 +153,15 @@ def free_port(job: int) -> int:
 
 
 def check_submission(results: Path) -> None:
-    """Raises ConfigError in a job of `harness submit` whose results folder is not the one that was submitted for."""
-    token = os.environ.get(SUBMISSION)
+    """Raises ConfigError in a job of `harness submit` whose results folder is not the one that was submitted for, and
+    on a node that does not see the folder of the job's first one.
+    """
+    seen, token = os.environ.get(SEEN), os.environ.get(SUBMISSION)
+    require(
+        seen is None or os.path.exists(seen),
+        f"--out: {results} on {os.uname().nodename} is not the folder of the job's first node; name one on a file "
+        "system that the nodes share",
+    )
     require(
         token is None or (results / token).exists(),
         f"--out: {results} on {os.uname().nodename} is not the folder that `harness submit` saw; name one on a file "

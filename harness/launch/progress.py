@@ -9,14 +9,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, Self, TypeVar
 
-from dskd.config import from_mapping
+from dskd.config import ConfigError, from_mapping
 from harness import events, schema
 from harness.environment import utc_now
 from harness.files import write_atomic
 from harness.foreign import Damaged, read_json
 from harness.grid import Plan
 from harness.job import Job
-from harness.launch.cluster import slurm_id
+from harness.launch.cluster import check_submission, slurm_id
+from harness.launch.slurm import SUBMISSION
 from harness.run_folder import ResultsFolder, note
 from harness.shapes import MisfitError, checker
 from harness.text import one_line
@@ -159,6 +160,21 @@ def read_submissions(results: Path, damaged: list[Damaged] | None = None) -> lis
     """What `harness submit` left, the newest last; one that cannot be used is put into `damaged`."""
     found = _read(ResultsFolder(results).slurm, _submission, damaged)
     return [document for document, _ in sorted(found, key=lambda pair: pair[1])]
+
+
+def written_shards(results: Path) -> dict[int, list[str]] | None:
+    """What each shard does, by `schedule.written_names`, as it stands in the journal that this job was submitted with;
+    None outside of a job of `harness submit`. Raises ConfigError.
+    """
+    token = os.environ.get(SUBMISSION)
+    if token is None:
+        return None
+    check_submission(results)
+    try:
+        return {int(number): names for number, names in _submission(results / token)["runs"].items()}
+    except (OSError, ValueError) as error:
+        reason = one_line(str(getattr(error, "strerror", None) or error))
+        raise ConfigError(f"{results / token} does not say what this job does ({reason}); submit again") from None
 
 
 def _submission(path: Path) -> dict[str, Any]:

@@ -1,28 +1,20 @@
-"""What is to be done, in which order, and about how long it takes. Pure, but for `rate_of`, which reads records."""
+"""What is to be done, in which order and in which parts. Pure."""
 
 import heapq
-import itertools
-import math
 import operator
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from dskd.backbones import BACKBONES
-from dskd.config import ConfigError, from_mapping, quoted, require
-from dskd.lookup import get_backbone
+from dskd.config import quoted, require
 from harness.data.catalog import entry_of
 from harness.grid import Plan, Training
 from harness.job import BenchJob, Job, TrainJob, affinity, group_of, is_compiled, shape_of
+from harness.launch import pace
 from harness.launch.devices import Slot, apart
-from harness.records import Record, Results
-from harness.spec import BenchSpec, EvaluateSpec, Save, TrainSpec
+from harness.spec import BenchSpec, Save, TrainSpec
 
-# Multiply-adds in 1e9 per second that a training reaches, before any record tells better (our measurements: 2 cores
-# with avx512_bf16; the GPU's is a guess that the first record replaces).
-RATE = {"cpu": 110.0, "cuda": 20_000.0}
 MOST_SHARDS = 100_000
-FIXED_S = 0.5  # of a run: data, metrics, files
 
 
 @dataclass(frozen=True)
@@ -134,20 +126,28 @@ def parse_shard(text: str) -> tuple[int, int]:
     return index, count
 
 
-def shards(plan: Plan, count: int) -> list[Plan]:
+Cost = Callable[[Training | BenchSpec], float]
+
+
+def guess(run: Training | BenchSpec) -> float:
+    """What a run costs by what is known without any record, so the same wherever it is asked."""
+    return pace.estimate_s(run, pace.prior("cpu"))
+
+
+def shards(plan: Plan, count: int, cost: Cost = guess) -> list[Plan]:
     """The plan in `count` parts of about equal cost, the longest run first to the part with the least. Pure.
 
-    Neither what is done nor what was measured plays a part, nor the machine: all who ask get the same parts. With as
-    many runs as parts or more none is empty.
+    By the default cost neither what is done nor what was measured plays a part, nor the machine: all who ask get the
+    same parts. With as many runs as parts or more none is empty.
     """
     runs: list[Training | BenchSpec] = [*plan.trainings, *plan.benches]
-    cost = [estimate_s(run, RATE["cpu"]) for run in runs]
+    costs = [cost(run) for run in runs]
     loads = [(0.0, part) for part in range(count)]
     part_of = {}
-    for i in sorted(range(len(runs)), key=lambda i: -cost[i]):
+    for i in sorted(range(len(runs)), key=lambda i: -costs[i]):
         load, part = heapq.heappop(loads)
         part_of[i] = part
-        heapq.heappush(loads, (load + cost[i], part))
+        heapq.heappush(loads, (load + costs[i], part))
     parts = [replace(plan, trainings=[], benches=[]) for _ in range(count)]
     for i, run in enumerate(runs):
         part = parts[part_of[i]]
@@ -155,41 +155,36 @@ def shards(plan: Plan, count: int) -> list[Plan]:
     return parts
 
 
-def estimate_s(job: Job | Training | BenchSpec, rate: float, done: Collection[str] = ()) -> float:
-    """About how many seconds the work takes at `rate` (1e9 multiply-adds per second); what is `done` takes none."""
-    spec = job if isinstance(job, BenchSpec) else job.spec
-    if isinstance(spec, BenchSpec):
-        return FIXED_S + 1.2 * spec.seconds * (2 + len(spec.batch_sizes))
-    total = FIXED_S
-    if spec.id not in done:
-        total += training_gmac(spec) / rate
-    if any(evaluation.id not in done for evaluation in job.evaluations):
-        total += evaluation_gmac(spec, job.evaluations) / rate
-    return total
+def written_names(part: Plan) -> list[str]:
+    """By which a journal names the runs of a part: ids, and of measurements also what is the same on every machine."""
+    names = [run.spec.id for run in part.trainings]
+    return names + [name for bench in part.benches for name in (bench.id, _same_everywhere(bench))]
 
 
-def training_gmac(spec: TrainSpec) -> float:
-    """Multiply-adds (1e9) of a training: forward and backward of the students every epoch, the teacher once."""
-    teacher, students = _gmac(spec)
-    return spec.data.train_images * (teacher + 3 * students * spec.method.train.epochs)
+def _same_everywhere(bench: BenchSpec) -> str:
+    return replace(bench, device="", threads=0).id
 
 
-def evaluation_gmac(spec: TrainSpec, evaluations: Collection[EvaluateSpec]) -> float:
-    """Multiply-adds (1e9) of one pass over the test images; map and metrics of a variant count as half a pass."""
-    return spec.data.test_images * sum(_gmac(spec)) * (1 + len(evaluations) / 2)
+def written_shard(plan: Plan, written: Mapping[int, Collection[str]], number: int) -> Plan:
+    """The part of the plan that a journal of `harness submit` gives to this shard. Pure.
 
+    What the journal does not name (the grid was changed since) is shared out over its shards as by `shards`: all
+    who ask with the same plan and journal get parts that make up the plan and do not overlap.
+    """
+    shard_of = {name: shard for shard, names in written.items() for name in names}
+    of_training = [shard_of.get(run.spec.id) for run in plan.trainings]
+    of_bench = [shard_of.get(_same_everywhere(bench)) for bench in plan.benches]
 
-def _gmac(spec: TrainSpec) -> tuple[float, float]:
-    """Of the teacher and of the students, about: switches that make the embedding lighter are not counted."""
-    method = spec.method
-    trunk, embedding, decoder = get_backbone(spec.backbone).gmac
-    encoder = get_backbone(method.encoder.backbone or spec.backbone).gmac[0] * method.encoder.count
-    area = math.prod(spec.sides) / 256**2
-    return trunk * area, (encoder * method.has_encoder + (embedding + decoder) * method.has_decoder) * area
+    def given(shard: int | None) -> Plan:
+        trainings = [run for run, own in zip(plan.trainings, of_training, strict=True) if own == shard]
+        benches = [run for run, own in zip(plan.benches, of_bench, strict=True) if own == shard]
+        return replace(plan, trainings=trainings, benches=benches)
 
-
-def _student_trunk(record: Record) -> str:
-    return record.spec["method"].get("encoder", {}).get("backbone") or record.spec["backbone"]
+    own, numbers = given(number), sorted(written)
+    if number not in written:
+        return own
+    more = shards(given(None), len(numbers))[numbers.index(number)]
+    return replace(plan, trainings=own.trainings + more.trainings, benches=own.benches + more.benches)
 
 
 def take(pending: Mapping[int, Item], last: Item | None) -> int:
@@ -213,29 +208,6 @@ def _block(pending: Mapping[int, Item], kind_of: Callable[[Item], object], last:
     is_left = last is not None and kind_of(last) in work
     chosen = kind_of(last) if is_left else max(work, key=work.__getitem__)
     return {key: item for key, item in pending.items() if kind_of(item) == chosen}
-
-
-SAMPLE = 60  # records read to learn a rate
-
-
-def rate_of(results: Results, device_type: str) -> float:
-    """1e9 multiply-adds per second of a training on `cpu` or `cuda`: the median of some records, RATE without any."""
-    found = (_rate(item, device_type) for item in itertools.islice(results, SAMPLE) if isinstance(item, Record))
-    rates = sorted(rate for rate in found if rate is not None)
-    return rates[len(rates) // 2] if rates else RATE[device_type]
-
-
-def _rate(record: Record, device_type: str) -> float | None:
-    """None for what tells nothing of the device, or only to another commit: a switch or a value that is not known."""
-    seconds = record.result.get("train_s")
-    if record.kind != "train" or seconds is None or record.result.get("device_type") != device_type:
-        return None
-    try:
-        if not {record.spec["backbone"], _student_trunk(record)} <= BACKBONES.keys():
-            return None  # other facts would cost an inspection
-        return training_gmac(from_mapping(TrainSpec, record.spec)) / seconds or None
-    except (ConfigError, TypeError, AttributeError, ArithmeticError):
-        return None
 
 
 def duration(seconds: float) -> str:

@@ -12,6 +12,7 @@ from typing import Literal
 from dskd.config import ConfigError, quoted, require
 from harness.text import one_line
 
+SEEN = "HARNESS_SEEN"  # in a job of several nodes: a file that the first one has put where the results go
 SUBMISSION = "HARNESS_SUBMISSION"  # in a job's environment: a file that lies in its results folder
 # Options of sbatch of which one replaces the others.
 ALTERNATIVES = (

@@ -4,13 +4,13 @@ import json
 import math
 import re
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from dskd.config import quoted, require
 from harness.grid import Plan, Training
-from harness.launch import schedule, slurm
+from harness.launch import pace, schedule, slurm
 from harness.naming import title
 from harness.run_folder import ResultsFolder
 
@@ -64,7 +64,7 @@ class Work:
 
     Args:
         count: of shards, those with nothing left too.
-        shards: those with something left, by number the ids of all their trainings.
+        shards: those with something left, by number what they do, as `schedule.written_names` names it.
         seconds: about how long each run that is left takes, by its id.
         longest: the training that takes most of them.
         workers: runs of a shard at the same time.
@@ -77,8 +77,11 @@ class Work:
     workers: int
 
 
-def divide(plan: Plan, done: Collection[str], rate: float, request: Request, workers: int) -> Work | None:
-    """The plan in shards; None where no training is left. `rate`: see `schedule.estimate_s`."""
+def divide(plan: Plan, done: Collection[str], paces: pace.Paces, request: Request, workers: int) -> Work | None:
+    """What is left of the plan (all of it with `--force` for the jobs) in shards of about equal time; None where no
+    training is left.
+    """
+    done = frozenset() if "--force" in request.run_options else done
 
     def is_left(run: Training) -> bool:
         return not done.issuperset([run.spec.id, *(one.id for one in run.evaluations)])
@@ -86,18 +89,16 @@ def divide(plan: Plan, done: Collection[str], rate: float, request: Request, wor
     trainings = [run for run in plan.trainings if is_left(run)]
     if not trainings:
         return None
-    seconds = {run.spec.id: schedule.estimate_s(run, rate, done) for run in trainings}
+    seconds = {run.spec.id: pace.estimate_s(run, paces, done) for run in trainings}
     longest = max(trainings, key=lambda run: seconds[run.spec.id])
-    seconds |= {bench.id: schedule.estimate_s(bench, rate) for bench in plan.benches}
+    seconds |= {bench.id: pace.estimate_s(bench, paces) for bench in plan.benches}
     if request.shards == "auto":
         count = slurm.shard_count(list(seconds.values()), 60 * request.minutes, workers)
     else:
         count = int(request.shards)
-    shards = {
-        number: [*(run.spec.id for run in part.trainings), *(bench.id for bench in part.benches)]
-        for number, part in enumerate(schedule.shards(plan, count))
-        if part.benches or any(is_left(run) for run in part.trainings)
-    }
+    left = replace(plan, trainings=trainings)
+    cut = schedule.shards(left, count, lambda run: pace.estimate_s(run, paces, done))
+    shards = {number: names for number, part in enumerate(cut) if (names := schedule.written_names(part))}
     return Work(count, shards, seconds, longest, workers)
 
 

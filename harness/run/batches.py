@@ -26,8 +26,8 @@ def _normalisation(device: torch.device) -> tuple[Tensor, Tensor]:
 
 
 def index_of(positions: np.ndarray, place: torch.device) -> Tensor:
-    """Positions as an index on the device. A GPU gets them through pinned memory: for a copy from ordinary memory the
-    host waits until the GPU has done all that it was given before.
+    """Positions as an index on the device, or a batch's pixels. A GPU gets them through pinned memory: for a copy from
+    ordinary memory the host waits until the GPU has done all that it was given before.
     """
     index = torch.from_numpy(positions)
     return index.pin_memory().to(place, non_blocking=True) if place.type == "cuda" else index

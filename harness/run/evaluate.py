@@ -18,7 +18,7 @@ from dskd.anomaly_map import Discrepancies, anomaly_map, calibrate, image_scores
 from dskd.distiller import Distiller, needs_features
 from harness.data import images
 from harness.run import metrics, streaming
-from harness.run.batches import deal, received, to_images, whole_batches
+from harness.run.batches import deal, index_of, received, to_images, whole_batches
 from harness.run.device import Device
 from harness.run.memory import largest_that_fits
 from harness.run.sections import section
@@ -82,9 +82,6 @@ def inspect(
 
     Returns:
         The batch size that it was done with, and on rank 0 what each variant sees.
-
-    Raises:
-        RuntimeError: an image that did not arrive, or twice.
     """
 
     def attempt(size: int) -> list[Inspected]:
@@ -111,7 +108,7 @@ def _inspect(
 
     def discrepancies(pixels: np.ndarray, positions: np.ndarray) -> Discrepancies:
         with section("transfer"):
-            batch = torch.from_numpy(pixels[positions]).to(device.place)
+            batch = index_of(pixels[positions], device.place)
         with section("inspect", batch_size), device.autocast():
             return distiller.discrepancies(to_images(batch), together=together)
 
@@ -125,29 +122,53 @@ def _inspect(
         Inspected(_room(variant, (count, *size), scratch), np.empty(count, np.float64))
         for variant in (variants if device.main else ())
     ]
-    arrived = np.zeros(count, np.int64)
-    batches = whole_batches(count, batch_size)
-    for turn, number in enumerate(deal(len(batches), device.rank, device.processes), start=1):
-        positions, real = batches[number]
-        found = discrepancies(pixels, positions)
-        sent = [int(each) for each in device.gather(torch.tensor(number, device=device.place))]
-        rows = received(batches, sent)
-        for place, variant in enumerate(variants):
-            with section("maps"):
-                made = anomaly_map(found, variant.map, tuple(size), calibration)
-                score = torch.zeros(batch_size, dtype=torch.float64, device=device.place)
-                score[:real] = image_scores(made[:real], variant.score)
-                all_maps, all_scores = device.gather(made), device.gather(score)
-            with section("transfer"):
+
+    def keep(rows: dict[int, np.ndarray], sent: list[Callable[[], list[torch.Tensor]]]) -> None:
+        with section("transfer"):
+            for into_these, arrived in zip(seen, sent, strict=device.main):
+                tensors = arrived()
                 for rank, into in rows.items():
-                    seen[place].maps[into] = all_maps[rank][: len(into)].cpu().numpy()
-                    seen[place].scores[into] = all_scores[rank][: len(into)].cpu().numpy()
-        for into in rows.values():
-            arrived[into] += 1
+                    into_these.maps[into] = tensors[rank][: len(into)].numpy()
+                    into_these.scores[into] = tensors[device.processes + rank][: len(into)].numpy()
+
+    batches = whole_batches(count, batch_size)
+    hands = [deal(len(batches), rank, device.processes) for rank in range(device.processes)]
+    last = None  # kept when the next batch has been launched, so that a GPU is at that while the host waits and copies
+    for turn, numbers in enumerate(zip(*hands, strict=True), start=1):
+        positions, real = batches[numbers[device.rank]]
+        found, on_the_way = discrepancies(pixels, positions), []
+        for variant in variants:
+            with section("maps"):
+                maps = anomaly_map(found, variant.map, tuple(size), calibration)
+                scores = torch.zeros(batch_size, dtype=torch.float64, device=device.place)
+                scores[:real] = image_scores(maps[:real], variant.score)
+                on_the_way.append(_send([*device.gather(maps), *device.gather(scores)]))
+        if last:
+            keep(*last)
+        last = (received(batches, numbers) if device.main else {}), on_the_way
         report(min(count, turn * device.processes * batch_size), count)
-    if device.main and not (arrived == 1).all():
-        raise RuntimeError(f"{int((arrived != 1).sum())} of {count} images did not arrive once from the processes")
+    if last:
+        keep(*last)
     return seen
+
+
+def _send(tensors: list[torch.Tensor]) -> Callable[[], list[torch.Tensor]]:
+    """Start to copy tensors to the host; what is returned waits for the copies, and for nothing that was launched after
+    them, and gives them.
+    """
+    if not tensors or not tensors[0].is_cuda:
+        return lambda: tensors
+    copies = [torch.empty(each.shape, dtype=each.dtype, pin_memory=True) for each in tensors]
+    for copy, each in zip(copies, tensors, strict=True):
+        copy.copy_(each, non_blocking=True)
+    done = torch.cuda.Event()
+    done.record()
+
+    def arrived() -> list[torch.Tensor]:
+        done.synchronize()
+        return copies
+
+    return arrived
 
 
 def _room(variant: EvaluateSpec, shape: tuple[int, ...], scratch: Path | None) -> np.ndarray:

@@ -48,7 +48,7 @@ def nvml(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Nvml]:
     fake = Nvml()
     monkeypatch.setitem(sys.modules, "pynvml", fake)
     monkeypatch.setattr(environment, "DRIVER", tmp_path)
-    for name in ("CUDA_VISIBLE_DEVICES", "SLURM_JOB_GPUS"):
+    for name in ("CUDA_VISIBLE_DEVICES", "SLURM_JOB_GPUS", "SLURM_GPUS_ON_NODE"):
         monkeypatch.delenv(name, raising=False)
     gpus.cache_clear()
     yield fake
@@ -74,6 +74,17 @@ def test_gpus_are_those_that_are_visible(
     if visible is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     assert [slot.visible for slot in find_slots("auto")] == expected
+
+
+def test_gpus_that_slurm_did_not_give_are_not_taken(nvml: Nvml, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLURM_GPUS_ON_NODE", "1")
+    with pytest.raises(ConfigError, match="--devices: SLURM gave 1 of the 2 GPUs here and CUDA_VISIBLE_"):
+        find_slots("auto")
+    gpus.cache_clear()
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
+    assert [slot.visible for slot in find_slots("cuda")] == ["GPU-1aa"]
+    with pytest.raises(ConfigError, match="--devices: there is no GPU 1; this machine shows 1, from 0"):
+        find_slots("cuda:1")
 
 
 @pytest.mark.parametrize("visible", ["", "-1", "NoDevFiles"])

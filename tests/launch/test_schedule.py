@@ -14,7 +14,7 @@ from harness.environment import Gpu
 from harness.job import BenchJob, TrainJob
 from harness.launch import devices
 from harness.launch.devices import Slot, find_slots, share_cores
-from harness.launch.schedule import Item, item_of, phases, take, training_gmac
+from harness.launch.schedule import Item, item_of, phases, take
 from harness.spec import BenchSpec, Data, TrainSpec, Weights
 
 ITEM = st.builds(Item, st.floats(0.1, 100), st.integers(0, 3), st.sampled_from([None, "a", "b"]))
@@ -65,13 +65,6 @@ def test_only_runs_that_are_compiled_are_ordered_by_shape(monkeypatch: pytest.Mo
     assert shape not in (None, item(compile=True, image_size=128).shape, item(compile=True, backbone="resnet34").shape)
     monkeypatch.setattr("harness.job.cpu_flags", lambda: {"amx_bf16"})
     assert item(method=replace(method, {"train.epochs": 100})).shape == shape  # by `compile: auto`
-
-
-def test_the_cost_of_a_training_is_that_of_its_pixels() -> None:
-    spec = TrainSpec(get_method("dskd"), "resnet18", Weights(), Data("a", "b", "c", train_images=4), image_size=256)
-    strip = dataclasses.replace(spec, image_size=(128, 512))
-    assert training_gmac(strip) == training_gmac(spec)
-    assert training_gmac(dataclasses.replace(strip, crop=128)) == training_gmac(spec) / 4
 
 
 @given(st.integers(1, 12), st.integers(1, 16))

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from random import Random
 
 import pytest
 from hypothesis import given
@@ -29,8 +30,9 @@ from harness.launch.progress import (
     read_plan,
     read_supervisors,
     write_plan,
+    written_shards,
 )
-from harness.launch.schedule import RATE, estimate_s, parse_shard, shards
+from harness.launch.schedule import guess, parse_shard, shards, written_names, written_shard
 from harness.records import Failure
 from harness.spec import BenchSpec, Data, TrainSpec, Weights
 from tests.conftest import ROOT
@@ -59,9 +61,33 @@ def test_shards_share_the_plan_out_evenly_and_always_alike(images: list[int], co
     assert sum(len(part.benches) for part in parts) == benches
     runs = len(plan.trainings) + benches
     assert sum(bool(part.trainings or part.benches) for part in parts) == min(runs, count)
-    cost = [sum(estimate_s(run, RATE["cpu"]) for run in (*part.trainings, *part.benches)) for part in parts]
-    longest = max(estimate_s(run, RATE["cpu"]) for run in (*plan.trainings, *measured))
+    cost = [sum(guess(run) for run in (*part.trainings, *part.benches)) for part in parts]
+    longest = max(guess(run) for run in (*plan.trainings, *measured))
     assert max(cost) <= sum(cost) / count + longest + 1e-9
+
+
+@given(st.integers(1, 12), st.integers(0, 3), st.integers(1, 5), st.sets(st.integers(0, 14)), st.randoms())
+def test_jobs_do_what_was_written_at_submit_time_whatever_is_planned_since(
+    runs: int, benches: int, count: int, lost: set[int], random: Random
+) -> None:
+    def measured(device: str) -> list[BenchSpec]:
+        return [BenchSpec(get_method("stfpm"), "resnet18", 32 * (i + 1), "auto", device, 1) for i in range(benches)]
+
+    login = Plan([training(10, seed) for seed in range(runs)], measured("cpu of the login node"))
+    cost = {id(run): random.random() for run in (*login.trainings, *login.benches)}  # learnt: no job can know it
+    cut = shards(login, count, lambda run: cost[id(run)])
+    written = {number: written_names(part) for number, part in enumerate(cut) if written_names(part)}
+    node = Plan([training(10, seed) for seed in range(runs)], measured("a GPU"))
+    for number, names in written.items():
+        part = written_shard(node, written, number)
+        assert [run.spec.id for run in part.trainings] == [run.spec.id for run in cut[number].trainings]
+        assert [bench.image_size for bench in part.benches] == [bench.image_size for bench in cut[number].benches]
+        assert {run.spec.id for run in part.trainings} <= set(names)
+    # The grid was changed since: what is new is shared out, once each.
+    left = {number: [name for i, name in enumerate(names) if i not in lost] for number, names in written.items()}
+    parts = [written_shard(node, left, number) for number in left]
+    done = [spec.id for part in parts for spec in (*(run.spec for run in part.trainings), *part.benches)]
+    assert sorted(done) == sorted([*(run.spec.id for run in node.trainings), *(one.id for one in node.benches)])
 
 
 @pytest.mark.parametrize(
@@ -333,9 +359,22 @@ def test_a_results_folder_that_is_another_one_is_said_at_the_start(
     cluster.check_submission(tmp_path)
     monkeypatch.setenv(slurm.SUBMISSION, "slurm/ab12.json")
     with pytest.raises(ConfigError, match=r"--out: .* is not the folder that `harness submit` saw"):
+        written_shards(tmp_path)
+    with pytest.raises(ConfigError, match=r"--out: .* is not the folder that `harness submit` saw"):
         cluster.check_submission(tmp_path)
     (tmp_path / "slurm").mkdir()
     (tmp_path / "slurm" / "ab12.json").write_text("{}")
+    cluster.check_submission(tmp_path)
+    with pytest.raises(ConfigError, match=r"ab12.json does not say what this job does \(.*\); submit again"):
+        written_shards(tmp_path)
+    (tmp_path / "slurm" / "ab12.json").write_text('{"jobs": [], "runs": {"3": ["a"]}}')
+    assert written_shards(tmp_path) == {3: ["a"]}
+    monkeypatch.delenv(slurm.SUBMISSION)
+    assert written_shards(tmp_path) is None
+    monkeypatch.setenv(slurm.SEEN, str(tmp_path / ".seen-12"))  # as sweep.sh does for a job of several nodes
+    with pytest.raises(ConfigError, match=r"--out: .* is not the folder of the job's first node; name one on a file "):
+        cluster.check_submission(tmp_path)
+    (tmp_path / ".seen-12").touch()
     cluster.check_submission(tmp_path)
 
 
