@@ -9,6 +9,7 @@ by its images).
 No torch is imported here.
 """
 
+import math
 from collections.abc import Hashable, Sequence
 
 import numpy as np
@@ -29,6 +30,11 @@ def unit_weights(groups: Sequence[Hashable]) -> np.ndarray:
 def least_rate(units: int) -> float:
     """The lowest false alarm rate that so many groups of normal images allow: 1 / (units + 1)."""
     return 1 / (units + 1)
+
+
+def units_needed(rate: float) -> int:
+    """So many groups of normal images have a threshold for this false alarm rate: 1 / rate - 1, rounded up."""
+    return math.ceil(1 / rate - 1 - _ROUNDING)
 
 
 def threshold(values: np.ndarray, weights: np.ndarray, rate: float) -> float | None:

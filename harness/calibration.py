@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from dskd.config import ConfigError
-from dskd.conformal import least_rate
+from dskd.conformal import least_rate, units_needed
 from harness.data.catalog import Source
 from harness.data.held_out import Division, divide, units
 from harness.data.manifest import Look
@@ -15,15 +15,7 @@ from harness.text import number_of
 if TYPE_CHECKING:
     from harness.grid import Training
 
-NO_THRESHOLD = "no threshold without normal images that were held out for it: write `calibrate: 0.2` in the grid"
-_ROUNDING = 1e-9  # 1 / 0.05 - 1 must not become 20
-
 Looks = Mapping[tuple[Source, str], Look]
-
-
-def groups_needed(rate: float) -> int:
-    """Of so many groups of normal images a threshold for this false alarm rate can be made: 1 / rate - 1."""
-    return math.ceil(1 / rate - 1 - _ROUNDING)
 
 
 @dataclass(frozen=True)
@@ -48,7 +40,7 @@ def check(trainings: Iterable["Training"], looks: Looks) -> None:
     for each in _each(trainings, looks):
         spec = each.training.spec
         counted = f"{number_of(each.images, 'normal image')} ({number_of(each.groups, 'group')})"
-        needed = groups_needed(each.rate)
+        needed = units_needed(each.rate)
         if each.groups <= needed and not each.training.source.limit:  # of a few images it is a trial, and warned of
             other = f"false_alarm_rate: {math.ceil(100 * least_rate(each.held)) / 100:g} or " if each.held else ""
             raise ConfigError(
@@ -70,7 +62,7 @@ def remarks(trainings: Iterable["Training"], looks: Looks) -> list[str]:
     """A line for each category and share: what is held out, and whether that is enough for the false alarm rate."""
     lines = []
     for each in _each(trainings, looks):
-        count, needed = len(each.division.calibration), groups_needed(each.rate)
+        count, needed = len(each.division.calibration), units_needed(each.rate)
         counted = f"{count} of {number_of(each.images, 'normal image')}, {number_of(each.held, 'group')}"
         said = f"{each.where} holds out {counted}"
         if each.held < needed:

@@ -247,6 +247,11 @@ def is_metric(key: str) -> bool:
     return _METRIC.fullmatch(key) is not None
 
 
+def is_at_threshold(key: str) -> bool:
+    """Whether it is a metric that only evaluations with a threshold have."""
+    return is_metric(key) and key.endswith("_at_threshold")
+
+
 def note(skipped: list[Damaged], path: Path, why: str) -> None:
     """Name a file that cannot be used, once."""
     found = Damaged(path, why)
