@@ -116,7 +116,7 @@ def is_compiled(spec: TrainSpec, device: str, precision: str) -> bool:
     if spec.compile != "auto":
         return spec.compile
     has_amx = device == "cpu" and precision in ("auto", "bf16") and "amx_bf16" in cpu_flags()
-    passes = spec.method.train.epochs * spec.data.train_images * math.prod(spec.sides) / 256**2
+    passes = spec.method.train.epochs * spec.train_images * math.prod(spec.sides) / 256**2
     return spec.processes == 1 and passes >= PAYS.get("amx" if has_amx else "", math.inf)
 
 

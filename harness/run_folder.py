@@ -20,7 +20,9 @@ from harness.text import one_line
 
 RECORD = "record.json"
 LONGEST = 240  # bytes of a file's name: 255 is what file systems take, and a temporary one has ten more
-_METRIC = re.compile("(?:image|pixel)_(?:auroc|ap|f1_max)|aupro_[01][.][0-9][0-9]")
+_METRIC = re.compile(
+    "(?:image|pixel)_(?:auroc|ap|f1_max)|aupro_[01][.][0-9][0-9]|(?:recall|fpr|precision|f1|pixel_fpr)_at_threshold"
+)
 _PICTURE = re.compile(r"([0-9]{4,9})_.*[.]png", re.DOTALL)
 Row = dict[str, float | None]
 T = TypeVar("T")
@@ -134,6 +136,11 @@ class RunFolder:
         return self.path / "scores.csv"
 
     @property
+    def calibration(self) -> Path:
+        """Of an evaluation whose training held normal images out for thresholds."""
+        return self.path / "calibration.csv"
+
+    @property
     def maps(self) -> Path:
         """Pictures of anomaly maps, named by `picture_name`."""
         return self.path / "maps"
@@ -155,6 +162,16 @@ class Score(NamedTuple):
     anomalous: bool
     score: float
     group: str | None = None
+
+
+class Calibrated(NamedTuple):
+    """A line of calibration.csv: a normal image that was held out for thresholds alone, and its score. `group`: as of
+    `Score`.
+    """
+
+    path: str
+    group: str
+    score: float
 
 
 def write_curve(run: RunFolder, epochs: Sequence[Mapping[str, Any]]) -> None:
@@ -191,6 +208,16 @@ def read_scores(run: RunFolder, skipped: list[Damaged]) -> list[Score]:
     return _read(run.scores, _score, skipped)
 
 
+def write_calibration(run: RunFolder, scores: Sequence[Calibrated]) -> None:
+    """Of each normal image that was held out for thresholds, in the order of the data set, to the last bit."""
+    _write(run.calibration, [one._asdict() | {"score": repr(one.score)} for one in scores])
+
+
+def read_calibration(run: RunFolder, skipped: list[Damaged]) -> list[Calibrated]:
+    """Of each normal image that was held out for an evaluation's thresholds; empty where there are none."""
+    return _read(run.calibration, _calibrated, skipped)
+
+
 def picture_name(position: int, defect: str, image: str) -> str:
     """`<position>_<defect>_<image>.png`, the end of a long one cut off: the position tells pictures apart.
 
@@ -218,6 +245,11 @@ def position_of(name: str) -> int:
 def is_metric(key: str) -> bool:
     """Whether records and metrics.csv mean a metric by this key, a share or nothing."""
     return _METRIC.fullmatch(key) is not None
+
+
+def is_at_threshold(key: str) -> bool:
+    """Whether it is a metric that only evaluations with a threshold have."""
+    return is_metric(key) and key.endswith("_at_threshold")
 
 
 def note(skipped: list[Damaged], path: Path, why: str) -> None:
@@ -262,6 +294,10 @@ def _score(line: dict[str, str]) -> Score:
     if line["anomalous"] not in ("0", "1"):
         raise ValueError("has a line that is none of a test image")
     return Score(line["path"], line["defect"], line["anomalous"] == "1", _number(line["score"]), line.get("group"))
+
+
+def _calibrated(line: dict[str, str]) -> Calibrated:
+    return Calibrated(line["path"], line["group"], _number(line["score"]))
 
 
 def _epoch(line: dict[str, str]) -> int:

@@ -41,6 +41,7 @@ def show(
 
 def _show(folder: Path) -> None:
     from harness.foreign import Damaged, log_tail
+    from harness.leaderboard.truth import no_threshold
     from harness.records import Failure, Record, Results, skipped_lines
     from harness.run_folder import RunFolder, read_metrics
 
@@ -64,6 +65,8 @@ def _show(folder: Path) -> None:
         for title, content in sections.items():
             terminal.rule(title, align="left")
             terminal.print(yaml.safe_dump(content, sort_keys=False, default_flow_style=None, width=100), end="")
+        if found.kind == "evaluate" and isinstance(found, Record) and found.result.get("threshold") is None:
+            terminal.print(no_threshold(found.result), soft_wrap=True, style="yellow")
     skipped = [item for item in items[:-1] if isinstance(item, Damaged)]
     along = read_metrics(files, skipped)
     if along:
@@ -101,10 +104,13 @@ def _having(text: str, out: Path) -> list[_Hit]:
     found = load([out])
     names = names_in(found)
     hits, known = [], {"kind", *LABELS}
+    of_settings = bool(wanted.keys() - known)
     for item in (*found.trainings, *found.evaluations, *found.benches, *found.failures):
-        about = recorded_settings(item.spec) if wanted.keys() - known else {}
+        about = recorded_settings(item.spec) if of_settings else {}
         known |= about.keys()
         labels = {"kind": kind_of(item.spec)} | labels_of(item.spec)
+        if labels["kind"] == "bench":  # a model's speed is of no training
+            about = {key: value for key, value in about.items() if not key.startswith(("train.", "loss."))}
         both = about | labels, about | labels | labels_of(item.spec, called=True)
         if all(any(str(one.get(key)) == value for one in both) for key, value in wanted.items()):
             hits.append(_Hit(item, names[item.id], found.folders[item.id].path))

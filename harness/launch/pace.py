@@ -126,8 +126,8 @@ def training(spec: TrainSpec, chosen: int | None = None, held_out: int | None = 
     """
     recipe, students = spec.method.train, _gmac(spec)[1]
     if chosen is None or held_out is None:
-        held_out = _held_out(spec.data.train_images, recipe)
-        chosen = spec.data.train_images - held_out
+        held_out = _held_out(spec.train_images, recipe)
+        chosen = spec.train_images - held_out
     steps, looks = math.ceil(chosen / recipe.batch_size), math.ceil(held_out / recipe.batch_size)
     gmac = students * (3 * chosen + looks * recipe.batch_size) / spec.processes
     return Amount(recipe.epochs * operations(spec) * (steps + FORWARD * looks), recipe.epochs * gmac)
@@ -135,16 +135,17 @@ def training(spec: TrainSpec, chosen: int | None = None, held_out: int | None = 
 
 def features(spec: TrainSpec) -> Amount:
     """Of the teacher's features of all training images, once."""
-    batches = math.ceil(spec.data.train_images / spec.method.train.batch_size)
+    batches = math.ceil(spec.train_images / spec.method.train.batch_size)
     images = batches * spec.process_batch_size
     return Amount(batches * FORWARD * A_CONVOLUTION * _convolutions(spec.backbone)[0], images * _gmac(spec)[0])
 
 
 def inspection(spec: TrainSpec) -> Amount:
-    """Of one pass of teacher and students over the test images."""
-    batches = math.ceil(spec.data.test_images / spec.eval_batch_size / spec.processes)
+    """Of one pass of teacher and students over the test images and those for thresholds."""
+    images = spec.data.test_images + spec.data.train_images - spec.train_images
+    batches = math.ceil(images / spec.eval_batch_size / spec.processes)
     teacher = A_CONVOLUTION * _convolutions(spec.backbone)[0]
-    gmac = sum(_gmac(spec)) * batches * min(spec.eval_batch_size, spec.data.test_images)
+    gmac = sum(_gmac(spec)) * batches * min(spec.eval_batch_size, images)
     return Amount(batches * FORWARD * (operations(spec) + teacher), gmac)
 
 

@@ -12,6 +12,7 @@ from harness.leaderboard.evidence import Scores, difference_cells, paired
 from harness.leaderboard.frame import (
     CALLED,
     LABELS,
+    LOWER,
     SHOWN,
     SPEED,
     Found,
@@ -172,7 +173,7 @@ def _differences(first: Found, second: Found, matched: pd.DataFrame, metrics: Se
                 places = part.set_index(["category", "seed"])
                 folders = places["id"].map(first.folders), places["id" + AFTER].map(second.folders)
                 pairs = paired(grids[1], grids[0], folders[1], folders[0], metric, read)
-                cells = difference_cells(pairs)
+                cells = difference_cells(pairs, metric in LOWER)
                 cells.pop("probability", None)
                 if pairs:
                     cells["before"] = Cell(float(sum(pair.second.mean() for pair in pairs) / len(pairs)))
@@ -223,13 +224,16 @@ def _speed(first: Side, second: Side, compared: pd.DataFrame) -> list[Table]:
 
 
 def regressions(table: Table, limit: float) -> list[str]:
-    """The rows whose difference is below `limit` points (such as -0.5) and not noise: the interval excludes 0, or there
-    is none to tell.
+    """The rows whose difference is below `limit` points (such as -0.5), or above it for a metric of which the lowest is
+    the best, and not noise: the interval excludes 0, or there is none to tell.
     """
     found = []
     for key, cells in table.rows:
         cell = cells.get("difference")
-        if cell is None or cell.value is None or 100 * float(cell.value) >= limit:
+        if cell is None or cell.value is None:
+            continue
+        gained = -float(cell.value) if key[1] in LOWER else float(cell.value)
+        if 100 * gained >= limit:
             continue
         if cell.sign < 0 or cell.low is None:
             found.append(f"{' '.join(part for part in key if part)}: {100 * float(cell.value):+.2f} points")

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pandas as pd
 
 from harness.leaderboard import evidence, statistics
-from harness.leaderboard.frame import metric_title, model_key
+from harness.leaderboard.frame import LOWER, metric_title, model_key
 from harness.leaderboard.table import Board, Cell, Table
 from harness.leaderboard.verdict import Contest, Doubts, Rival, Verdict, verdict
 
@@ -36,7 +36,12 @@ def contests(board: Board, table: Table) -> list[Contest]:
         about = board.lines[board.lines["dataset"] == dataset]
         for metric in board.metrics:
             cells = {key: row[place] for key, row in table.rows if (place := f"{dataset}.{metric}") in row}
-            ranked = sorted((key for key in cells if cells[key].whole), key=lambda key: -float(cells[key].value or 0))
+            lower = metric in LOWER
+            ranked = sorted(
+                (key for key in cells if cells[key].whole),
+                key=lambda key: float(cells[key].value or 0),
+                reverse=not lower,
+            )
             left_out = tuple(names[key] for key in cells if not cells[key].whole)
             if not ranked:
                 if left_out:
@@ -50,7 +55,7 @@ def contests(board: Board, table: Table) -> list[Contest]:
                 pairs = evidence.paired(values[ranked[0]], values[key], folders[ranked[0]], folders[key], metric, read)
                 found = statistics.paired_difference(pairs) if pairs else None
                 told = (None, None) if found is None else (found.mean, found.interval)
-                rivals.append(Rival(names[key], float(cells[key].value or 0), *told))
+                rivals.append(Rival(names[key], float(cells[key].value or 0), *told, lower=lower))
             made.append(
                 Contest(
                     dataset=dataset,

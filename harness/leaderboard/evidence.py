@@ -10,7 +10,7 @@ import pandas as pd
 from dskd.config import ConfigError, suggest
 from harness.foreign import Damaged
 from harness.leaderboard import statistics
-from harness.leaderboard.frame import training_key
+from harness.leaderboard.frame import LOWER, training_key
 from harness.leaderboard.statistics import LEAST_CATEGORIES, STEADY_SEEDS, Pair
 from harness.leaderboard.table import HOLE, SPREAD, Board, Cell, Column, Table, label, seed_means, with_interval
 from harness.records import Record
@@ -49,7 +49,7 @@ def aggregate(board: Board) -> Table:
             found[key] = {"iqm": with_interval(middle, interval if repeated else None)}
         shared = _by_category(list(values.values()))
         if len(values) > 1 and shared.shape[1]:
-            ranks = statistics.average_ranks(shared)
+            ranks = statistics.average_ranks(-shared if metric in LOWER else shared)
             for key, rank in zip(found, ranks, strict=True):
                 found[key]["rank"] = Cell(float(rank), runs=shared.shape[1])
             if shared.shape[1] >= LEAST_CATEGORIES:
@@ -62,7 +62,7 @@ def aggregate(board: Board) -> Table:
                     f"{dataset} {metric}: average ranks over {shared.shape[1]} categories differ at 5 % from "
                     f"{limit:.2f} on (Nemenyi); rows that share a letter do not"
                 )
-        order = sorted(found, key=lambda key: -float(found[key]["iqm"].value or 0))
+        order = sorted(found, key=lambda key: float(found[key]["iqm"].value or 0), reverse=metric not in LOWER)
         rows += [((dataset, metric, *key), found[key]) for key in order]
     columns = [
         Column("iqm", "IQM [95 %]", "share", SPREAD),
@@ -90,7 +90,7 @@ def stability(board: Board) -> Table:
         for key, grid in values.items():
             by_seed = seed_means(grid)
             cells = {"sd_over_seeds": Cell(statistics.deviation(by_seed), runs=len(by_seed))}
-            cells["worst_seed"] = Cell(min(by_seed, default=None))
+            cells["worst_seed"] = Cell((max if metric in LOWER else min)(by_seed, default=None))
             ids = board.lines.loc[(board.lines["row"] == key) & (board.lines["dataset"] == dataset), "id"]
             found = [curves[each][metric].dropna() for each in ids if each in curves and metric in curves[each]]
             found = [curve for curve in found if len(curve) > 1]
@@ -169,13 +169,15 @@ def differences(board: Board, against: str | None = None) -> Table:
         if len(values) < 2 or (reference is not None and reference not in values):
             continue
         if reference is None:
-            reference = max(values, key=lambda key: float(values[key].mean(axis=0).mean()))
+            best = min if metric in LOWER else max
+            reference = best(values, key=lambda key: float(values[key].mean(axis=0).mean()))
         folders = {key: folders_of(board, key, dataset) for key in values}
         for key in values:
             if key != reference:
                 pairs = paired(values[reference], values[key], folders[reference], folders[key], metric, read)
                 if pairs:
-                    rows.append(((dataset, metric, names[reference], names[key]), difference_cells(pairs)))
+                    cells = difference_cells(pairs, metric in LOWER)
+                    rows.append(((dataset, metric, names[reference], names[key]), cells))
     notes = [
         "in points; paired by category, seed and test images; 95 % interval over images × seeds (bootstrap) where "
         "scores by image are there (image AUROC), else over seeds (Student's t within categories); ▲ ▼: it excludes 0",
@@ -201,8 +203,12 @@ DIFFERENCE_COLUMNS = [
 ]
 
 
-def difference_cells(pairs: Sequence[Pair]) -> dict[str, Cell]:
-    """Of the categories of one comparison; all holes where there is none."""
+def difference_cells(pairs: Sequence[Pair], lower: bool = False) -> dict[str, Cell]:
+    """Of the categories of one comparison; all holes where there is none.
+
+    Args:
+        lower: by a metric of which the lowest is the best, so that less is an improvement.
+    """
     if not pairs:
         return {"pairs": Cell(0)}
     found = statistics.paired_difference(pairs)
@@ -210,7 +216,7 @@ def difference_cells(pairs: Sequence[Pair]) -> dict[str, Cell]:
     if min(len(pair.first) for pair in pairs) < STEADY_SEEDS or (interval and contradicts(found.sign, interval)):
         interval = None
     return {
-        "difference": with_interval(found.mean, found.interval, sign=found.sign),
+        "difference": with_interval(found.mean, found.interval, sign=-found.sign if lower else found.sign),
         "probability": with_interval(above, interval),
         "pairs": Cell(sum(len(pair.first) for pair in pairs)),
         "over": Cell(found.over or HOLE),
@@ -315,7 +321,8 @@ def tests(board: Board) -> Table:
     for dataset, metric, values in _each(board):
         found = {}
         for first, second in itertools.combinations(values, 2):
-            found[first, second] = statistics.wilcoxon(*_by_category([values[first], values[second]]))
+            both = _by_category([values[first], values[second]])
+            found[first, second] = statistics.wilcoxon(*(-both if metric in LOWER else both))
         known = {pair: test for pair, test in found.items() if test is not None}
         if len(known) < len(found) or len(values) < 2:
             few.append(f"{dataset} ({max((grid.shape[1] for grid in values.values()), default=0)})")

@@ -8,7 +8,7 @@ import pandas as pd
 
 from harness.leaderboard import plots, statistics
 from harness.leaderboard.evidence import trainings
-from harness.leaderboard.frame import SPEED, metric_title
+from harness.leaderboard.frame import LOWER, SPEED, metric_title
 from harness.leaderboard.render import cell_text
 from harness.leaderboard.table import Board, Cell, Column, Table, measured
 from harness.run_folder import read_curve, read_metrics
@@ -53,7 +53,7 @@ def figures(board: Board, names: Names, differences: Table) -> Iterator[Figure]:
             pairs = _pairs(differences, dataset, metric)
             made = {
                 "scatter": (
-                    plots.scatter(points, title, order) if len(points) else None,
+                    plots.scatter(points, title, order, metric in LOWER) if len(points) else None,
                     "No throughput was measured for these models; `bench:` in the grid does.",
                 ),
                 "heatmap": (
@@ -68,7 +68,7 @@ def figures(board: Board, names: Names, differences: Table) -> Iterator[Figure]:
                     plots.differences(pairs, title) if len(pairs) else None,
                     "There are no two models with runs of the same category and seed.",
                 ),
-                "ranks": _ranks(grids, title),
+                "ranks": _ranks(grids, title, metric in LOWER),
             }
             for kind, (chart, missing) in made.items():
                 yield Figure(kind, dataset, metric, chart, missing)
@@ -129,14 +129,15 @@ def _floats(table: pd.DataFrame) -> pd.DataFrame:
     return table.astype({key: float for key in ("value", "low", "high") if key in table})
 
 
-def _ranks(grids: dict[str, pd.DataFrame], metric: str) -> tuple[plots.Chart | None, str]:
+def _ranks(grids: dict[str, pd.DataFrame], metric: str, lower: bool) -> tuple[plots.Chart | None, str]:
     """The diagram over the categories that all rows have, or why there is none."""
     shared = pd.DataFrame({name: grid.mean(axis=0) for name, grid in grids.items()}).dropna()
     least = statistics.LEAST_CATEGORIES
     if len(grids) < 3 or len(shared) < least:
         said = f"{len(grids)} and {len(shared)}"
         return None, f"It takes 3 models or more and {least} categories or more that all of them have; here are {said}."
-    ranks = pd.Series(statistics.average_ranks(shared.to_numpy().T), index=shared.columns)
+    values = shared.to_numpy().T
+    ranks = pd.Series(statistics.average_ranks(-values if lower else values), index=shared.columns)
     limit = statistics.critical_difference(len(ranks), len(shared))
     groups = [[str(ranks.index[i]) for i in group] for group in statistics.cliques(ranks.to_numpy(), limit)]
     return plots.ranks(ranks, groups, limit, metric), ""

@@ -14,7 +14,7 @@ from harness.foreign import Damaged
 from harness.leaderboard import truth
 from harness.naming import LATER, defaults_of, names_of, recorded_settings, tell_apart, variant
 from harness.records import Failure, FolderError, Record, Results
-from harness.run_folder import ResultsFolder, RunFolder, is_metric
+from harness.run_folder import ResultsFolder, RunFolder, is_at_threshold, is_metric
 from harness.spec import TrainSpec, settings
 
 LABELS = ("method", "backbone", "dataset", "category", "seed")
@@ -27,7 +27,13 @@ METRICS = {  # in the order of tables; those of AUPRO are in a record by the lim
     "pixel_f1_max": "pixel F1-max",
     "aupro_0.30": "AUPRO 0.3",
     "aupro_0.05": "AUPRO 0.05",
+    "recall_at_threshold": "recall at threshold",
+    "fpr_at_threshold": "FPR at threshold",
+    "precision_at_threshold": "precision at threshold",
+    "f1_at_threshold": "F1 at threshold",
+    "pixel_fpr_at_threshold": "pixel FPR at threshold",
 }
+LOWER = frozenset({"fpr_at_threshold", "pixel_fpr_at_threshold"})  # of which the lowest is the best
 SHOWN = ("image_auroc", "pixel_auroc", "aupro_0.30")  # of a table that says nothing else
 SPEED = "images_per_s"
 CALLED = ("method", "backbone", "dataset")  # what a grid's entries may have a `label` of
@@ -219,6 +225,12 @@ def _metrics(records: Iterable[Record]) -> list[str]:
 def metric_title(metric: str) -> str:
     """`image AUROC`, `AUPRO 0.1`"""
     return METRICS.get(metric) or f"AUPRO {float(metric.removeprefix('aupro_')):g}"
+
+
+def with_thresholds(lines: pd.DataFrame, asked: Sequence[str]) -> pd.DataFrame:
+    """With a column of NaN for each metric at a threshold that is asked for and that no record has."""
+    missing = [metric for metric in asked if is_at_threshold(metric) and metric not in lines]
+    return lines.assign(**dict.fromkeys(missing, float("nan")))
 
 
 def metrics_of(lines: pd.DataFrame) -> list[str]:

@@ -33,16 +33,16 @@ PAPER = {  # the look of static figures; the page has its own, which follows lig
 PAPER_WIDTH = 480  # pixels, where a chart has no width of its own
 
 
-def scatter(points: pd.DataFrame, metric: str, names: Sequence[str]) -> Chart:
+def scatter(points: pd.DataFrame, metric: str, names: Sequence[str], lower: bool = False) -> Chart:
     """Accuracy over speed, with the Pareto front of each device; disturbed speeds are pale, and on no front.
 
     points: `name`, `device`, `speed` (images/s), `disturbed` (by what, or empty), `value`, `low`, `high` (NaN without
-    an interval).
+    an interval); lower: the lowest value is the best.
     """
     data = _percent(points, "value", "low", "high")
     data["label"] = data["name"] + data["disturbed"].where(data["disturbed"] == "", f" {SIGN}")
     quiet = data[data["disturbed"] == ""]
-    front = pd.concat([quiet[:0], *(pareto(part) for _, part in quiet.groupby("device", sort=False))])
+    front = pd.concat([quiet[:0], *(pareto(part, lower) for _, part in quiet.groupby("device", sort=False))])
     x = alt.X("speed:Q", title="throughput [images/s]", scale=alt.Scale(type="log", nice=False, padding=50))
     y = alt.Y("value:Q", title=f"{metric} [%]", scale=alt.Scale(zero=False, padding=14))
     shapes = {}
@@ -72,11 +72,12 @@ def scatter(points: pd.DataFrame, metric: str, names: Sequence[str]) -> Chart:
     return _wide(layers, 340, f"{metric} over throughput of {len(data)} models. On the Pareto front: {best}.")
 
 
-def pareto(points: pd.DataFrame) -> pd.DataFrame:
+def pareto(points: pd.DataFrame, lower: bool = False) -> pd.DataFrame:
     """The points (`speed`, `value`) that no other one equals or beats in both and beats in one, slowest first."""
-    order = points.sort_values(["speed", "value"], ascending=False, kind="stable")
-    best = order["value"].cummax().shift(fill_value=-float("inf"))
-    return order[order["value"] > best].iloc[::-1]
+    gain = -points["value"] if lower else points["value"]
+    order = points.assign(gain=gain).sort_values(["speed", "gain"], ascending=False, kind="stable")
+    best = order["gain"].cummax().shift(fill_value=-float("inf"))
+    return order[order["gain"] > best].iloc[::-1].drop(columns="gain")
 
 
 def heatmap(cells: pd.DataFrame, metric: str, names: Sequence[str]) -> Chart:

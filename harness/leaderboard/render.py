@@ -130,7 +130,8 @@ def best_of(table: Table) -> dict[str, str]:
         if column.unit == "share":
             competing = [cell for cell in competing if cell.standing == "leads"]
         if competing:
-            best[column.key] = _number(column, max(competing, key=lambda cell: float(cell.value or 0)))
+            first = min if column.lower else max
+            best[column.key] = _number(column, first(competing, key=lambda cell: float(cell.value or 0)))
     return best
 
 

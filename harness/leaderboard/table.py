@@ -14,7 +14,7 @@ from harness.disturbance import SIGN
 from harness.leaderboard import frame as tidy
 from harness.leaderboard import truth
 from harness.leaderboard.conditions import select
-from harness.leaderboard.frame import SHOWN, SPEED, Found, is_protocol, metric_title
+from harness.leaderboard.frame import LOWER, SHOWN, SPEED, Found, is_protocol, metric_title
 from harness.leaderboard.speed import COSTS, parameters, speeds
 from harness.leaderboard.statistics import Interval, cut, deviation, t_interval
 from harness.naming import is_of_evaluation
@@ -36,7 +36,7 @@ class Column:
     Attributes:
         key: in CSV and JSON; title: for people, a line break where the terminal may have one.
         parts: which fields of its cells beside the value belong to it.
-        best: the highest value of the column stands out.
+        best: the best value of the column stands out, the highest or with `lower` the lowest.
         lower: the lowest comes first where rows are sorted by it.
         digits: behind the point, of shares and points.
     """
@@ -159,7 +159,7 @@ def boards(
     """
     measured_speeds = speeds(found)
     costs = tuple(metric for metric in metrics if metric in COSTS)
-    lines = select(tidy.frame(found), where, _numbers(measured_speeds, found, where))
+    lines = select(tidy.with_thresholds(tidy.frame(found), metrics), where, _numbers(measured_speeds, found, where))
     settings = tidy.settings_of(lines)
     _check("--by", by, ["method", "backbone", "category", "seed", *settings])
     known = tidy.metrics_of(lines)
@@ -220,8 +220,8 @@ def scores(board: Board, sort: str = "") -> Table:
         ConfigError: `sort` is none of these.
     """
     columns = [
-        Column(f"{dataset}.{metric}", f"{dataset}\n{metric_title(metric)}", "share", MEASURED, best=True)
-        for dataset in board.datasets
+        Column(f"{of}.{metric}", f"{of}\n{metric_title(metric)}", "share", MEASURED, best=True, lower=metric in LOWER)
+        for of in board.datasets
         for metric in board.metrics
     ]
     fast = board.speeds[board.speeds["model"].isin(board.lines["model"])]

@@ -3,10 +3,12 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from dskd.conformal import units_needed
 from harness.records import Record
-from harness.run_folder import is_metric
+from harness.run_folder import is_at_threshold, is_metric
 
 MOST_NAMED = 5  # categories of one kind in a line
+NO_THRESHOLD = "no threshold, as no normal images were held out for one: write `calibrate: 0.2` in the grid"
 
 
 def notes(evaluations: Iterable[Record], trainings: Iterable[Record], metrics: Sequence[str]) -> list[str]:
@@ -17,7 +19,10 @@ def notes(evaluations: Iterable[Record], trainings: Iterable[Record], metrics: S
         trainings: those that were found with them, of which some may have nothing to be scored on.
         metrics: of the table's columns.
     """
-    localised = any(is_metric(metric) and not metric.startswith("image") for metric in metrics)
+    evaluations = list(evaluations)
+    localised = any(
+        is_metric(metric) and not metric.startswith("image") and not is_at_threshold(metric) for metric in metrics
+    )
     last = {_place(record.spec["train"]["data"]): record.result for record in evaluations}
     reasons: dict[tuple[str, str], list[tuple[str, Mapping[str, Any]]]] = {}
     for (dataset, category), result in sorted(last.items()):
@@ -30,7 +35,7 @@ def notes(evaluations: Iterable[Record], trainings: Iterable[Record], metrics: S
         known = images - total["test_without_mask"]
         said = reason.format(**total, images=images, known=known)
         lines.append(f"{dataset} {_listed([category for category, _ in found])}: {said}")
-    return lines + unscored(trainings)
+    return lines + (_without_threshold(evaluations) if any(map(is_at_threshold, metrics)) else []) + unscored(trainings)
 
 
 def unscored(trainings: Iterable[Record]) -> list[str]:
@@ -72,6 +77,27 @@ def _reasons(result: Mapping[str, Any], localised: bool) -> list[str]:
     if result.get("anomalous_without_mask", 0) + without == abnormal:
         return [*found, _EMPTY]
     return [*found, _SOME_MASKS] if without else found
+
+
+def _without_threshold(evaluations: Iterable[Record]) -> list[str]:
+    """A line for each data set and reason why evaluations have no threshold, and what would be right."""
+    found: dict[tuple[str, str], dict[str, None]] = {}
+    for record in evaluations:
+        dataset, category = _place(record.spec["train"]["data"])
+        if record.result.get("threshold") is None:
+            found.setdefault((dataset, no_threshold(record.result)), {})[category] = None
+    return [f"{dataset} {_listed(sorted(own))}: {reason}" for (dataset, reason), own in sorted(found.items())]
+
+
+def no_threshold(result: Mapping[str, Any]) -> str:
+    """Why an evaluation's result has no threshold."""
+    rate, groups = result.get("false_alarm_rate"), result.get("calibration_groups")
+    if not rate or groups is None:
+        return NO_THRESHOLD
+    return (
+        f"no threshold for a false alarm rate of {rate:g}, which needs {units_needed(rate)} groups of normal images: "
+        f"{groups} were held out; write a larger `calibrate` or false_alarm_rate"
+    )
 
 
 def _place(data: Mapping[str, Any]) -> tuple[str, str]:

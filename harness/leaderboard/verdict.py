@@ -20,17 +20,21 @@ class Rival:
 
     Attributes:
         interval: of the difference, 95 %; None where there is nothing to tell.
+        lower: by a metric of which the lowest is the best.
     """
 
     name: str
     value: float
     difference: float | None = None
     interval: Interval | None = None
+    lower: bool = False
 
     @property
     def is_behind(self) -> bool:
         """Beyond noise."""
-        return self.interval is not None and self.interval[0] > 0
+        if self.interval is None:
+            return False
+        return self.interval[1] < 0 if self.lower else self.interval[0] > 0
 
 
 @dataclass(frozen=True)
@@ -39,7 +43,7 @@ class Contest:
 
     Attributes:
         metric: its title.
-        first: the method with the highest mean (`value`, a share) of those that have all runs, empty where none has;
+        first: the method with the best mean (`value`, a share) of those that have all runs, empty where none has;
             `rivals`: the others, best first; `left_out`: those of which runs are missing.
         categories, seeds: so many; runs: of all methods, of which so many `collapsed`.
     """

@@ -153,6 +153,8 @@ def test_show_finds_what_lies_where_by_labels(tmp_path: Path) -> None:
     whole = harness("show", "kind=bench,method=dskd", *out).stdout
     assert whole.startswith("bench ")
     assert "spec ──" in whole
+    of_settings = harness("show", "kind=evaluate,method=dskd,train.batch_size=16", *out).stdout
+    assert of_settings.count("evaluate  done    dskd resnet18") == 4  # not of the first that is looked at alone
     assert harness("show", "kind=bench,train.lr=0.4", *out, expect=2).stderr.startswith("error: nothing in ")
     for text, message in (
         ("method=dskd,seed", "show: 'seed' is not possible; write key=value,key=value or an id"),

@@ -7,7 +7,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from dskd.conformal import least_rate, p_values, threshold, unit_weights
+from dskd.conformal import least_rate, p_values, threshold, thresholds, unit_weights, units_needed
 
 
 @pytest.mark.parametrize("rate", ["0.01", "0.05", "0.1", "0.25", "0.5"])
@@ -19,6 +19,7 @@ def test_the_threshold_is_the_order_statistic_of_split_conformal(count: int, rat
     assert threshold(scores, unit_weights(range(count)), float(rate)) == expected
     assert (expected is None) == (Fraction(rate) < Fraction(1, count + 1))
     assert least_rate(count) == 1 / (count + 1)
+    assert (expected is None) == (count < units_needed(float(rate)))
 
 
 @pytest.mark.parametrize("grouped", [False, True])
@@ -56,6 +57,9 @@ def test_the_pixels_threshold_is_the_lowest_that_controls_the_risk() -> None:
         groups = draw.integers(0, 9, count) if trial % 2 else range(count)
         fit = [float(each) for each in np.unique(maps) if risk(maps, groups, each) <= rate + 1e-12]
         assert threshold(maps, unit_weights(groups), rate) == (min(fit) if fit else None)
+        rates = [0.3, 0.01, rate, 0.95]
+        alone = [threshold(maps, unit_weights(groups), each) for each in rates]
+        assert thresholds(maps, unit_weights(groups), rates) == alone
 
 
 @pytest.mark.parametrize("grouped", [False, True])
