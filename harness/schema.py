@@ -70,7 +70,7 @@ _RESULTS = {
         "epochs?": COUNT,
         "parameters_students?": NOT_NEGATIVE,
     },
-    "evaluate": {**_FACTS, "precision": str, **dict.fromkeys(_METRICS, SHARE), "aupro_*": SHARE},
+    "evaluate": {**_FACTS, "precision": str, **dict.fromkeys(_METRICS, SHARE), "aupro_*": SHARE, "aupimo?": SHARE},
     "bench": {
         **_FACTS,
         **_MEMORY,

@@ -27,6 +27,7 @@ METRICS = {  # in the order of tables; those of AUPRO are in a record by the lim
     "pixel_f1_max": "pixel F1-max",
     "aupro_0.30": "AUPRO 0.3",
     "aupro_0.05": "AUPRO 0.05",
+    "aupimo": "AUPIMO",
 }
 SHOWN = ("image_auroc", "pixel_auroc", "aupro_0.30")  # of a table that says nothing else
 SPEED = "images_per_s"
