@@ -81,7 +81,14 @@ _RESULTS = {
         "epochs?": COUNT,
         "parameters_students?": NOT_NEGATIVE,
     },
-    "evaluate": {**_FACTS, "precision": str, **dict.fromkeys(_METRICS, SHARE), "aupro_*": SHARE, **_THRESHOLDS},
+    "evaluate": {
+        **_FACTS,
+        "precision": str,
+        **dict.fromkeys(_METRICS, SHARE),
+        "aupro_*": SHARE,
+        "aupimo?": SHARE,
+        **_THRESHOLDS,
+    },
     "bench": {
         **_FACTS,
         **_MEMORY,

@@ -19,6 +19,7 @@ COMMANDS = [
     "plan",
     "show",
     "leaderboard",
+    "best",
     "compare",
     "report",
     "submit",

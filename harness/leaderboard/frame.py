@@ -27,6 +27,7 @@ METRICS = {  # in the order of tables; those of AUPRO are in a record by the lim
     "pixel_f1_max": "pixel F1-max",
     "aupro_0.30": "AUPRO 0.3",
     "aupro_0.05": "AUPRO 0.05",
+    "aupimo": "AUPIMO",
     "recall_at_threshold": "recall at threshold",
     "fpr_at_threshold": "FPR at threshold",
     "precision_at_threshold": "precision at threshold",

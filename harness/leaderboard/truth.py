@@ -26,7 +26,7 @@ def notes(evaluations: Iterable[Record], trainings: Iterable[Record], metrics: S
     last = {_place(record.spec["train"]["data"]): record.result for record in evaluations}
     reasons: dict[tuple[str, str], list[tuple[str, Mapping[str, Any]]]] = {}
     for (dataset, category), result in sorted(last.items()):
-        for reason in _reasons(result, localised):
+        for reason in _reasons(result, localised, "aupimo" in metrics):
             reasons.setdefault((dataset, reason), []).append((category, result))
     lines = []
     for (dataset, reason), found in reasons.items():
@@ -59,10 +59,11 @@ _SOME_MASKS = (
     "pixel metrics are over {known} of {images} test images, as {test_without_mask} of the {test_anomalous} abnormal "
     "ones have no mask"
 )
+_FEW = "AUPIMO is undefined, as the normal test images of each have fewer than 100,000 pixels"
 _EMPTY = "pixel metrics are undefined, as no mask of the {test_anomalous} abnormal test images has a defective pixel"
 
 
-def _reasons(result: Mapping[str, Any], localised: bool) -> list[str]:
+def _reasons(result: Mapping[str, Any], localised: bool, by_image: bool) -> list[str]:
     normal, abnormal = result.get("test_normal"), result.get("test_anomalous")
     if normal is None or abnormal is None:  # another program's record
         return []
@@ -76,6 +77,8 @@ def _reasons(result: Mapping[str, Any], localised: bool) -> list[str]:
         return [*found, _NO_MASKS]
     if result.get("anomalous_without_mask", 0) + without == abnormal:
         return [*found, _EMPTY]
+    if by_image and result.get("aupimo", 0) is None:
+        found.append(_FEW)
     return [*found, _SOME_MASKS] if without else found
 
 

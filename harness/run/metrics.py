@@ -15,6 +15,7 @@ import torch
 from scipy import ndimage
 
 from harness.environment import core_count
+from harness.run import pimo
 
 # NumPy works outside the GIL, so slices are sorted, and blocks counted, side by side; the numbers do not depend on it.
 # Mostly one thread would do (6.5 M float32: 0.05 s), but NumPy's AVX-512 sort is slow on AMD's Zen 4 (0.3 s; issue 6 of
@@ -102,7 +103,8 @@ def evaluate(
         place: the device that sorts and counts pixels, None for NumPy on the host; the numbers are the same.
         known: (N,) bool, the images whose pixels' truth is known; None for all. The others count as images only.
 
-    Keys: image_auroc, image_ap, image_f1_max, the same three for pixel_, and aupro_0.30, aupro_0.05: one a limit.
+    Keys: image_auroc, image_ap, image_f1_max, the same three for pixel_, aupro_0.30, aupro_0.05: one a limit, and
+    aupimo (`pimo.aupimo`, the mean over images).
     AUPRO follows Bergmann et al., "The MVTec Anomaly Detection Dataset", IJCV 2021: the false positive rate is over all
     normal pixels of the test set, every region weighs the same, and only the axis of the rate is normalised.
 
@@ -112,10 +114,10 @@ def evaluate(
     """
     check(image_scores, labels, maps, masks, aupro_limits, known)
     image = ranking(image_scores[~labels], image_scores[labels])
-    pixel, aupros = _localisation(maps, masks, regions, aupro_limits, place, known)
+    pixel, aupros, aupimo = _localisation(maps, masks, labels, regions, aupro_limits, place, known)
     values = {f"aupro_{limit:.2f}": value for limit, value in zip(aupro_limits, aupros, strict=True)}
     values = {name: None if math.isnan(value) else value for name, value in values.items()}
-    return named("image", image) | named("pixel", pixel) | values
+    return named("image", image) | named("pixel", pixel) | values | {"aupimo": aupimo}
 
 
 def named(level: str, found: Ranking) -> dict[str, float | None]:
@@ -163,11 +165,12 @@ def known_of(known: np.ndarray | None, labels: np.ndarray) -> np.ndarray:
 def _localisation(
     maps: np.ndarray,
     masks: np.ndarray,
+    anomalous: np.ndarray,
     found: Regions | None,
     limits: Sequence[float],
     place: torch.device | None,
     known: np.ndarray | None,
-) -> tuple[Ranking, list[float]]:
+) -> tuple[Ranking, list[float], float | None]:
     defective, normal = maps[masks], ~masks
     if known is not None:
         normal &= known[:, None, None]
@@ -180,10 +183,11 @@ def _localisation(
         if found.labels.size != defective.size:
             raise ValueError(f"regions hold {found.labels.size} defective pixels, but masks have {defective.size}")
         if not defective.size or not normal.any():
-            return Ranking(math.nan, math.nan, math.nan), [math.nan] * len(limits)
+            return Ranking(math.nan, math.nan, math.nan), [math.nan] * len(limits), None
         defective, labels = _by_score(defective, found.labels)
         share = 1 / (found.sizes.size * found.sizes)  # of the mean overlap, for one pixel of each region
-        return _sweep(list(slices), defective, share[labels], limits)
+        by_image = pimo.mean(maps, anomalous, masks, (defective, labels, found.sizes))
+        return *_sweep(list(slices), defective, share[labels], limits), by_image
 
 
 def _by_score(scores: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

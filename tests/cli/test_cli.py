@@ -19,9 +19,7 @@ def harness(*arguments: object, expect: int = 0) -> subprocess.CompletedProcess[
 
 
 def test_modules_that_plan_and_print_import_no_torch() -> None:
-    planning = (
-        "dskd.methods, harness.cli, harness.grid, harness.records, harness.leaderboard.render, harness.environment"
-    )
+    planning = "dskd.methods, harness.cli, harness.grid, harness.records, harness.leaderboard.best, harness.environment"
     allowed = {
         f"{planning}, harness.launch.supervisor, harness.launch.schedule": "torch timm datasets accelerate",
         "harness.spec, harness.records": "harness.run harness.launch harness.data harness.cli torch",

@@ -13,6 +13,7 @@ LINES = (
     "folder none: pixel metrics are undefined, as none of the 3 abnormal test images has a mask",
     "folder some: pixel metrics are over 5 of 6 test images, as 1 of the 3 abnormal ones have no mask",
 )
+FEW = "folder all, some: AUPIMO is undefined, as the normal test images of each have fewer than 100,000 pixels"
 UNSCORED = "folder normal: trained and not scored, as there are no test images"
 
 
@@ -54,6 +55,7 @@ def test_what_is_measured_without_masks_and_what_is_said_of_it(tmp_path: Path) -
         assert [result[key] is None for key in PIXEL] == [category == "none"] * len(PIXEL)
         assert result.get("test_without_mask") == {"all": None, "some": 1, "none": 3}[category]
         assert (result["anomalous_without_mask"], result["regions"]) == (0, {"all": 3, "some": 2, "none": 0}[category])
+        assert result["aupimo"] is None
         bounds = result.get("error_bounds", {})
         for key, bound in bounds.items():
             assert abs(result[key] - found[category, "exact"][key]) <= bound + 1e-12
@@ -71,6 +73,7 @@ def test_what_is_measured_without_masks_and_what_is_said_of_it(tmp_path: Path) -
         assert all(line in shown for line in LINES) or "6 of 6 runs identical" in shown, shown
         assert (UNSCORED in shown) == (arguments[0] == "leaderboard")
     assert not any(line in harness("leaderboard", runs, "--metric", "image_auroc").out for line in LINES)
+    assert FEW in harness("leaderboard", runs, "--metric", "pixel_auroc,aupimo", "--format", "markdown").out
     page = tmp_path / "page.html"
     assert harness("report", runs, "--out", page).code == 0
     assert all(line in page.read_text() for line in (*LINES, UNSCORED))
