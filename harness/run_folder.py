@@ -134,6 +134,11 @@ class RunFolder:
         return self.path / "scores.csv"
 
     @property
+    def calibration(self) -> Path:
+        """Scores of the normal images that thresholds are made from."""
+        return self.path / "calibration.csv"
+
+    @property
     def maps(self) -> Path:
         """Pictures of anomaly maps, named by `picture_name`."""
         return self.path / "maps"
@@ -155,6 +160,16 @@ class Score(NamedTuple):
     anomalous: bool
     score: float
     group: str | None = None
+
+
+class Calibrated(NamedTuple):
+    """A line of calibration.csv: a normal image that no training and no choice has seen, and its score. `group`: as of
+    `Score`.
+    """
+
+    path: str
+    group: str
+    score: float
 
 
 def write_curve(run: RunFolder, epochs: Sequence[Mapping[str, Any]]) -> None:
@@ -189,6 +204,16 @@ def write_scores(run: RunFolder, scores: Sequence[Score]) -> None:
 def read_scores(run: RunFolder, skipped: list[Damaged]) -> list[Score]:
     """Of each test image of an evaluation, in the order of the test set; empty where they were not saved."""
     return _read(run.scores, _score, skipped)
+
+
+def write_calibration(run: RunFolder, scores: Sequence[Calibrated]) -> None:
+    """Of each normal image that an evaluation makes its thresholds from, to the last bit."""
+    _write(run.calibration, [one._asdict() | {"score": repr(one.score)} for one in scores])
+
+
+def read_calibration(run: RunFolder, skipped: list[Damaged]) -> list[Calibrated]:
+    """Of each normal image that an evaluation makes its thresholds from; empty where there are none."""
+    return _read(run.calibration, lambda line: Calibrated(line["path"], line["group"], _number(line["score"])), skipped)
 
 
 def picture_name(position: int, defect: str, image: str) -> str:
