@@ -69,8 +69,15 @@ _RESULTS = {
         "images_per_s?": NOT_NEGATIVE,
         "epochs?": COUNT,
         "parameters_students?": NOT_NEGATIVE,
+        "pictures?": dict.fromkeys(("width", "height", "aspect"), (NOT_NEGATIVE, NOT_NEGATIVE)),
     },
-    "evaluate": {**_FACTS, "precision": str, **dict.fromkeys(_METRICS, SHARE), "aupro_*": SHARE},
+    "evaluate": {
+        **_FACTS,
+        "precision": str,
+        **dict.fromkeys(_METRICS, SHARE),
+        "aupro_*": SHARE,
+        "standardisation?": Each(Each((NUMBER, NUMBER), of=list)),
+    },
     "bench": {
         **_FACTS,
         **_MEMORY,

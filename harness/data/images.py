@@ -153,7 +153,25 @@ def _decode(source: Source, category: str, half: Half, manifest: str, size: Size
             files.check(manifest)
         np.save(work / "regions.npy", regions)
         of = {"dataset": source.name, "category": category, "half": half, "root": str(files.root)}
+        of["pictures"] = _extents([files.prints[sample.path] for sample in samples])
         entries.write(work, folder, of, manifest, size, samples, files.prints)
+
+
+def _extents(prints: list[Print]) -> dict[str, list[float]]:
+    """Least and greatest width, height and aspect (width / height) of pictures."""
+    each = {
+        "width": [one.width for one in prints],
+        "height": [one.height for one in prints],
+        "aspect": [one.width / one.height for one in prints],
+    }
+    return {key: [min(values), max(values)] for key, values in each.items() if values}
+
+
+def extents(data: Data, size: Size) -> dict[str, list[float]]:
+    """Least and greatest width, height and aspect of the category's pictures that are not for tests, once they are in
+    the cache; empty where an earlier version put them there.
+    """
+    return entries.about(cache_folder("images") / digest([data.manifest, size])).get("pictures", {})
 
 
 class _Files:

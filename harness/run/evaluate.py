@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from dskd.anomaly_map import Discrepancies, anomaly_map, calibrate, image_scores
+from dskd.anomaly_map import Calibration, Discrepancies, anomaly_map, calibrate, image_scores
 from dskd.distiller import Distiller, needs_features
 from harness.data import images
 from harness.run import metrics, streaming
@@ -51,10 +51,13 @@ class TestSet:
 
 @dataclass(frozen=True)
 class Inspected:
-    """The test images as one variant sees them: float32 `maps` (N, H, W), maybe in a file, float64 `scores` (N,)."""
+    """The test images as one variant sees them: float32 `maps` (N, H, W), maybe in a file, float64 `scores` (N,), and
+    what its maps were standardised by, if they were.
+    """
 
     maps: np.ndarray
     scores: np.ndarray
+    standardisation: Calibration | None = None
 
 
 def inspect(
@@ -116,14 +119,15 @@ def _inspect(
             return distiller.discrepancies(to_images(batch), together=together)
 
     calibration = None
-    if any(variant.map.student_fuse == "error_disagreement" for variant in variants):
+    standardised = [variant.map.student_fuse == "error_disagreement" for variant in variants]
+    if any(standardised):
         # The last batch is filled up with its last image: of hundreds of images that weighs nothing.
         batches = whole_batches(len(normal), batch_size)
         calibration = calibrate(discrepancies(normal, positions) for positions, _ in batches)
     count, *size = pixels.shape[:3]
     seen = [
-        Inspected(_room(variant, (count, *size), scratch), np.empty(count, np.float64))
-        for variant in (variants if device.main else ())
+        Inspected(_room(variant, (count, *size), scratch), np.empty(count, np.float64), calibration if own else None)
+        for variant, own in zip(variants if device.main else (), standardised, strict=False)
     ]
     arrived = np.zeros(count, np.int64)
     batches = whole_batches(count, batch_size)
