@@ -20,7 +20,9 @@ from harness.text import one_line
 
 RECORD = "record.json"
 LONGEST = 240  # bytes of a file's name: 255 is what file systems take, and a temporary one has ten more
-_METRIC = re.compile("(?:image|pixel)_(?:auroc|ap|f1_max)|aupro_[01][.][0-9][0-9]")
+_METRIC = re.compile(
+    "(?:image|pixel)_(?:auroc|ap|f1_max)|aupro_[01][.][0-9][0-9]|(?:recall|fpr|precision|f1|pixel_fpr)_at_threshold"
+)
 _PICTURE = re.compile(r"([0-9]{4,9})_.*[.]png", re.DOTALL)
 Row = dict[str, float | None]
 T = TypeVar("T")

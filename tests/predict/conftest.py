@@ -74,7 +74,7 @@ def write_kinds(folder: Path) -> None:
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
     found = Trained(tmp_path_factory.mktemp("trained"))
     write_mvtec(found.data, "cloth")
-    write_mvtec(found.data, "felt")
+    write_mvtec(found.data, "felt", train=24)
     write_kinds(found.data / "cloth" / "test" / "good")
     save_file(Teacher("resnet18").trunk.state_dict(), found.teacher)
     dataset = {"name": "folder", "root": str(found.data), "resize": "pad", "range": [0, 4095]}
@@ -82,9 +82,12 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
         "name": "tiny",
         "axes": {"method": ["stfpm", "student_ensemble"], "backbone": ["resnet18"], "dataset": [dataset], "seed": [0]},
         "exclude": [{"method": "student_ensemble", "category": "felt"}],
-        "overrides": [{"when": {"method": "stfpm"}, "set": {"weights": str(found.teacher)}}],
+        "overrides": [
+            {"when": {"method": "stfpm"}, "set": {"weights": str(found.teacher)}},
+            {"when": {"category": "felt"}, "set": {"calibrate": 0.5}},
+        ],
         "defaults": {"image_size": [64, 96], "crop": 32, "eval.batch_size": 4, "weights": "random", "precision": "fp32"}
-        | {"train.epochs": 1, "train.select": "last"},
+        | {"train.epochs": 1, "train.select": "last", "false_alarm_rate": 0.1},
         "evaluate": [{}, {"score": "mean", "map.sigma": 2, "label": "smooth"}],
     }
     (found.root / "grid.yaml").write_text(yaml.safe_dump(document, sort_keys=False))

@@ -57,6 +57,27 @@ def test_a_record_of_before_statistics_were_kept_says_what_to_do(trained: Traine
         dskd.load(record.parent)
 
 
+def test_decisions_are_those_of_the_evaluation_image_by_image(trained: Trained) -> None:
+    folder = trained.folder(method="stfpm", category="felt", label="")
+    paths, scores = trained.scored(folder)
+    (record,) = [each for each in trained.records() if each.id == folder.name]
+    result, model = record.result, dskd.load(folder)
+    assert (model.rate, model.threshold) == (0.1, result["threshold"])
+    found = list(model.predict(paths))
+    assert [each.anomalous for each in found] == [score > result["threshold"] for score in scores]
+    called = {anomalous: [] for anomalous in (True, False)}
+    for each in found:
+        called["hole" in each.path].append(each.anomalous)
+    assert np.mean(called[False]) == result["fpr_at_threshold"]
+    assert np.mean(called[True]) == result["recall_at_threshold"]
+    marked = [(each.map > model.pixel_threshold).mean() for each in found if "hole" not in each.path]
+    assert np.mean(marked) == pytest.approx(result["pixel_fpr_at_threshold"])
+    scored, weights = model.calibration
+    assert (len(scored), weights.sum()) == (result["calibration_images"], result["calibration_groups"]) == (12, 12)
+    assert model.content.threshold_at(0.1) == conformal.threshold(scored, weights, 0.1)
+    assert [each.anomalous for each in found] == [each.p_value <= 0.1 + 1e-9 for each in found]
+
+
 def test_decisions_are_those_of_the_thresholds(calibrated: Callable[..., Path], trained: Trained) -> None:
     paths, scores = trained.scored(trained.folder(method="stfpm", category="cloth", label=""))
     normal = np.linspace(min(scores), max(scores), 39).tolist()
