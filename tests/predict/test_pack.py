@@ -33,6 +33,12 @@ def packed(trained: Trained) -> Path:
     return path
 
 
+def test_a_model_is_named_with_what_its_map_and_score_are(trained: Trained) -> None:
+    names = {each.spec.get("label"): dskd.load(trained.results / each.id).about["name"] for each in trained.records()}
+    assert names[""].endswith(" seed 0")
+    assert names["smooth"].endswith(" seed 0 smooth")
+
+
 def test_a_pack_tells_where_it_is_from(packed: Path, trained: Trained) -> None:
     model = dskd.load(packed)
     (training,) = [each for each in trained.records("train") if each.id == model.about["training"]]
