@@ -23,6 +23,7 @@ if TYPE_CHECKING:  # what editors and type checkers read; a test holds it agains
     from dskd.students import EncoderStudent as EncoderStudent
     from dskd.switches import Method as Method
     from dskd.teacher import Teacher as Teacher
+    from dskd.trained import load as load
 
 _HOMES = {
     "METHODS": "methods",
@@ -37,6 +38,7 @@ _HOMES = {
     "Teacher": "teacher",
     "get_backbone": "lookup",
     "get_method": "methods",
+    "load": "trained",
     "register_backbone": "backbones",
     "register_method": "methods",
     "replace": "config",

@@ -80,6 +80,7 @@ _RESULTS = {
         "images_per_s?": NOT_NEGATIVE,
         "epochs?": COUNT,
         "parameters_students?": NOT_NEGATIVE,
+        "pictures?": dict.fromkeys(("width", "height", "aspect"), (NOT_NEGATIVE, NOT_NEGATIVE)),
     },
     "evaluate": {
         **_FACTS,
@@ -88,6 +89,7 @@ _RESULTS = {
         "aupro_*": SHARE,
         "aupimo?": SHARE,
         **_THRESHOLDS,
+        "standardisation?": Each(Each((NUMBER, NUMBER), of=list)),
     },
     "bench": {
         **_FACTS,

@@ -10,12 +10,14 @@ MOST_LINES, MOST_LINES_OF_A_FUNCTION = 400, 60
 # Of each room (the longest prefix counts) those that it may import, itself and `dskd` aside.
 MAY_IMPORT = {
     "dskd": set(),
+    "dskd.trained": {"harness.predict"},  # `dskd.load`, the one door to what `harness` has trained
     "harness": {"harness.data"},  # what crosses rooms, and what they share
     "harness.data": {"harness"},
     "harness.run": {"harness", "harness.data"},
     "harness.launch": {"harness", "harness.data"},
     "harness.launch.worker": {"harness", "harness.launch", "harness.run"},  # in its process the runs are done
     "harness.leaderboard": {"harness"},
+    "harness.predict": {"harness", "harness.data", "harness.run"},
     "harness.doctor": {"harness", "harness.launch", "harness.run"},
     "harness.cli": {
         "harness",
@@ -23,6 +25,7 @@ MAY_IMPORT = {
         "harness.doctor",
         "harness.launch",
         "harness.leaderboard",
+        "harness.predict",
         "harness.run",
     },
     "harness.__main__": {"harness.cli"},

@@ -7,7 +7,7 @@ data set are always mapped alike. Pillow opens colour pictures of 16 bits as 8: 
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from PIL import Image
 
@@ -57,7 +57,17 @@ def kind_of(image: Image.Image) -> str | None:
     return "u16" if image.mode.startswith("I;16") or image.format in ("PNG", "PPM") else "i32"
 
 
-def range_of(source: Source, kind: str) -> Range:
+class Ranged(Protocol):
+    """What knows the range of its deep pictures, such as a `Source`; `name`: of the data set."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def range(self) -> Range | None: ...
+
+
+def range_of(source: Ranged, kind: str) -> Range:
     """What is mapped to 0..255. Raises DataError for floating point values without a `range`."""
     if source.range is not None:
         return source.range

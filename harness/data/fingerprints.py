@@ -6,9 +6,11 @@ import io
 import json
 import os
 import stat
+import threading
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -175,14 +177,34 @@ def read_file(path: str) -> bytes:
         raise DataError(f"{path} {_why(path, error)}") from None
 
 
+@dataclass
+class _Limit:
+    """Pillow's limit of pixels while some are within `any_size`: so many, and what it was before."""
+
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    within: int = 0
+    before: int | None = None
+
+
+_LIMIT = _Limit()
+
+
 @contextmanager
 def any_size() -> Iterator[None]:
-    """Lets Pillow open images of any size: `check_size` is the limit here, which a data set's entry can raise."""
-    before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+    """Lets Pillow open images of any size: `check_size` is the limit here, which a data set's entry can raise. Threads
+    may be within at the same time: the last one puts Pillow's own limit back.
+    """
+    with _LIMIT.lock:
+        if not _LIMIT.within:
+            _LIMIT.before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+        _LIMIT.within += 1
     try:
         yield
     finally:
-        Image.MAX_IMAGE_PIXELS = before
+        with _LIMIT.lock:
+            _LIMIT.within -= 1
+            if not _LIMIT.within:
+                Image.MAX_IMAGE_PIXELS = _LIMIT.before
 
 
 def check_size(path: Path | str, width: int, height: int, max_megapixels: float) -> None:

@@ -118,7 +118,7 @@ def _load(source: Source, category: str, half: Half, manifest: str, size: Size, 
         )
     arrays = entry.arrays
     if crop:
-        rows, columns = (slice((side - crop) // 2, (side - crop) // 2 + crop) for side in sides(size))
+        rows, columns = middle(size, crop)
         arrays = arrays | {name: arrays[name][:, rows, columns] for name in ("images", "masks")}
     return Pixels(entry.samples, **arrays, held=entry.held)
 
@@ -139,13 +139,13 @@ def _decode(source: Source, category: str, half: Half, manifest: str, size: Size
 
             def fill(row: int) -> None:
                 sample = samples[row]
-                images.put(row, _resized(files.image(sample.path), size, source.resize, Image.Resampling.BILINEAR))
+                images.put(row, resized(files.image(sample.path), size, source.resize, Image.Resampling.BILINEAR))
                 if sample.masks:  # of a training image, too: their hashes are part of the manifest
                     defective = np.logical_or.reduce([files.mask(name) for name in sample.masks])
                     if row in place:
                         regions[place[row]] = ndimage.label(defective, np.ones((3, 3)))[1]
                         small = Image.fromarray(defective.view(np.uint8))
-                        small = _resized(small, size, source.resize, Image.Resampling.NEAREST)
+                        small = resized(small, size, source.resize, Image.Resampling.NEAREST)
                         masks.put(place[row], small.view(np.bool_))
 
             with any_size(), ThreadPoolExecutor(core_count()) as pool:
@@ -153,7 +153,25 @@ def _decode(source: Source, category: str, half: Half, manifest: str, size: Size
             files.check(manifest)
         np.save(work / "regions.npy", regions)
         of = {"dataset": source.name, "category": category, "half": half, "root": str(files.root)}
+        of["pictures"] = _extents([files.prints[sample.path] for sample in samples])
         entries.write(work, folder, of, manifest, size, samples, files.prints)
+
+
+def _extents(prints: list[Print]) -> dict[str, list[float]]:
+    """Least and greatest width, height and aspect (width / height) of pictures."""
+    each = {
+        "width": [one.width for one in prints],
+        "height": [one.height for one in prints],
+        "aspect": [one.width / one.height for one in prints],
+    }
+    return {key: [min(values), max(values)] for key, values in each.items() if values}
+
+
+def extents(data: Data, size: Size) -> dict[str, list[float]]:
+    """Least and greatest width, height and aspect of the category's pictures that are not for tests, once they are in
+    the cache; empty where an earlier version put them there.
+    """
+    return entries.about(cache_folder("images") / digest([data.manifest, size])).get("pictures", {})
 
 
 class _Files:
@@ -172,11 +190,7 @@ class _Files:
 
     def image(self, name: str) -> Image.Image:
         """In RGB. Raises DataError."""
-        picture, kind = self._read(name)
-        with decoding(f"{self.root}/{name}"):
-            if kind:  # before it is resized, so that it is treated as its copy in 8 bits would be
-                picture = depth.eight_bits(picture, kind, depth.range_of(self.source, kind))
-            return picture if picture.mode == "RGB" else picture.convert("RGB")
+        return in_rgb(f"{self.root}/{name}", *self._read(name), self.source)
 
     def mask(self, name: str) -> np.ndarray:
         """Where it is defective: bool (H, W). Raises DataError."""
@@ -200,15 +214,8 @@ class _Files:
         if self.fixed and self._is_other(name, sha256):
             raise self._changed(path)
         try:
-            with decoding(path):
-                if self.expected.get(name) != sha256:  # else the plan did so
-                    with Image.open(io.BytesIO(content)) as head:
-                        check_size(path, *head.size, self.source.max_megapixels)
-                picture = _DECODER.decode_example({"path": None, "bytes": content})
-                kind = None
-                if depth.is_deep(picture):
-                    with Image.open(io.BytesIO(content)) as head:  # which the decoded picture has forgotten
-                        kind = depth.kind_of(head)
+            checked = self.expected.get(name) == sha256  # by the plan
+            picture, kind = decoded(path, content, None if checked else self.source.max_megapixels)
         except DataError:
             if self._is_other(name, sha256):
                 raise self._changed(path) from None
@@ -225,7 +232,44 @@ class _Files:
         return DataError(f"dataset {self.source.name}: {what} changed since it was planned; run the grid again")
 
 
-def _resized(image: Image.Image, size: Size, resize: str, resampling: Image.Resampling) -> np.ndarray:
+def decoded(path: str, content: bytes, max_megapixels: float | None) -> tuple[Image.Image, str | None]:
+    """A file's picture as its EXIF data turn it, and its type if it is deep (`depth.kind_of`).
+
+    Args:
+        max_megapixels: more of them are refused before anything is decoded; None where that was asked already.
+
+    Raises:
+        DataError: no readable picture, or one of too many pixels.
+    """
+    with decoding(path):
+        if max_megapixels is not None:
+            with Image.open(io.BytesIO(content)) as head:
+                check_size(path, *head.size, max_megapixels)
+        picture, kind = _DECODER.decode_example({"path": None, "bytes": content}), None
+        if depth.is_deep(picture):
+            with Image.open(io.BytesIO(content)) as head:  # which the decoded picture has forgotten
+                kind = depth.kind_of(head)
+    return picture, kind
+
+
+def in_rgb(path: str, picture: Image.Image, kind: str | None, ranged: depth.Ranged) -> Image.Image:
+    """A decoded picture in RGB. Raises DataError for a deep one that its range cannot be brought to 8 bits by."""
+    with decoding(path):
+        if kind:  # before it is resized, so that it is treated as its copy in 8 bits would be
+            picture = depth.eight_bits(picture, kind, depth.range_of(ranged, kind))
+        return picture if picture.mode == "RGB" else picture.convert("RGB")
+
+
+def middle(size: Size, crop: int) -> tuple[slice, slice]:
+    """Rows and columns of the middle square of side `crop` in images of `size`; all of them without a crop."""
+    if not crop:
+        return slice(None), slice(None)
+    rows, columns = (slice((side - crop) // 2, (side - crop) // 2 + crop) for side in sides(size))
+    return rows, columns
+
+
+def resized(image: Image.Image, size: Size, resize: str, resampling: Image.Resampling) -> np.ndarray:
+    """(H, W, ...) of `size`: stretched (`square`), or with its aspect kept and padded with black (`pad`)."""
     height, width = sides(size)
     if resize == "pad":
         return np.asarray(ImageOps.pad(image, (width, height), method=resampling))

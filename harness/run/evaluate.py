@@ -56,12 +56,14 @@ class TestSet:
 @dataclass(frozen=True)
 class Inspected:
     """The test images as one variant sees them: float32 `maps` (N, H, W), maybe in a file, float64 `scores` (N,).
-    `calibration`: the same of the normal images for thresholds, where there are any.
+    `calibration`: the same of the normal images for thresholds, where there are any; `standardisation`: what its maps
+    were standardised by, if they were.
     """
 
     maps: np.ndarray
     scores: np.ndarray
     calibration: "Inspected | None" = None
+    standardisation: Calibration | None = None
 
 
 def inspect(
@@ -129,14 +131,18 @@ def _inspect(
             return distiller.discrepancies(to_images(batch), together=together)
 
     standard = None
-    if any(variant.map.student_fuse == "error_disagreement" for variant in variants):
+    standardised = [variant.map.student_fuse == "error_disagreement" for variant in variants]
+    if any(standardised):
         # The last batch is filled up with its last image: of hundreds of images that weighs nothing.
         batches = whole_batches(len(normal), batch_size)
         standard = calibrate(look(normal, positions) for positions, _ in batches)
     found, done, total = [], 0, sum(map(len, sets))
     for pixels in sets:
         rooms = [_room(variant, pixels.shape[:3], scratch) for variant in (variants if device.main else ())]
-        seen = [Inspected(room, np.empty(len(pixels), np.float64)) for room in rooms]
+        seen = [
+            Inspected(room, np.empty(len(pixels), np.float64), standardisation=standard if own else None)
+            for room, own in zip(rooms, standardised, strict=False)
+        ]
         for count in _passed(look, pixels, variants, batch_size, device, standard, seen):
             report(done + count, total)
         found.append(seen)

@@ -198,6 +198,7 @@ def _train(
         "train_images": len(chosen),
         "held_out_images": len(val),
         **({"calibration_images": len(division.calibration)} if spec.calibrate else {}),
+        **({"pictures": extents} if (extents := images.extents(spec.data, spec.image_size)) else {}),
         "images_per_s": round(sum(epoch.images for epoch in steady) / sum(epoch.seconds for epoch in steady), 3),
         "train_s": max(0.001, round(seconds, 3)),  # 0 would be no time that anything can be divided by
         **({"resumed": checkpointing.resumed} if checkpointing.resumed else {}),
@@ -265,6 +266,7 @@ def _evaluate(job: TrainJob, work: Work, device: Device, distiller: Distiller, t
             result |= measure(seen, test, evaluation, device.place) | decided(seen, test, evaluation)
             result |= {"inspect_s": round(shared_s, 3)}
             result |= lowered | device.facts()
+            result |= {"standardisation": seen.standardisation} if seen.standardisation else {}
             folder = work.results.run_folder(evaluation.id)
             with section("files"):
                 if job.save.scores:

@@ -1,0 +1,1 @@
+"""A trained run as a model that one can use: from Python, as one file, by `harness predict`."""
