@@ -21,6 +21,7 @@ COMMANDS = [
     "leaderboard",
     "compare",
     "report",
+    "predict",
     "submit",
     "status",
     "profile",
