@@ -44,18 +44,27 @@ def threshold(values: np.ndarray, weights: np.ndarray, rate: float) -> float | N
         weights: (n,) of `unit_weights`.
         rate: in (0, 1).
     """
+    return thresholds(values, weights, [rate])[0]
+
+
+def thresholds(values: np.ndarray, weights: np.ndarray, rates: Sequence[float]) -> list[float | None]:
+    """`threshold` of each rate, from one sort of the highest values alone: what lies below them fits no rate."""
     units = round(float(weights.sum()))
-    budget = rate * (units + 1) - 1 + _ROUNDING  # what may lie above it, in groups
-    if budget < 0 or not values.size:
-        return None
+    budgets = [rate * (units + 1) - 1 + _ROUNDING for rate in rates]  # what may lie above it, in groups
+    most = max(budgets, default=-1)
+    if most < 0 or not values.size:
+        return [None] * len(budgets)
     flat = values.reshape(len(values), -1)
-    each = np.repeat(weights / flat.shape[1], flat.shape[1])
-    order = np.argsort(flat, axis=None, kind="stable")[::-1]
-    ordered, above = flat.ravel()[order], np.cumsum(each[order])
+    share = weights / flat.shape[1]
+    below = flat.size - min(flat.size, int(most / share.min()) + 2)
+    kept = flat >= np.partition(flat, below, axis=None)[below]
+    highest, each = flat[kept], np.repeat(share, kept.sum(axis=1))
+    order = np.argsort(highest, kind="stable")[::-1]
+    ordered, above = highest[order], np.cumsum(each[order])
     # The weight of what is strictly above a value is known at the first of those that equal it.
     first = np.append(True, ordered[1:] != ordered[:-1])
-    fits = np.append(0.0, above[:-1])[first] <= budget
-    return float(ordered[first][np.flatnonzero(fits)[-1]])
+    ordered, above = ordered[first], np.append(0.0, above[:-1])[first]
+    return [None if one < 0 else float(ordered[np.flatnonzero(above <= one)[-1]]) for one in budgets]
 
 
 def p_values(scores: np.ndarray, normal: np.ndarray, weights: np.ndarray) -> np.ndarray:

@@ -14,7 +14,7 @@ from dskd.config import ConfigError, coerce, field_types, quoted, replace, requi
 from dskd.methods import METHODS, get_method
 from dskd.size import simplest, size_text
 from dskd.switches import Method
-from harness import labels
+from harness import calibration, labels
 from harness.axes import backbone_entry, method_entry, source_of
 from harness.backbones import remember
 from harness.data import builtin, findings, hub, layouts, leftovers, presets, tables  # noqa: F401  (they register their data sets)
@@ -107,7 +107,7 @@ class Plan:
         chosen = self.chosen_looks()
         sources = dict.fromkeys(source for source, _ in chosen)
         unread = [f"{source.name}: {self.unread[source]}" for source in sources if self.unread.get(source)]
-        return [*findings.remarks(chosen), *unread]
+        return [*findings.remarks(chosen), *unread, *calibration.remarks(self.trainings, self.looks)]
 
     def chosen_looks(self) -> Looks:
         """At the categories of its trainings."""
@@ -207,6 +207,7 @@ def expand(grid: Grid, facts: Facts) -> Plan:
         trainings[training.spec.id] = training
         for bench in _benches(training.spec, grid.bench, facts):
             benches.setdefault(bench.id, bench)
+    calibration.check(trainings.values(), facts.looks)
     return Plan(list(trainings.values()), list(benches.values()), facts.looks, facts.unread)
 
 

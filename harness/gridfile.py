@@ -93,7 +93,7 @@ def parse(document: Any) -> Grid:
     """A grid from the parsed YAML. Raises ConfigError."""
     require_mapping(document, "a grid file")
     known = ["name", "axes", "defaults", "include", "exclude", "overrides", "evaluate", "bench", "save", "tracking"]
-    known.append("limit")
+    known += ["limit", "calibrate"]
     _require_keys(document, known, "")
     name = _name(document.get("name", ""))
     axes, called = labels.taken_out(_axes(document.get("axes"), "axes"))
@@ -112,11 +112,15 @@ def parse(document: Any) -> Grid:
         _require_keys(rule, ["when", "set"], "overrides: ")
         when = flat_settings(rule.get("when", {}), [*LABELS, *AXES], "overrides.when")
         overrides.append((when, flat_settings(rule.get("set", {}), SETTABLE, "overrides.set")))
+    defaults = flat_settings(document.get("defaults") or {}, SETTABLE, "defaults")
+    if "calibrate" in document:  # short for the default
+        require("calibrate" not in defaults, "calibrate: is in defaults too; leave one of them out")
+        defaults["calibrate"] = document["calibrate"]
     bench = document.get("bench")
     grid = Grid(
         name=name,
         axes=axes,
-        defaults=flat_settings(document.get("defaults") or {}, SETTABLE, "defaults"),
+        defaults=defaults,
         include=include,
         exclude=rules,
         overrides=overrides,

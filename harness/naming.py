@@ -106,7 +106,9 @@ def _configuration(spec: Spec | Mapping[str, Any]) -> Hashable:
         parts = [data.get("name"), data.get("options"), rest, {**spec, "train": None} if "train" in spec else None]
         return marshal.dumps(parts, 2)
     train = spec.train if isinstance(spec, EvaluateSpec) else spec
-    own = (id(spec.map), spec.score, spec.aupro_limits, spec.metrics, spec.label) if train is not spec else ()
+    own: tuple[Hashable, ...] = ()
+    if train is not spec:
+        own = (id(spec.map), *(getattr(spec, each.name) for each in fields(spec) if each.name not in ("train", "map")))
     data = (train.data.name, train.data.options) if isinstance(train, TrainSpec) else ()
     rest = (getattr(train, each.name) for each in fields(train) if each.name not in ("method", "data", "seed"))
     return (type(spec), id(train.method), *data, *rest, *own)

@@ -20,7 +20,9 @@ from harness.text import one_line
 
 RECORD = "record.json"
 LONGEST = 240  # bytes of a file's name: 255 is what file systems take, and a temporary one has ten more
-_METRIC = re.compile("(?:image|pixel)_(?:auroc|ap|f1_max)|aupro_[01][.][0-9][0-9]")
+_METRIC = re.compile(
+    "(?:image|pixel)_(?:auroc|ap|f1_max)|aupro_[01][.][0-9][0-9]|(?:recall|fpr|precision|f1|pixel_fpr)_at_threshold"
+)
 _PICTURE = re.compile(r"([0-9]{4,9})_.*[.]png", re.DOTALL)
 Row = dict[str, float | None]
 T = TypeVar("T")
@@ -135,7 +137,7 @@ class RunFolder:
 
     @property
     def calibration(self) -> Path:
-        """Scores of the normal images that thresholds are made from."""
+        """Of an evaluation whose training held normal images out for thresholds."""
         return self.path / "calibration.csv"
 
     @property
@@ -163,7 +165,7 @@ class Score(NamedTuple):
 
 
 class Calibrated(NamedTuple):
-    """A line of calibration.csv: a normal image that no training and no choice has seen, and its score. `group`: as of
+    """A line of calibration.csv: a normal image that was held out for thresholds alone, and its score. `group`: as of
     `Score`.
     """
 
@@ -207,13 +209,13 @@ def read_scores(run: RunFolder, skipped: list[Damaged]) -> list[Score]:
 
 
 def write_calibration(run: RunFolder, scores: Sequence[Calibrated]) -> None:
-    """Of each normal image that an evaluation makes its thresholds from, to the last bit."""
+    """Of each normal image that was held out for thresholds, in the order of the data set, to the last bit."""
     _write(run.calibration, [one._asdict() | {"score": repr(one.score)} for one in scores])
 
 
 def read_calibration(run: RunFolder, skipped: list[Damaged]) -> list[Calibrated]:
-    """Of each normal image that an evaluation makes its thresholds from; empty where there are none."""
-    return _read(run.calibration, lambda line: Calibrated(line["path"], line["group"], _number(line["score"])), skipped)
+    """Of each normal image that was held out for an evaluation's thresholds; empty where there are none."""
+    return _read(run.calibration, _calibrated, skipped)
 
 
 def picture_name(position: int, defect: str, image: str) -> str:
@@ -287,6 +289,10 @@ def _score(line: dict[str, str]) -> Score:
     if line["anomalous"] not in ("0", "1"):
         raise ValueError("has a line that is none of a test image")
     return Score(line["path"], line["defect"], line["anomalous"] == "1", _number(line["score"]), line.get("group"))
+
+
+def _calibrated(line: dict[str, str]) -> Calibrated:
+    return Calibrated(line["path"], line["group"], _number(line["score"]))
 
 
 def _epoch(line: dict[str, str]) -> int:

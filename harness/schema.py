@@ -48,6 +48,17 @@ _TRAIN = {
 _FACTS = {"device?": str, "device_type?": str}
 _MEMORY = {"peak_device_memory_mib?": Null(NOT_NEGATIVE), "peak_host_memory_mib?": Null(NOT_NEGATIVE)}
 _METRICS = (f"{level}_{metric}?" for level in ("image", "pixel") for metric in ("auroc", "ap", "f1_max"))
+_RATE = Null(Number("a share between 0 and 1 or null", low=0, high=1))
+_AT_THRESHOLD = [f"{metric}_at_threshold" for metric in ("fpr", "recall", "precision", "f1")]
+_THRESHOLDS = {  # of normal images that were held out; of F1-max in every later record
+    "image_f1_max_threshold?": Null(NUMBER),
+    **dict.fromkeys(("threshold?", "pixel_threshold?"), Null(NUMBER)),
+    **dict.fromkeys(("thresholds?", "pixel_thresholds?"), Each(Null(NUMBER))),
+    **dict.fromkeys(("false_alarm_rate?", "least_false_alarm_rate?"), _RATE),
+    **dict.fromkeys(("calibration_images?", "calibration_groups?"), COUNT),
+    **{f"{metric}?": SHARE for metric in (*_AT_THRESHOLD, "pixel_fpr_at_threshold")},
+    **{f"{metric}_interval?": Null((SHARE, SHARE)) for metric in _AT_THRESHOLD},
+}
 _SPECS = {
     "train": _TRAIN,
     "evaluate": {"train": _TRAIN, "map": dict, "score": object, "aupro_limits": list, "label?": str},
@@ -69,8 +80,16 @@ _RESULTS = {
         "images_per_s?": NOT_NEGATIVE,
         "epochs?": COUNT,
         "parameters_students?": NOT_NEGATIVE,
+        "pictures?": dict.fromkeys(("width", "height", "aspect"), (NOT_NEGATIVE, NOT_NEGATIVE)),
     },
-    "evaluate": {**_FACTS, "precision": str, **dict.fromkeys(_METRICS, SHARE), "aupro_*": SHARE},
+    "evaluate": {
+        **_FACTS,
+        "precision": str,
+        **dict.fromkeys(_METRICS, SHARE),
+        "aupro_*": SHARE,
+        **_THRESHOLDS,
+        "standardisation?": Each(Each((NUMBER, NUMBER), of=list)),
+    },
     "bench": {
         **_FACTS,
         **_MEMORY,

@@ -138,6 +138,8 @@ class TrainSpec:
         processes: so many share each batch, by `strategy`; they decide the numbers too, since each has BatchNorm
             statistics of its own part.
         compile: the training step, with torch.compile.
+        calibrate: the share of the normal images that is held out before anything else is done, whole groups together,
+            for thresholds (docs/protocol.md); 0 for none.
         called: by `method`, `backbone` and `dataset` what the `label` of its entry calls it; shown, and in no id.
 
     Raises:
@@ -159,6 +161,7 @@ class TrainSpec:
     processes: int = field(default=1, metadata=setting("processes", later=True))
     strategy: Strategy = field(default="ddp", metadata=setting("strategy", later=True))
     compile: Compile = field(default="auto", metadata=setting("compile", later=True))
+    calibrate: float = field(default=0.0, metadata=setting("calibrate", later=True))
     called: Called = ()
 
     kind: ClassVar[Kind] = "train"
@@ -177,6 +180,11 @@ class TrainSpec:
         ):
             if not least <= value <= most:
                 raise ConfigError(f"{name}: {value} is not possible; write {least} or more, up to {most}")
+        require(
+            0 <= self.calibrate < 1,
+            f"calibrate: {self.calibrate:g} is not possible; write the share of normal images to hold out for a "
+            "threshold, such as 0.2, or 0 for none",
+        )
         teacher = BACKBONES.get(self.backbone)
         seen = simplest(self.sides)
         if teacher and seen != (near := teacher.nearest_size(seen)):
@@ -234,6 +242,11 @@ class TrainSpec:
         return sides(self.crop or self.image_size)
 
     @property
+    def train_images(self) -> int:
+        """About how many normal images are left of those of the data when those for thresholds are held out."""
+        return round(self.data.train_images * (1 - self.calibrate))
+
+    @property
     def process_batch_size(self) -> int:
         """Of each process; `train.batch_size` is global."""
         return self.method.train.batch_size // self.processes
@@ -287,6 +300,7 @@ class EvaluateSpec:
     Attributes:
         aupro_limits: false positive rates, each up to which one AUPRO is integrated.
         metrics: `exact`, or `histogram` for test sets whose maps do not fit in memory, with bounds of its error.
+        false_alarm_rate: what the threshold is for, where the training's `calibrate` holds normal images out.
         label: what its entry of `evaluate` is called; shown, and in no id.
     """
 
@@ -295,6 +309,7 @@ class EvaluateSpec:
     score: Score = field(default="max", metadata=setting("score"))
     aupro_limits: tuple[float, ...] = field(default=(0.3, 0.05), metadata=setting("aupro_limits"))
     metrics: Metrics = field(default="exact", metadata=setting("metrics", later=True))
+    false_alarm_rate: float = field(default=0.05, metadata=setting("false_alarm_rate", later=True))
     label: str = ""
 
     kind: ClassVar[Kind] = "evaluate"
@@ -304,6 +319,10 @@ class EvaluateSpec:
         require(
             bool(self.aupro_limits) and all(0 < limit <= 1 for limit in self.aupro_limits),
             f"aupro_limits: {list(self.aupro_limits)} is not possible; write false positive rates in (0, 1]",
+        )
+        require(
+            0 < self.false_alarm_rate < 1,
+            f"false_alarm_rate: {self.false_alarm_rate:g} is not possible; write a share between 0 and 1, such as 0.05",
         )
 
     @functools.cached_property

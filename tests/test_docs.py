@@ -6,12 +6,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
+from PIL import Image
 
 from dskd.methods import METHODS
 from harness.gridfile import METHOD_KEYS, RUN_KEYS
-from tests.conftest import ROOT, write_mvtec
+from tests.conftest import ROOT, save, write_mvtec
 
 README = (ROOT / "README.md").read_text()
 
@@ -38,7 +40,7 @@ def test_readme_commands(tmp_path: Path) -> None:
     ci = (ROOT / ".ci" / "run").read_text()
     assert after_quickstart
     assert all(f".venv/bin/{command}\n" in ci for command in after_quickstart)
-    assert len(commands) == 12 + len(after_quickstart)
+    assert len(commands) == 13 + len(after_quickstart)
     for command in commands[len(after_quickstart) :]:
         if command.endswith("RUN"):
             run_id = next((tmp_path / "runs" / "tiles").glob("*/record.json")).parent.name
@@ -51,6 +53,12 @@ def test_readme_commands(tmp_path: Path) -> None:
             dataset = yaml.safe_load(own.read_text())["axes"]["dataset"]
             axes = document["axes"] | {"dataset": dataset, "method": ["stfpm"]}
             own.write_text(yaml.safe_dump({"name": "mine", "axes": axes, "defaults": document["defaults"]}))
+    (lines,) = blocks("python")
+    assert len(lines.splitlines()) == 5
+    for number, picture in enumerate(sorted((tmp_path / "data").glob("cloth/test/*/*.png"))[:2], start=1):
+        save(tmp_path / "new" / f"{number}.png", np.asarray(Image.open(picture)))
+    done = subprocess.run([sys.executable, "-c", lines], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert [line.split()[0] for line in done.stdout.splitlines()] == ["new/1.png", "new/2.png"], done.stderr
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "benchmarks" / "grids").glob("*.yaml")), ids=lambda path: path.name)

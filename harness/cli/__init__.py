@@ -18,6 +18,7 @@ COMMANDS = [
     "run",
     "plan",
     "show",
+    "pack",
     "leaderboard",
     "compare",
     "report",

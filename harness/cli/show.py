@@ -1,8 +1,7 @@
 """`harness show`"""
 
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 import yaml
@@ -10,11 +9,9 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from dskd.config import ConfigError, require, suggest
+from dskd.config import ConfigError
 from harness.cli.common import OutOption, console
-
-if TYPE_CHECKING:
-    from harness.records import Failure, Record
+from harness.cli.find import Hit, find, having, is_labels
 
 LOG_LINES = 20
 
@@ -31,12 +28,12 @@ def show(
     Of labels (`method=dskd,seed=0`, with `kind=train`, `evaluate` or `bench`, or a setting such as `train.lr=0.1`) a
     line for each piece of work that has them all, with its folder and what lies there; the whole of it where it is one.
     """
-    if "=" in run and "/" not in run:
-        found = _having(run, Path(out))
+    if is_labels(run):
+        found = having(run, Path(out))
         if len(found) > 1:
             return _list(found)
         run = str(found[0].folder)
-    return _show(_find(run, out))
+    return _show(find(run, out))
 
 
 def _show(folder: Path) -> None:
@@ -82,45 +79,7 @@ def _show(folder: Path) -> None:
         terminal.print("\n".join(log[-LOG_LINES:]))
 
 
-@dataclass(frozen=True)
-class _Hit:
-    """A piece of work that was found, with its name among those of its results folder."""
-
-    item: "Record | Failure"
-    name: str
-    folder: Path
-
-
-def _having(text: str, out: Path) -> list[_Hit]:
-    """What has a record or a failed attempt under `out` and all of the labels or settings. Raises ConfigError."""
-    from harness.leaderboard.frame import load, names_in
-    from harness.naming import LABELS, kind_of, labels_of, recorded_settings
-
-    wanted = dict(_pair(part) for part in text.split(","))
-    require(out.is_dir(), f"{out} is not a folder; --out names the folder of results")
-    found = load([out])
-    names = names_in(found)
-    hits, known = [], {"kind", *LABELS}
-    for item in (*found.trainings, *found.evaluations, *found.benches, *found.failures):
-        about = recorded_settings(item.spec) if wanted.keys() - known else {}
-        known |= about.keys()
-        labels = {"kind": kind_of(item.spec)} | labels_of(item.spec)
-        both = about | labels, about | labels | labels_of(item.spec, called=True)
-        if all(any(str(one.get(key)) == value for one in both) for key, value in wanted.items()):
-            hits.append(_Hit(item, names[item.id], found.folders[item.id].path))
-    for key in wanted:
-        require(key in known, f"show: unknown key {key!r}; {suggest(key, known)}")
-    require(bool(hits), f"nothing in {out} has {text}; `harness plan --grid GRID --list` lists what a grid has")
-    return sorted(hits, key=lambda hit: (hit.folder.parent, hit.name, hit.item.kind))
-
-
-def _pair(part: str) -> tuple[str, str]:
-    key, equals, value = part.partition("=")
-    require(bool(equals), f"show: {part!r} is not possible; write key=value,key=value or an id")
-    return key.strip(), value.strip()
-
-
-def _list(hits: list[_Hit]) -> None:
+def _list(hits: list[Hit]) -> None:
     from harness.records import Record
 
     terminal = console()
@@ -148,16 +107,3 @@ def _metrics(rows: list[dict[str, float | None]]) -> Table:
         cells = ["undefined" if value is None else f"{100 * value:.1f}" for value in values]
         table.add_row(str(row["epoch"]), *cells)
     return table
-
-
-def _find(run: str, out: Path) -> Path:
-    if ("/" in run or run == ".") and Path(run).is_dir():
-        return Path(run).resolve()
-    found = sorted(path for path in out.glob(f"*/{run}*") if path.is_dir()) if run.isalnum() else []
-    if not found:
-        raise ConfigError(
-            f"no run {run!r} in {out}; `harness plan --grid GRID --list` lists ids, --out names the folder"
-        )
-    if len({path.name for path in found}) > 1:
-        raise ConfigError(f"{run!r} is the start of {len(found)} runs: {', '.join(path.name for path in found[:5])}")
-    return found[0].resolve()

@@ -153,7 +153,25 @@ def _decode(source: Source, category: str, half: Half, manifest: str, size: Size
             files.check(manifest)
         np.save(work / "regions.npy", regions)
         of = {"dataset": source.name, "category": category, "half": half, "root": str(files.root)}
+        of["pictures"] = _extents([files.prints[sample.path] for sample in samples])
         entries.write(work, folder, of, manifest, size, samples, files.prints)
+
+
+def _extents(prints: list[Print]) -> dict[str, list[float]]:
+    """Least and greatest width, height and aspect (width / height) of pictures."""
+    each = {
+        "width": [one.width for one in prints],
+        "height": [one.height for one in prints],
+        "aspect": [one.width / one.height for one in prints],
+    }
+    return {key: [min(values), max(values)] for key, values in each.items() if values}
+
+
+def extents(data: Data, size: Size) -> dict[str, list[float]]:
+    """Least and greatest width, height and aspect of the category's pictures that are not for tests, once they are in
+    the cache; empty where an earlier version put them there.
+    """
+    return entries.about(cache_folder("images") / digest([data.manifest, size])).get("pictures", {})
 
 
 class _Files:
@@ -256,23 +274,3 @@ def resized(image: Image.Image, size: Size, resize: str, resampling: Image.Resam
     if resize == "pad":
         return np.asarray(ImageOps.pad(image, (width, height), method=resampling))
     return np.asarray(image if image.size == (width, height) else image.resize((width, height), resampling))
-
-
-def hold_out(samples: list[Sample], train: np.ndarray, share: float) -> tuple[np.ndarray, np.ndarray]:
-    """Split the training positions into those to train on and held-out normals, whole groups together.
-
-    Drawn by a fixed seed, so that all runs of a category hold out the same images. Where the data set brings validation
-    normals of its own (MVTec 3D-AD) there is no need for this.
-    """
-    draw = np.random.default_rng(0)
-    groups = np.array([samples[i].group or samples[i].path for i in train])
-    names = draw.permutation(np.unique(groups))
-    held: set[str] = set()
-    count = 0
-    for name in names:
-        if count >= share * len(train) or len(held) + 1 == len(names):
-            break
-        held.add(name)
-        count += int((groups == name).sum())
-    out = np.isin(groups, list(held))
-    return train[~out], train[out]

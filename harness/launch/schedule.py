@@ -163,12 +163,15 @@ def estimate_s(job: Job | Training | BenchSpec, rate: float, done: Collection[st
 def training_gmac(spec: TrainSpec) -> float:
     """Multiply-adds (1e9) of a training: forward and backward of the students every epoch, the teacher once."""
     teacher, students = _gmac(spec)
-    return spec.data.train_images * (teacher + 3 * students * spec.method.train.epochs)
+    return spec.train_images * (teacher + 3 * students * spec.method.train.epochs)
 
 
 def evaluation_gmac(spec: TrainSpec, evaluations: Collection[EvaluateSpec]) -> float:
-    """Multiply-adds (1e9) of one pass over the test images; map and metrics of a variant count as half a pass."""
-    return spec.data.test_images * sum(_gmac(spec)) * (1 + len(evaluations) / 2)
+    """Multiply-adds (1e9) of one pass over the test images and those for thresholds; map and metrics of a variant count
+    as half a pass.
+    """
+    seen = spec.data.test_images + spec.data.train_images - spec.train_images
+    return seen * sum(_gmac(spec)) * (1 + len(evaluations) / 2)
 
 
 def _gmac(spec: TrainSpec) -> tuple[float, float]:

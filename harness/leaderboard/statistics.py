@@ -10,11 +10,10 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import special  # scipy.stats takes most of a second to import: only what needs it does
 
-DRAWS = 10_000  # of a bootstrap
+from harness.resampling import DRAWS, Interval, percentile_interval, resample, resample_classes
+
 LEAST_CATEGORIES = 6  # below it no outcome of a two-sided Wilcoxon test over categories reaches 5 %
 STEADY_SEEDS = 5  # below it an interval over seeds is rough
-
-Interval = tuple[float, float]
 
 
 def mean(values: Iterable[float]) -> float | None:
@@ -71,12 +70,6 @@ def stratified_interval(strata: Sequence[np.ndarray]) -> Interval | None:
     return middle - half, middle + half
 
 
-def percentile_interval(values: np.ndarray) -> Interval:
-    """The 2.5 % and 97.5 % quantiles of (draws,) values: the percentile bootstrap's 95 % interval (Efron, 1979)."""
-    low, high = np.quantile(values, (0.025, 0.975))
-    return float(low), float(high)
-
-
 def interquartile_mean(values: np.ndarray, axis: int = -1) -> np.ndarray:
     """The mean of the middle half along an axis: a quarter of the values (rounded down) is cut off at each end."""
     from scipy import stats
@@ -99,37 +92,6 @@ def comparisons(normal: np.ndarray, anomalous: np.ndarray) -> np.ndarray:
     Its mean is the AUROC (Mann-Whitney).
     """
     return (anomalous > normal[:, None]) + 0.5 * (anomalous == normal[:, None])
-
-
-def resample(groups: np.ndarray, draws: int, stream: np.random.SeedSequence) -> np.ndarray:
-    """(draws, n) float64, rows of sum 1: the share of each item in samples of whole groups, drawn with replacement.
-
-    groups: (n,) labels; items of equal label are drawn together, and as many groups are drawn as there are.
-    """
-    names, place = np.unique(groups, return_inverse=True)
-    generator = np.random.default_rng(stream)
-    counts = generator.multinomial(len(names), np.full(len(names), 1 / len(names)), draws)[:, place]
-    return counts / counts.sum(axis=1, keepdims=True)
-
-
-def resample_classes(
-    normal: np.ndarray, anomalous: np.ndarray, draws: int, streams: Sequence[np.random.SeedSequence]
-) -> tuple[np.ndarray, np.ndarray]:
-    """As `resample`, of normal (N,) and anomalous (A,) images by their groups: (draws, N) and (draws, A). Groups of
-    normal images, of anomalous ones and of both are drawn apart, so that neither class is ever without an image.
-
-    streams: one for each of the three.
-    """
-    both = np.intersect1d(normal, anomalous)
-    drawn = []
-    for names, stream in zip((np.setdiff1d(normal, both), np.setdiff1d(anomalous, both), both), streams, strict=True):
-        n = max(len(names), 1)
-        counts = np.random.default_rng(stream).multinomial(len(names), np.full(n, 1 / n), draws)
-        drawn.append(dict(zip(names, counts.T, strict=False)))
-    times = drawn[0] | drawn[1] | drawn[2]
-    counts = (np.stack([times[name] for name in groups], axis=1) for groups in (normal, anomalous))
-    first, second = (each / each.sum(axis=1, keepdims=True) for each in counts)
-    return first, second
 
 
 def resampled_auroc(pairs: np.ndarray, normal_shares: np.ndarray, anomalous_shares: np.ndarray) -> np.ndarray:

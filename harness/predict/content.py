@@ -18,7 +18,7 @@ from harness import packaged
 from harness.data.catalog import Source
 from harness.data.depth import Range
 from harness.data.references import REFERENCES
-from harness.naming import title
+from harness.naming import defaults_of, recorded_settings, title, variant
 from harness.records import Record
 from harness.run_folder import Calibrated
 from harness.spec import EvaluateSpec, Weights
@@ -212,8 +212,11 @@ def content_of(training: Record, evaluation: Record, spec: EvaluateSpec, calibra
 def _about(training: Record, evaluation: Record, spec: EvaluateSpec) -> dict[str, Any]:
     train = spec.train
     environment = training.environment
+    settings, defaults = recorded_settings(evaluation.spec), defaults_of(train.method.name, train.method.recipe)
+    own = {key: value for key, value in settings.items() if key.startswith("map.") or key == "score"}
+    changed = {key: value for key, value in own.items() if value != defaults.get(key)}
     return {
-        "name": f"{title(spec)} {spec.label}".rstrip(),
+        "name": f"{title(spec)} {variant(changed, spec.label)}".rstrip(),
         "method": train.method.name,
         "recipe": train.method.recipe,
         "backbone": train.backbone,

@@ -12,17 +12,19 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 
 from dskd import conformal
 from dskd.anomaly_map import anomaly_map, image_scores
-from dskd.config import ConfigError
+from dskd.config import ConfigError, require
 from dskd.distiller import Distiller, needs_features
 from dskd.teacher import Teacher
 from harness.data.catalog import DataError
 from harness.data.fingerprints import any_size, read_file
 from harness.data.images import decoded, in_rgb, middle, resized
 from harness.environment import core_count
-from harness.predict import stored
+from harness.files import user_path
+from harness.predict import pack, stored
 from harness.predict.content import Content, Preparation
 from harness.run.batches import to_images, whole_batches
 from harness.run.device import autocast
@@ -83,16 +85,11 @@ class Model:
 
     def __init__(self, content: Content, distiller: Distiller, place: torch.device) -> None:
         self.content, self.place = content, place
-        self.about: dict[str, Any] = content.about
+        self.about: dict[str, Any] = dict(content.about)
         self.notes: list[str] = []
         self._distiller = distiller.to(place, memory_format=torch.channels_last).eval()
         self._precision = "fp32" if content.precision == "tf32" and place.type == "cpu" else content.precision
         self._other_size = False
-        if place.type != content.device_type:
-            self.note(
-                f"it was evaluated on {content.device_type} and computes on {place.type} now: scores may differ from "
-                "those of its thresholds in their last digits"
-            )
         if content.lacking():
             self.note(content.lacking())
 
@@ -137,6 +134,11 @@ class Model:
             raise ValueError(f"images of {pixels.dtype} {pixels.shape}; uint8 (N, {size[0]}, {size[1]}, 3) is needed")
         maps, scores = np.empty((len(pixels), *size), np.float32), np.empty(len(pixels), np.float64)
         together = needs_features(spec.map)
+        if self.place.type != self.content.device_type:
+            self.note(
+                f"it was evaluated on {self.content.device_type} and computes on {self.place.type} now: scores may "
+                "differ from those that its threshold was made from in their last digits"
+            )
         with _as_in_runs(self._precision):
             for positions, real in whole_batches(len(pixels), self.content.batch_size):
                 batch = torch.from_numpy(pixels[positions]).to(self.place)
@@ -168,6 +170,11 @@ class Model:
         """
         threshold = self.content.threshold if rate is None else self.content.threshold_at(rate)
         return self._predictions(paths, threshold)
+
+    def pack(self, file: Path) -> None:
+        """Write all of it to one file, from which `load` makes the same model wherever that is. Raises OSError."""
+        networks = self._distiller
+        pack.write(file, self.content, networks.teacher.trunk.state_dict(), networks.students.state_dict())
 
     @staticmethod
     def _whole(found: Iterator[Prediction | Unreadable]) -> Iterator[Prediction]:
@@ -228,35 +235,51 @@ def load(run: str | Path, weights: str | Path | None = None, device: str = "auto
     """The model of a finished run, with its thresholds.
 
     Args:
-        run: the folder of an evaluation, or of a training that has one evaluation.
+        run: the folder of an evaluation, or of a training that has one evaluation; or the file of a pack.
         weights: the file of the teacher's weights, where it is not where the run's grid says.
         device: `auto` (a GPU where there is one), `cpu`, `cuda` or `cuda:N`.
 
     Raises:
         ConfigError: one line with what is wrong and what would be right: a run that is not done or whose weights were
-            not kept, several evaluations, a teacher that is not on this machine, a device that is not there.
+            not kept, several evaluations, a teacher that is not on this machine, a device that is not there; a pack
+            that is damaged or newer than this harness.
     """
-    path, place = Path(run), _place(device)
-    found = stored.read(path, weights)
-    return _of_run(found, place)
+    path, place = user_path(str(run)), _place(device)
+    if path.is_dir():
+        return _of_run(stored.read(path, weights), place)
+    require(path.exists(), f"there is no {path}; name the folder of a run, or a pack")
+    require(weights is None, f"weights: {path} is a pack and holds its teacher; leave them out")
+    return _of_pack(path, place)
+
+
+def _of_pack(path: Path, place: torch.device) -> Model:
+    found = pack.read(path)
+    stored.check_plugins(found.content)
+    backbone = found.content.spec.train.backbone
+    teacher = Teacher(backbone)
+    try:
+        teacher.trunk.load_state_dict(found.teacher)
+    except RuntimeError:
+        raise ConfigError(f"{path}: the tensors of its teacher are not those of {backbone} here") from None
+    model = Model(found.content, _assembled(found.content, teacher, found.students, path), place)
+    model.about |= {"pack": found.about}
+    return model
 
 
 def _of_run(found: stored.Stored, place: torch.device) -> Model:
-    from safetensors.torch import load_file
-
     train = found.content.spec.train
     teacher = Teacher(train.backbone, found.teacher or "random")
     try:
         students = load_file(found.students)
     except Exception as error:  # safetensors raises its own and OS errors for damaged files
         raise ConfigError(f"{found.students} cannot be read ({error}); train again with --force") from None
-    model = Model(found.content, assembled(found.content, teacher, students, found.students), place)
+    model = Model(found.content, _assembled(found.content, teacher, students, found.students), place)
     for line in found.notes:
         model.note(line)
     return model
 
 
-def assembled(content: Content, teacher: Teacher, students: dict[str, torch.Tensor], where: Path) -> Distiller:
+def _assembled(content: Content, teacher: Teacher, students: dict[str, torch.Tensor], where: Path) -> Distiller:
     """The networks with the weights of the students. Raises ConfigError for tensors that are not theirs."""
     train = content.spec.train
     with torch.random.fork_rng(devices=[]):  # the user's random numbers stay as they are

@@ -45,6 +45,10 @@ def read(folder: Path, given: str | Path | None = None) -> Stored:
             found here; a training with several evaluations, or with none.
     """
     folder = folder.resolve()
+    require(
+        not ResultsFolder(folder).grid.exists(),
+        f"{folder} holds the runs of a grid; name the folder of one of them, which `harness show method=...` lists",
+    )
     results = Results(folder.parent)
     evaluation = _evaluation(results, _record(results, folder))
     own = results.run_folder(evaluation.id)
@@ -58,7 +62,7 @@ def read(folder: Path, given: str | Path | None = None) -> Stored:
     )
     skipped: list[Damaged] = []
     content = content_of(training, evaluation, spec, read_calibration(own, skipped))
-    _check_plugins(content)
+    check_plugins(content)
     require(
         spec.map.student_fuse != "error_disagreement" or content.standardisation is not None,
         f"{own.path} was evaluated before its statistics of normal images were kept, which map.student_fuse: "
@@ -133,7 +137,7 @@ def _is_of(train: Mapping[str, Any], record: Record) -> bool:
         return False
 
 
-def _check_plugins(content: Content) -> None:
+def check_plugins(content: Content) -> None:
     """Raises ConfigError for one that the run was done with and that is not loaded."""
     plugins.load()
     missing = sorted(content.plugins.keys() - plugins.loaded().keys())

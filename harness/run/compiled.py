@@ -53,7 +53,7 @@ def is_compiled(spec: TrainSpec, device: Device) -> bool:
     if spec.compile != "auto":
         return spec.compile
     kind = "amx" if device.place.type == "cpu" and device.precision == "bf16" and "amx_bf16" in cpu_flags() else ""
-    passes = spec.method.train.epochs * spec.data.train_images * math.prod(spec.sides) / 256**2
+    passes = spec.method.train.epochs * spec.train_images * math.prod(spec.sides) / 256**2
     return spec.processes == 1 and passes >= PAYS.get(kind, float("inf"))
 
 

@@ -6,23 +6,23 @@ import logging
 import os
 import tempfile
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from dskd.anomaly_map import Discrepancies, anomaly_map, calibrate, image_scores
+from dskd.anomaly_map import Calibration, Discrepancies, anomaly_map, calibrate, image_scores
 from dskd.distiller import Distiller, needs_features
-from harness.data import images
-from harness.run import metrics, streaming
+from harness.data import held_out, images
+from harness.run import metrics, operating, streaming
 from harness.run.batches import deal, received, to_images, whole_batches
 from harness.run.device import Device
 from harness.run.memory import largest_that_fits
 from harness.run.sections import section
-from harness.run_folder import Score
+from harness.run_folder import Calibrated, Score
 from harness.spec import EvaluateSpec, TrainSpec
 
 log = logging.getLogger(__name__)
@@ -34,27 +34,36 @@ class TestSet:
     Attributes:
         samples: the N images in their order; labels: bool (N,), whether they are anomalous; known: bool (N,), whether
             each pixel's truth is known: of good images and of those with a mask.
-        pixels: uint8 (N, H, W, 3); normal: those of the training images.
+        pixels: uint8 (N, H, W, 3); normal: those of the training images, less those for thresholds.
+        calibration: those, which are for thresholds alone; calibration_samples: the images in their order.
         masks: bool (N, H, W); regions: the defective ones in them; regions_before: their number before masks were
             resized.
     """
 
-    def __init__(self, category: images.Category, regions: metrics.Regions) -> None:
-        test = category.test
+    def __init__(self, category: images.Category, regions: metrics.Regions, held: np.ndarray) -> None:
+        """Args: held: positions of those for thresholds among the samples that are not for tests."""
+        test, train = category.test, category.train
         self.samples = test.samples
         self.labels = np.array([sample.anomalous for sample in self.samples], np.bool_)
         self.known = np.array([sample.known for sample in self.samples], np.bool_)
-        self.pixels, self.normal = np.asarray(test.images), category.train.of("train")
+        self.pixels, self.calibration = np.asarray(test.images), train.images[held]
+        self.normal = train.images[np.setdiff1d(train.indices("train"), held)] if len(held) else train.of("train")
+        self.calibration_samples = [train.samples[i] for i in held]
         self.masks = np.asarray(test.masks)
         self.regions, self.regions_before = regions, int(test.regions.sum())
 
 
 @dataclass(frozen=True)
 class Inspected:
-    """The test images as one variant sees them: float32 `maps` (N, H, W), maybe in a file, float64 `scores` (N,)."""
+    """The test images as one variant sees them: float32 `maps` (N, H, W), maybe in a file, float64 `scores` (N,).
+    `calibration`: the same of the normal images for thresholds, where there are any; `standardisation`: what its maps
+    were standardised by, if they were.
+    """
 
     maps: np.ndarray
     scores: np.ndarray
+    calibration: "Inspected | None" = None
+    standardisation: Calibration | None = None
 
 
 def inspect(
@@ -66,6 +75,7 @@ def inspect(
     report: Callable[[int, int], None],
     normal: np.ndarray,
     scratch: Path | None = None,
+    calibration: np.ndarray | None = None,
 ) -> tuple[int, list[Inspected]]:
     """Run the test images (uint8 (N, H, W, 3)) once through the networks and make each variant's maps and scores.
 
@@ -79,6 +89,7 @@ def inspect(
         normal: training images, for the variants whose maps are standardised by them (each rank sees all of these).
         scratch: folder where the maps of variants with `metrics: histogram` lie while they are used; None for the
             system's.
+        calibration: the normal images for thresholds, seen after the test images in batches of their own.
 
     Returns:
         The batch size that it was done with, and on rank 0 what each variant sees.
@@ -87,54 +98,82 @@ def inspect(
         RuntimeError: an image that did not arrive, or twice.
     """
 
+    sets = [pixels] if calibration is None or not len(calibration) else [pixels, calibration]
+
     def attempt(size: int) -> list[Inspected]:
         if size != batch_size:
             log.warning("out of memory; evaluating in batches of %d", size)
-        return _inspect(distiller, pixels, variants, size, device, report, normal, scratch)
+        seen, *held = _inspect(distiller, sets, variants, size, device, report, normal, scratch)
+        return [replace(one, calibration=own) for one, own in zip(seen, *held, strict=True)] if held else seen
 
     return largest_that_fits(batch_size, attempt, least=1 if device.processes == 1 else batch_size)
+
+
+Look = Callable[[np.ndarray, np.ndarray], Discrepancies]
 
 
 @torch.inference_mode()
 def _inspect(
     distiller: Distiller,
-    pixels: np.ndarray,
+    sets: Sequence[np.ndarray],
     variants: Sequence[EvaluateSpec],
     batch_size: int,
     device: Device,
     report: Callable[[int, int], None],
     normal: np.ndarray,
     scratch: Path | None,
-) -> list[Inspected]:
+) -> list[list[Inspected]]:
+    """Of each set of images what each variant sees."""
     distiller.students.eval()
     together = any(needs_features(variant.map) for variant in variants)
 
-    def discrepancies(pixels: np.ndarray, positions: np.ndarray) -> Discrepancies:
+    def look(pixels: np.ndarray, positions: np.ndarray) -> Discrepancies:
         with section("transfer"):
             batch = torch.from_numpy(pixels[positions]).to(device.place)
         with section("inspect", batch_size), device.autocast():
             return distiller.discrepancies(to_images(batch), together=together)
 
-    calibration = None
-    if any(variant.map.student_fuse == "error_disagreement" for variant in variants):
+    standard = None
+    standardised = [variant.map.student_fuse == "error_disagreement" for variant in variants]
+    if any(standardised):
         # The last batch is filled up with its last image: of hundreds of images that weighs nothing.
         batches = whole_batches(len(normal), batch_size)
-        calibration = calibrate(discrepancies(normal, positions) for positions, _ in batches)
+        standard = calibrate(look(normal, positions) for positions, _ in batches)
+    found, done, total = [], 0, sum(map(len, sets))
+    for pixels in sets:
+        rooms = [_room(variant, pixels.shape[:3], scratch) for variant in (variants if device.main else ())]
+        seen = [
+            Inspected(room, np.empty(len(pixels), np.float64), standardisation=standard if own else None)
+            for room, own in zip(rooms, standardised, strict=False)
+        ]
+        for count in _passed(look, pixels, variants, batch_size, device, standard, seen):
+            report(done + count, total)
+        found.append(seen)
+        done += len(pixels)
+    return found
+
+
+def _passed(
+    look: Look,
+    pixels: np.ndarray,
+    variants: Sequence[EvaluateSpec],
+    batch_size: int,
+    device: Device,
+    standard: Calibration | None,
+    seen: list[Inspected],
+) -> Iterator[int]:
+    """Fill what each variant sees of the images, turn by turn of the ranks; how many of them are done after each."""
     count, *size = pixels.shape[:3]
-    seen = [
-        Inspected(_room(variant, (count, *size), scratch), np.empty(count, np.float64))
-        for variant in (variants if device.main else ())
-    ]
     arrived = np.zeros(count, np.int64)
     batches = whole_batches(count, batch_size)
     for turn, number in enumerate(deal(len(batches), device.rank, device.processes), start=1):
         positions, real = batches[number]
-        found = discrepancies(pixels, positions)
+        found = look(pixels, positions)
         sent = [int(each) for each in device.gather(torch.tensor(number, device=device.place))]
         rows = received(batches, sent)
         for place, variant in enumerate(variants):
             with section("maps"):
-                made = anomaly_map(found, variant.map, tuple(size), calibration)
+                made = anomaly_map(found, variant.map, tuple(size), standard)
                 score = torch.zeros(batch_size, dtype=torch.float64, device=device.place)
                 score[:real] = image_scores(made[:real], variant.score)
                 all_maps, all_scores = device.gather(made), device.gather(score)
@@ -144,10 +183,9 @@ def _inspect(
                     seen[place].scores[into] = all_scores[rank][: len(into)].cpu().numpy()
         for into in rows.values():
             arrived[into] += 1
-        report(min(count, turn * device.processes * batch_size), count)
+        yield min(count, turn * device.processes * batch_size)
     if device.main and not (arrived == 1).all():
         raise RuntimeError(f"{int((arrived != 1).sum())} of {count} images did not arrive once from the processes")
-    return seen
 
 
 def _room(variant: EvaluateSpec, shape: tuple[int, ...], scratch: Path | None) -> np.ndarray:
@@ -190,6 +228,30 @@ def measure(seen: Inspected, test: TestSet, spec: EvaluateSpec, place: torch.dev
         **({"test_without_mask": without} if without else {}),
         **({"error_bounds": bounds, "bins": streaming.BINS} if spec.metrics == "histogram" else {}),
     }
+
+
+def decided(seen: Inspected, test: TestSet, spec: EvaluateSpec) -> dict[str, Any]:
+    """What a record has beside the metrics: the threshold of F1-max, which knows the test images, and where normal
+    images were held out the thresholds that they make, with what comes of these on the test images.
+    """
+    result: dict[str, Any] = {"image_f1_max_threshold": operating.f1_max_threshold(seen.scores, test.labels)}
+    own = seen.calibration
+    if own is None:
+        return result
+    with section("metrics"):
+        groups = [held_out.unit_of(one) for one in test.calibration_samples]
+        result |= operating.thresholds_of(own.scores, own.maps, groups, spec.false_alarm_rate)
+        result |= operating.operating_point(seen.scores, test.samples, result["threshold"])
+        marked = operating.marked_share(seen.maps, ~test.labels, result["pixel_threshold"])
+    return result | {"pixel_fpr_at_threshold": marked}
+
+
+def calibrated_of(seen: Inspected, test: TestSet) -> list[Calibrated]:
+    """As calibration.csv has them; none where nothing was held out."""
+    if seen.calibration is None:
+        return []
+    pairs = zip(test.calibration_samples, seen.calibration.scores, strict=True)
+    return [Calibrated(one.path, one.group, float(score)) for one, score in pairs]
 
 
 def scores_of(seen: Inspected, test: TestSet) -> list[Score]:

@@ -22,7 +22,7 @@ from safetensors.torch import save as serialize
 from dskd.config import to_mapping
 from dskd.distiller import Distiller
 from harness import events
-from harness.data import builtin, hub, images, layouts, presets, tables  # noqa: F401  (they register their data sets)
+from harness.data import builtin, held_out, hub, images, layouts, presets, tables  # noqa: F401  (they register their data sets)
 from harness.data.catalog import DataError, get_source
 from harness.disturbance import disturbed_less
 from harness.files import write_atomic
@@ -32,7 +32,7 @@ from harness.run import pictures
 from harness.run.attempt import Work
 from harness.run.checkpoint import Checkpointing, Interrupted, discard
 from harness.run.device import Device, open_device
-from harness.run.evaluate import Along, TestSet, inspect, measure, scores_of
+from harness.run.evaluate import Along, TestSet, calibrated_of, decided, inspect, measure, scores_of
 from harness.run.learner import Learner
 from harness.run.machine import wait_for_quiet
 from harness.run.memory import peak_memory, reset_peak_memory
@@ -41,7 +41,7 @@ from harness.run.throughput import throughput
 from harness.run.tracking import tracked
 from harness.run.train import DivergedError, Epoch, train
 from harness.run.warm import Warm
-from harness.run_folder import RunFolder, write_curve, write_metrics, write_scores
+from harness.run_folder import RunFolder, write_calibration, write_curve, write_metrics, write_scores
 from harness.spec import TrainSpec
 
 log = logging.getLogger(__name__)
@@ -103,7 +103,9 @@ def _train_and_evaluate(job: TrainJob, work: Work, device: Device, warm: Warm) -
         teacher = warm.teacher(spec.backbone, job.weights_path, spec.weights, device.place)
         distiller = Distiller(spec.method, spec.backbone, teacher)
         distiller.students.to(device.place, memory_format=torch.channels_last)
-    test = functools.cache(lambda: TestSet(category, warm.regions(spec, np.asarray(category.test.masks))))
+    regions = functools.partial(warm.regions, spec, np.asarray(category.test.masks))
+    held = held_out.divide(category.train.samples, spec).calibration
+    test = functools.cache(lambda: TestSet(category, regions(), held))
     folder = work.results.run_folder(spec.id)
     saved, why = _saved_students(job, work, folder.students, distiller)
     if device.agree(saved is None):
@@ -161,8 +163,9 @@ def _train(
     """Train the students in place and write the run's files; the training's result."""
     spec, epochs = job.spec, job.spec.method.train.epochs
     reset_peak_memory()
-    chosen, held_out = _split(spec, category.train)
-    normal = np.sort(np.concatenate([chosen, held_out]))
+    division = _divided(spec, category.train)
+    chosen, val = division.train, division.val
+    normal = np.sort(np.concatenate([chosen, val]))
     work.emit(events.Phase("teacher"))
     features = warm.features(job, distiller.teacher, category.train.images, normal, device)
     work.emit(events.Phase("train"))
@@ -174,7 +177,7 @@ def _train(
             loss, rate = round(epoch.loss, 6), round(epoch.images / epoch.seconds, 1)
             work.emit(events.Epoch(epoch.epoch, epochs, loss, rate))
 
-    positions = np.searchsorted(normal, chosen), np.searchsorted(normal, held_out)
+    positions = np.searchsorted(normal, chosen), np.searchsorted(normal, val)
     along = Along(spec, device, test)
     folder = work.results.run_folder(spec.id)
     checkpointing = Checkpointing(folder, spec.id, device, job.checkpoint_every_s, work.stop, {"along": along})
@@ -193,7 +196,9 @@ def _train(
         "loss_first": curve[0].loss,
         "loss_last": curve[-1].loss,
         "train_images": len(chosen),
-        "held_out_images": len(held_out),
+        "held_out_images": len(val),
+        **({"calibration_images": len(division.calibration)} if spec.calibrate else {}),
+        **({"pictures": extents} if (extents := images.extents(spec.data, spec.image_size)) else {}),
         "images_per_s": round(sum(epoch.images for epoch in steady) / sum(epoch.seconds for epoch in steady), 3),
         "train_s": max(0.001, round(seconds, 3)),  # 0 would be no time that anything can be divided by
         **({"resumed": checkpointing.resumed} if checkpointing.resumed else {}),
@@ -205,16 +210,14 @@ def _train(
     }
 
 
-def _split(spec: TrainSpec, train: images.Pixels) -> tuple[np.ndarray, np.ndarray]:
-    """Which images of this half are trained on and which are held out to select the epoch by: their positions."""
-    recipe, chosen, held_out = spec.method.train, train.indices("train"), train.indices("val")
-    if recipe.select == "last":
-        return chosen, held_out[:0]
-    if not len(held_out):  # the data set brings no validation normals of its own
-        chosen, held_out = images.hold_out(train.samples, chosen, recipe.holdout)
-        if not len(held_out):
-            raise DataError(f"{spec.data.category}: too few normal images to hold any out; set train.select: last")
-    return chosen, held_out
+def _divided(spec: TrainSpec, train: images.Pixels) -> held_out.Division:
+    """Raises DataError for too few images to hold out what the spec asks for; plans say so before."""
+    found = held_out.divide(train.samples, spec)
+    if spec.method.train.select == "val_normal" and not len(found.val):
+        raise DataError(f"{spec.data.category}: too few normal images to hold any out; set train.select: last")
+    if spec.calibrate and not len(found.calibration):
+        raise DataError(f"{spec.data.category}: too few normal images to hold any out; set calibrate: 0")
+    return found
 
 
 def _write(folder: RunFolder, distiller: Distiller, curve: list[Epoch], along: list[dict[str, Any]]) -> None:
@@ -248,20 +251,26 @@ def _evaluate(job: TrainJob, work: Work, device: Device, distiller: Distiller, t
     def report(done: int, total: int) -> None:
         work.step(done, total)
         if device.most(work.stop.is_set()) and done < total:
-            raise Interrupted(f"stopped after {done} of {total} test images; the next call evaluates them again")
+            raise Interrupted(f"stopped after {done} of {total} images; the next call evaluates them again")
 
     asked, scratch = job.spec.eval_batch_size, work.results.folder
-    size, inspected = inspect(distiller, test.pixels, job.evaluations, asked, device, report, test.normal, scratch)
+    size, inspected = inspect(
+        distiller, test.pixels, job.evaluations, asked, device, report, test.normal, scratch, test.calibration
+    )
     shared_s = (time.perf_counter() - started) / len(job.evaluations)
     lowered = {} if size == asked else {"lowered_batch_size": size}
     if not device.main:
         return
     for evaluation, seen in zip(job.evaluations, inspected, strict=True):
         with work.attempting(evaluation), work.recording(evaluation, device) as result:
-            result |= measure(seen, test, evaluation, device.place) | {"inspect_s": round(shared_s, 3)}
+            result |= measure(seen, test, evaluation, device.place) | decided(seen, test, evaluation)
+            result |= {"inspect_s": round(shared_s, 3)}
             result |= lowered | device.facts()
+            result |= {"standardisation": seen.standardisation} if seen.standardisation else {}
             folder = work.results.run_folder(evaluation.id)
             with section("files"):
                 if job.save.scores:
                     write_scores(folder, scores_of(seen, test))
+                if calibrated := calibrated_of(seen, test):
+                    write_calibration(folder, calibrated)
                 pictures.save_maps(folder.maps, test.samples, test.pixels, test.masks, seen.maps, job.save.maps)

@@ -150,13 +150,14 @@ def test_show_finds_what_lies_where_by_labels(tmp_path: Path) -> None:
     assert (
         "train     failed  stfpm resnet18 set/cloth seed 99" in harness("show", "method=stfpm,kind=train", *out).stdout
     )
+    assert harness("show", "kind=evaluate,score=max,seed=1", *out).stdout.count("  done  ") == 4  # not the first alone
     whole = harness("show", "kind=bench,method=dskd", *out).stdout
     assert whole.startswith("bench ")
     assert "spec ──" in whole
     assert harness("show", "kind=bench,train.lr=0.4", *out, expect=2).stderr.startswith("error: nothing in ")
     for text, message in (
-        ("method=dskd,seed", "show: 'seed' is not possible; write key=value,key=value or an id"),
-        ("sed=1", "show: unknown key 'sed'; did you mean 'seed'"),
+        ("method=dskd,seed", "'seed' is not possible; write key=value,key=value or an id"),
+        ("sed=1", "unknown key 'sed'; did you mean 'seed'"),
         ("seed=77", "has seed=77; `harness plan --grid GRID --list` lists what a grid has"),
     ):
         assert message in harness("show", text, *out, expect=2).stderr

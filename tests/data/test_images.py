@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from harness.data import builtin, entries, images, layouts  # noqa: F401
+from harness.data import builtin, entries, held_out, images, layouts  # noqa: F401
 from harness.data.catalog import Sample, get_source
 from harness.data.manifest import describe
 from harness.files import cache_folder
@@ -108,10 +108,10 @@ def test_mask_threshold_of_magnetic_tiles(mtd_root: Path) -> None:
 
 def test_hold_out_takes_whole_groups_and_is_the_same_every_time() -> None:
     samples = [Sample(f"{i}.png", "train", group=str(i // 4)) for i in range(40)]
-    kept, held = images.hold_out(samples, np.arange(40), 0.2)
+    kept, held = held_out.hold_out(samples, np.arange(40), 0.2)
     assert sorted([*kept, *held]) == list(range(40))
     assert len(held) == 8
     assert not {samples[i].group for i in kept} & {samples[i].group for i in held}
-    again = images.hold_out(samples, np.arange(40), 0.2)
+    again = held_out.hold_out(samples, np.arange(40), 0.2)
     assert np.array_equal(again[1], held)
-    assert len(images.hold_out(samples[:4], np.arange(4), 0.2)[1]) == 0  # one group cannot be divided
+    assert len(held_out.hold_out(samples[:4], np.arange(4), 0.2)[1]) == 0  # one group cannot be divided

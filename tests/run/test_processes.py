@@ -19,6 +19,7 @@ from dskd import METHODS, Distiller, Teacher
 from dskd.config import ConfigError, from_mapping, to_mapping
 from harness.data import images
 from harness.data.catalog import get_source
+from harness.data.held_out import divide
 from harness.grid import check_processes, expand, resolve
 from harness.gridfile import parse
 from harness.job import Job, TrainJob, encode
@@ -27,6 +28,7 @@ from harness.records import Failure, Results
 from harness.run.batches import deal, part_of, received, to_images, whole_batches
 from harness.run.device import open_device
 from harness.run.evaluate import inspect
+from harness.run_folder import read_calibration, read_scores
 from harness.spec import Save, TrainSpec
 from tests.conftest import ROOT, SHARED
 from tests.scripts.processes import RECIPES, inspected, spec
@@ -200,16 +202,20 @@ def check_scores(job: TrainJob, results: Results, one_thread: Callable[[], None]
     one_thread()
     model = Distiller(spec.method, "resnet18", Teacher("resnet18")).to(memory_format=torch.channels_last)
     model.students.load_state_dict(load_file(results.run_folder(spec.id).path / "students.safetensors"))
-    test = images.load(get_source(job.source), spec.data, spec.image_size).test.images
-    _, (alone,) = inspect(model, test, job.evaluations, spec.eval_batch_size, device, lambda *_: None, test)
-    scores = csv.DictReader((results.run_folder(job.evaluations[0].id).path / "scores.csv").open(newline=""))
-    assert [float(row["score"]) for row in scores] == alone.scores.tolist()
+    category = images.load(get_source(job.source), spec.data, spec.image_size)
+    test, held = category.test.images, divide(category.train.samples, spec).calibration
+    options = {"calibration": category.train.images[held]}
+    _, (alone,) = inspect(model, test, job.evaluations, spec.eval_batch_size, device, lambda *_: None, test, **options)
+    folder = results.run_folder(job.evaluations[0].id)
+    assert [one.score for one in read_scores(folder, [])] == alone.scores.tolist()
+    assert [one.score for one in read_calibration(folder, [])] == alone.calibration.scores.tolist()
 
 
 def test_a_job_on_two_processes(tree: Path, write_grid: WriteGrid, one_thread: Callable[[], None]) -> None:
     settings = {"processes": 2, "train.epochs": 2, "train.batch_size": 4, "eval.batch_size": 2, "evaluate.at": [2]}
     bad = {"name": "dskd", "train.optimizer": "sgd", "train.lr": 1e30, "train.epochs": 5}
-    grid = write_grid(tree, axes={"method": ["stfpm", bad]}, defaults=settings | {"image_size": 64})
+    held = {"calibrate": 0.3, "false_alarm_rate": 0.34}
+    grid = write_grid(tree, axes={"method": ["stfpm", bad]}, defaults=settings | held | {"image_size": 64})
     (good, diverging), results = jobs(grid)
     paths = [written(job, grid.parent) for job in (good, diverging)]
     output = torchrun("execute", grid.parent, *paths, expect=1)
