@@ -18,6 +18,7 @@ from rich.progress import BarColumn, Progress, TextColumn
 from dskd.config import ConfigError, require, suggest
 from harness import plugins
 from harness.cli.common import PluginOption, console
+from harness.cli.find import ModelArgument, RunsOption, WeightsOption, model_path
 from harness.cli.screen import Pace
 from harness.files import write_atomic
 from harness.launch.interrupts import interrupts
@@ -26,7 +27,6 @@ from harness.text import number_of, one_line
 
 if TYPE_CHECKING:
     from harness.predict.gather import Found
-    from harness.predict.model import Model
     from harness.predict.work import Tally, Work
 
 STDIN = "-"
@@ -35,14 +35,6 @@ LINE_EVERY_S = 10.0  # where there is no terminal: between two lines of progress
 PAGE_EVERY_S = 60.0  # while watching: between two pages, if other pictures are the worst
 
 
-RunArgument = Annotated[
-    str,
-    typer.Argument(
-        help="A run that is done (an id, the start of one, a folder, or labels: method=dskd,seed=0), or the file of a "
-        "packed one.",
-        show_default=False,
-    ),
-]
 PathsArgument = Annotated[
     list[str],
     typer.Argument(
@@ -67,17 +59,11 @@ RateOption = Annotated[
     ),
 ]
 TableOption = Annotated[str, typer.Option("--format", help="csv (predictions.csv) or jsonl (predictions.jsonl).")]
-WeightsOption = Annotated[
-    Path | None, typer.Option(metavar="FILE", help="The teacher's weights, if they are not where the run's grid says.")
-]
 DeviceOption = Annotated[str, typer.Option(help="auto (a GPU, else the CPU), cpu, cuda or cuda:1.")]
-RunsOption = Annotated[
-    Path, typer.Option(metavar="DIR", help="Where results folders lie, for a RUN that is an id or labels.")
-]
 
 
 def predict(
-    run: RunArgument,
+    run: ModelArgument,
     paths: PathsArgument,
     out: IntoOption,
     heatmaps: HeatmapsOption = False,
@@ -112,8 +98,11 @@ def predict(
     plugins.load(plugin or ())
     terminal = console()
     with _notes(terminal, decides=rate is not None):
-        model = _model(run, runs, weights, device)
-        from harness.predict.work import Work, thresholds_of  # torch is there by now
+        path = model_path(run, runs)
+        from harness.predict.model import load  # from here on torch is needed
+        from harness.predict.work import Work, thresholds_of
+
+        model = load(path, weights, device)
 
         thresholds = thresholds_of(model.content, rate)
         state = {"model": model.about["evaluation"], "rate": thresholds.rate}
@@ -140,20 +129,6 @@ def _work(
         work.take(_found(given, from_stdin, work.journal.folder, stop))
     stopped, screen.seconds = _waited(stop, 0), time.monotonic() - screen.left.began
     return stopped, _write_page(work, screen) if watch or not stopped else ""
-
-
-def _model(run: str, runs: Path, weights: Path | None, device: str) -> "Model":
-    from harness.cli.show import _find, _having
-
-    if not Path(run).is_file() and "=" in run and "/" not in run:
-        found = [hit for hit in _having(run, runs) if hit.item.kind == "evaluate"]
-        names = ", ".join(f"{hit.name} ({hit.folder})" for hit in found)
-        require(len(found) == 1, f"{run} are the labels of {len(found)} evaluations: {names}; name one")
-        run = str(found[0].folder)
-    folder = Path(run) if Path(run).is_file() else _find(run, runs)
-    from harness.predict.model import load
-
-    return load(folder, weights, device)
 
 
 def _found(given: Sequence[str], from_stdin: bool, out: Path, stop: int) -> "Iterator[Found]":
@@ -217,12 +192,14 @@ def _write_page(work: "Work", screen: "_Screen") -> str:
 def _conclude(terminal: Console, work: "Work", seconds: float, page: str) -> None:
     """What a call came to, and where it lies."""
     tally = work.tally
-    read = tally.done - tally.failed
-    parts = [f"{tally.anomalous:,} anomalous, {read - tally.anomalous:,} normal"] if work.thresholds.decides else []
-    parts += [f"{tally.failed:,} could not be read (column error)"] if tally.failed else []
-    line = f"{number_of(tally.done, 'picture')} in {duration(seconds)}, {tally.done / max(seconds, 1e-9):,.1f} images/s"
-    line = line if tally.done else "no new picture"
-    terminal.print(line + (f": {', '.join(parts)}" if parts else ""), soft_wrap=True)
+    if tally.done:
+        read = tally.done - tally.failed
+        parts = [f"{tally.anomalous:,} anomalous, {read - tally.anomalous:,} normal"] if work.thresholds.decides else []
+        parts += [f"{tally.failed:,} could not be read (column error)"] if tally.failed else []
+        pace = f"{number_of(tally.done, 'picture')} in {duration(seconds)}, {tally.done / seconds:,.1f} images/s"
+        terminal.print(pace + (f": {', '.join(parts)}" if parts else ""), soft_wrap=True)
+    else:
+        terminal.print("no new picture")
     if tally.passed:
         earlier = tally.unread - tally.failed
         unread = f", {earlier:,} of them as not readable" if earlier else ""

@@ -107,6 +107,8 @@ class Work:
                 each = started.popleft()
                 if key_of(each) not in self.journal.done:
                     lines.append(self._line(each, result))
+                else:  # for its heat map
+                    self.tally.passed += 1
                 if self.heatmaps and isinstance(result, Prediction):
                     self._save_heatmap(self.heatmaps / heatmap_name(each), result)
                 self.report(self.tally)

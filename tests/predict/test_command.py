@@ -14,42 +14,44 @@ from collections.abc import Callable, Iterator
 from html.parser import HTMLParser
 from pathlib import Path
 
+import numpy as np
 import pytest
-import yaml
 from PIL import Image
 
-from harness.run_folder import RunFolder, read_scores
-from tests.conftest import save, texture, write_mvtec
+from harness.run_folder import RunFolder, read_calibration
+from harness.text import one_line
+from tests.conftest import save, texture
 from tests.faults.commands import harness, refusal
-from tests.predict.trained import calibrate
+from tests.predict.conftest import Trained
 
-NORMALS = 24
-HOSTILE = "=cmd|' <b onload=x></script>\n\x1b[31m,\".png"
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """The folder of an evaluation, and that of the pictures of its category."""
-    base = tmp_path_factory.mktemp("trained")
-    images = write_mvtec(base / "data", good=NORMALS)
-    dataset = {"name": "folder", "root": str(images)}
-    axes = {"method": ["stfpm"], "backbone": ["resnet18"], "dataset": [dataset], "seed": [0, 1]}
-    defaults = {"image_size": 32, "weights": "random", "train.epochs": 1, "precision": "fp32"}
-    grid = {"name": "tiny", "axes": axes, "defaults": defaults, "save": {"scores": True, "weights": True}}
-    (base / "grid.yaml").write_text(yaml.safe_dump(grid))
-    done = harness("run", base / "grid.yaml", "--out", base / "runs", "--devices", "cpu")
-    assert done.code == 0, done.err
-    runs = sorted(path.parent for path in (base / "runs" / "tiny").glob("*/scores.csv"))
-    calibrate(runs[0], images)
-    return runs[0], images / "cloth"
+HOSTILE = "=cmd|' <b onload=x>\n\x1b[31m,\".png"
 
 
 @pytest.fixture
-def pictures(trained: tuple[Path, Path], tmp_path: Path) -> Path:
-    """The test images, one with a hostile name, and files that are no pictures."""
+def run(trained: Trained, calibrated: Callable[..., Path]) -> Path:
+    """The folder of an evaluation with thresholds from 24 scores, between those of its test pictures."""
+    _, scores = trained.scored(trained.folder(method="stfpm", category="cloth", label=""))
+    normal = np.linspace(min(scores), sorted(scores)[-3], 24).tolist()
+    thresholds = {"0.05": normal[-1], "0.1": normal[-2]}
+    pixels = {rate: min(scores) for rate in thresholds}
+    return calibrated(
+        normal,
+        false_alarm_rate=0.05,
+        threshold=normal[-1],
+        thresholds=thresholds,
+        pixel_threshold=pixels["0.05"],
+        pixel_thresholds=pixels,
+        calibration_images=24,
+        calibration_groups=24,
+    )
+
+
+@pytest.fixture
+def pictures(trained: Trained, tmp_path: Path) -> Path:
+    """The test pictures, one with a hostile name, and files that are no pictures."""
     folder = tmp_path / "pictures"
-    shutil.copytree(trained[1] / "test", folder)
-    shutil.copy(folder / "hole" / "000.png", folder / HOSTILE.replace("/", "_"))
+    shutil.copytree(trained.data / "cloth" / "test", folder)
+    shutil.copy(folder / "hole" / "000.png", folder / HOSTILE)
     (folder / "broken.jpg").write_bytes(b"no picture")
     (folder / "notes.txt").write_text("no name of a picture")
     return folder
@@ -60,46 +62,66 @@ def table(folder: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(stream, strict=True))
 
 
-def test_a_folder(trained: tuple[Path, Path], pictures: Path, tmp_path: Path) -> None:
-    run, images = trained
-    out = pictures / "out"  # which is not taken for pictures, the next time
+def normals(run: Path) -> list[float]:
+    return [line.score for line in read_calibration(RunFolder(run), [])]
+
+
+def test_a_folder(trained: Trained, run: Path, pictures: Path) -> None:
+    out = pictures / "out"  # of which nothing is taken for a picture
     done = harness("predict", run, pictures, "--out", out, "--heatmaps")
     assert done.code == 1, done
+    assert "12 pictures in" in done.out
     assert "1 could not be read" in done.out
     lines = {line["path"]: line for line in table(out)}
-    assert len(lines) == NORMALS + 3 + 2
-    threshold = json.loads((run / "record.json").read_text())["result"]["threshold"]
-    scores = read_scores(RunFolder(run), [])
-    normal = sorted(score.score for score in scores if not score.anomalous)
-    for score in scores:
-        line = lines[str(pictures / Path(score.path).relative_to("cloth/test"))]
-        assert float(line["score"]) == score.score
-        assert line["anomalous"] == str(int(score.score > threshold))
-        assert float(line["p_value"]) == (1 + sum(each >= score.score for each in normal)) / (1 + NORMALS)
-        assert (line["width"], line["height"]) == ("40", "40")
+    assert len(lines) == 12
+    names, scores = trained.scored(trained.folder(method="stfpm", category="cloth", label=""))
+    known = normals(run)
+    for name, score in zip(names, scores, strict=True):
+        line = lines[str(pictures / Path(name).relative_to(trained.data / "cloth" / "test"))]
+        assert float(line["score"]) == score
+        assert line["anomalous"] == str(int(score > max(known)))
+        assert float(line["p_value"]) == pytest.approx((1 + sum(each >= score for each in known)) / 25, abs=1e-12)
+        width, height = int(line["width"]), int(line["height"])
+        assert (width, height) == {"turned.jpg": (40, 60), "palette.png": (60, 40), "alpha.png": (60, 40)}.get(
+            Path(name).name, (40, 40)
+        )
         if line["left"]:
             left, top, right, bottom = (int(line[side]) for side in ("left", "top", "right", "bottom"))
-            assert 0 <= left < right <= 40
-            assert 0 <= top < bottom <= 40
-            assert 0 < float(line["area"]) <= (right - left) * (bottom - top) / 1600
+            assert 0 <= left < right <= width
+            assert 0 <= top < bottom <= height
+            assert 0 < float(line["area"]) <= (right - left) * (bottom - top) / (width * height)
         with Image.open(out / "heatmaps" / line["heatmap"]) as picture:
             assert picture.size == (3 * 32, 32)
+    assert sum(bool(line["left"]) for line in lines.values()) > 3
     assert lines[str(pictures / "broken.jpg")]["error"].startswith("is not a readable image")
     assert len(os.listdir(out / "heatmaps")) == len(lines) - 1
 
-    before = (out / "predictions.csv").read_bytes()
-    shutil.copy(images / "train" / "good" / "000.png", pictures / "new.png")
-    again = harness("predict", run, pictures, "--out", out)
-    assert again.code == 1
-    assert "29 pictures in the table before, 1 of them as not readable" in again.out
-    assert (out / "predictions.csv").read_bytes().startswith(before)
-    assert [line["path"] for line in table(out)[29:]] == [str(pictures / "new.png")]
 
+def test_the_same_folder_goes_on(trained: Trained, run: Path, pictures: Path, tmp_path: Path) -> None:
+    out, packed = tmp_path / "out", tmp_path / "cloth.pack"
+    assert harness("predict", run, pictures, "--out", out).code == 1
+    before = (out / "predictions.csv").read_bytes()
+    assert harness("pack", run, "--out", packed).code == 0
+    again = harness("predict", packed, pictures, pictures / "hole", "--out", out, "--heatmaps")
+    assert again.code == 1
+    assert "no new picture\n12 pictures in the table before, 1 of them as not readable\n" in again.out
+    assert (out / "predictions.csv").read_bytes() == before
+    assert len(os.listdir(out / "heatmaps")) == 11  # which were not there
+
+    shutil.copy(pictures / "hole" / "000.png", pictures / "new.png")
+    os.utime(pictures / "hole" / "001.png", ns=(0, 10**9 + 1))
+    once_more = harness("predict", run, pictures, "--out", out)
+    assert "11 pictures in the table before, 1 of them as not readable" in once_more.out
+    assert (out / "predictions.csv").read_bytes().startswith(before)
+    assert [line["path"] for line in table(out)[12:]] == [str(pictures / name) for name in ("new.png", "hole/001.png")]
+    assert table(out)[-1]["mtime"] == "1970-01-01T00:00:01.000000001Z"
+
+    before = (out / "predictions.csv").read_bytes()
+    other = trained.folder(method="stfpm", category="cloth", label="smooth")
     assert "another rate (0.05, now 0.1)" in refusal("predict", run, pictures, "--out", out, "--rate", "0.1")
     assert "another format (csv, now jsonl)" in refusal("predict", run, pictures, "--out", out, "--format", "jsonl")
-    other = next(path.parent for path in run.parent.glob("*/scores.csv") if path.parent != run)
     assert f"another model ({run.name}, now {other.name})" in refusal("predict", other, pictures, "--out", out)
-    assert (out / "predictions.csv").read_bytes().startswith(before)
+    assert (out / "predictions.csv").read_bytes() == before
 
 
 class _Page(HTMLParser):
@@ -116,25 +138,28 @@ class _Page(HTMLParser):
         self.text += data
 
 
-def test_the_page_of_worst_cases(trained: tuple[Path, Path], pictures: Path, tmp_path: Path) -> None:
-    assert harness("predict", trained[0], pictures, "--out", tmp_path / "out").code == 1
+def test_the_page_of_worst_cases(run: Path, pictures: Path, tmp_path: Path) -> None:
+    assert harness("predict", run, pictures, "--out", tmp_path / "out").code == 1
     text = (tmp_path / "out" / "worst.html").read_text()
     page = _Page(text)
     sources = [attributes["src"] for tag, attributes in page.tags if tag in ("img", "script") and "src" in attributes]
-    assert len(sources) == 3 * 24
+    assert len(sources) == 3 * 11
     assert all(source.startswith("data:image/webp;base64,") for source in sources)
-    assert {tag for tag, _ in page.tags}.isdisjoint({"link", "iframe", "object"})
-    assert [tag for tag, _ in page.tags].count("script") == 1
+    tags = [tag for tag, _ in page.tags]
+    assert set(tags).isdisjoint({"link", "iframe", "object"})
+    assert tags.count("script") == 1
+    assert tags.count("b") == 3 * 11  # rank, score, p-value
     assert not [name for _, attributes in page.tags for name in attributes if name.startswith("on")]
     assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f]", text)
+    assert one_line(str(pictures / HOSTILE)).replace("\\n", "\n") in page.text
     shown = re.findall(r"score ([0-9.e-]+)", re.sub(r"\s+", " ", page.text))
     scores = sorted((float(line["score"]) for line in table(tmp_path / "out") if line["score"]), reverse=True)
-    assert shown == [f"{score:.6g}" for score in scores[:24]]
+    assert shown == [f"{score:.6g}" for score in scores]
 
 
-def test_names_patterns_and_json_lines(trained: tuple[Path, Path], pictures: Path, tmp_path: Path) -> None:
+def test_names_patterns_and_json_lines(run: Path, pictures: Path, tmp_path: Path) -> None:
     names = [pictures / "good" / "000.png", pictures / "good" / "000.png", pictures / "nothing.png", pictures / "hole"]
-    command = [sys.executable, "-m", "harness", "predict", str(trained[0]), "-", str(pictures / "good" / "01?.png")]
+    command = [sys.executable, "-m", "harness", "predict", str(run), "-", str(pictures / "good" / "00[12].*")]
     done = subprocess.run(
         [*command, "--out", str(tmp_path / "out"), "--format", "jsonl", "--rate", "0.1"],
         input="\n".join(map(str, names)),
@@ -144,15 +169,16 @@ def test_names_patterns_and_json_lines(trained: tuple[Path, Path], pictures: Pat
     assert done.returncode == 1, done.stderr
     lines = [json.loads(line) for line in (tmp_path / "out" / "predictions.jsonl").read_text().splitlines()]
     found = {line["path"]: line for line in lines}
-    expected = [f"good/{i:03d}.png" for i in (0, *range(10, 20))] + [f"hole/{i:03d}.png" for i in range(3)]
+    expected = [f"{kind}/{i:03d}.png" for kind in ("good", "hole") for i in range(3)]
     assert sorted(found) == sorted(str(pictures / name) for name in [*expected, "nothing.png"])
+    assert len(lines) == len(found)
     assert "No such file" in found[str(pictures / "nothing.png")]["error"]
-    threshold = json.loads((trained[0] / "record.json").read_text())["result"]["thresholds"]["0.1"]
+    threshold = sorted(normals(run))[-2]
     assert all(line["anomalous"] == (line["score"] > threshold) for line in lines if line["score"] is not None)
 
 
-def test_without_thresholds(trained: tuple[Path, Path], pictures: Path, tmp_path: Path) -> None:
-    other = next(path.parent for path in trained[0].parent.glob("*/scores.csv") if path.parent != trained[0])
+def test_without_thresholds(trained: Trained, pictures: Path, tmp_path: Path) -> None:
+    other = trained.folder(method="stfpm", category="cloth", label="")
     done = harness("predict", other, pictures / "hole", "--out", tmp_path / "out", "--heatmaps")
     assert done.code == 0, done
     assert "calibrate: 0.2" in done.out
@@ -175,33 +201,35 @@ def test_without_thresholds(trained: tuple[Path, Path], pictures: Path, tmp_path
         (["{run}", "{pictures}", "--rate", "0.01"], "too low"),
         (["{run}", "{pictures}", "--device", "abacus"], "device: 'abacus' is not possible"),
         (["0123456789abcdef", "{pictures}"], "no run '0123456789abcdef'"),
-        (["kind=evaluate", "{pictures}", "--runs", "{runs}"], "seed 1"),
+        (["method=stfpm", "{pictures}", "--runs", "{runs}"], "method=stfpm is 4 models"),
     ],
 )
-def test_bad_input(arguments: list[str], says: str, trained: tuple[Path, Path], pictures: Path, tmp_path: Path) -> None:
+def test_bad_input(
+    arguments: list[str], says: str, trained: Trained, run: Path, pictures: Path, tmp_path: Path
+) -> None:
     (tmp_path / "empty").mkdir()
-    places = {"run": trained[0], "pictures": pictures, "empty": tmp_path / "empty", "runs": trained[0].parents[1]}
+    places = {"run": run, "pictures": pictures, "empty": tmp_path / "empty", "runs": trained.root / "runs"}
     said = refusal("predict", *(each.format(**places) for each in arguments), "--out", tmp_path / "out")
     assert says in said
     assert not (tmp_path / "out").exists()
 
 
-def test_out_that_cannot_be_used(trained: tuple[Path, Path], pictures: Path, tmp_path: Path) -> None:
+def test_out_that_cannot_be_used(run: Path, pictures: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    (out / "predictions.csv").parent.mkdir()
+    out.mkdir()
     (out / "predictions.csv").write_text("somebody's own\n")
-    assert "without its predict.json" in refusal("predict", trained[0], pictures, "--out", out)
+    assert "without its predict.json" in refusal("predict", run, pictures, "--out", out)
     assert (out / "predictions.csv").read_text() == "somebody's own\n"
-    assert "cannot be written" in refusal("predict", trained[0], pictures, "--out", pictures / "broken.jpg")
+    assert "cannot be written" in refusal("predict", run, pictures, "--out", pictures / "broken.jpg")
 
 
 @pytest.fixture
-def watching(trained: tuple[Path, Path], tmp_path: Path) -> Iterator[Callable[[], subprocess.Popen[str]]]:
+def watching(run: Path, tmp_path: Path) -> Iterator[Callable[[], subprocess.Popen[str]]]:
     """Starts a watch of `arriving` with its predictions in `out`; gives it when it has begun."""
     started = []
 
     def start() -> subprocess.Popen[str]:
-        command = [sys.executable, "-m", "harness", "predict", str(trained[0]), str(tmp_path / "arriving"), "--watch"]
+        command = [sys.executable, "-m", "harness", "predict", str(run), str(tmp_path / "arriving"), "--watch"]
         process = subprocess.Popen(
             [*command, "--out", str(tmp_path / "out"), "--heatmaps"], stdout=subprocess.PIPE, text=True
         )
