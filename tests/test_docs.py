@@ -40,7 +40,7 @@ def test_readme_commands(tmp_path: Path) -> None:
     ci = (ROOT / ".ci" / "run").read_text()
     assert after_quickstart
     assert all(f".venv/bin/{command}\n" in ci for command in after_quickstart)
-    assert len(commands) == 14 + len(after_quickstart)
+    assert len(commands) == 15 + len(after_quickstart)
     for command in commands[len(after_quickstart) :]:
         if command.endswith("RUN"):
             run_id = next((tmp_path / "runs" / "tiles").glob("*/record.json")).parent.name

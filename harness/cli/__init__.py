@@ -18,6 +18,7 @@ COMMANDS = [
     "run",
     "plan",
     "show",
+    "predict",
     "pack",
     "leaderboard",
     "best",
