@@ -38,6 +38,7 @@ PAGE_EVERY_S = 60.0  # while watching: between two pages, if other pictures are 
 PathsArgument = Annotated[
     list[str],
     typer.Argument(
+        metavar="PATHS",
         help="Folders (searched to any depth), patterns in quotes, files, or - for names on standard input.",
         show_default=False,
     ),
