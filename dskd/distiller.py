@@ -35,7 +35,8 @@ class Students(nn.Module):
         has_embedding = method.has_decoder and not deep
         self.embedding = DeepFeatureEmbedding(teacher, method.embedding) if has_embedding else None
         channels = (trunk or teacher).deep_channels if deep else None
-        self.decoder = DecoderStudent(teacher, method.decoder, channels) if method.has_decoder else None
+        size = sum(parameter.numel() for parameter in self.encoder.parameters()) if self.encoder is not None else None
+        self.decoder = DecoderStudent(teacher, method.decoder, channels, size) if method.has_decoder else None
         self.more_encoders = nn.ModuleList(EncoderStudent(teacher, trunk) for _ in range(config.count - 1))
 
     def forward(self, images: Tensor, teacher: Sequence[Tensor]) -> Pyramids:

@@ -1,10 +1,10 @@
 """The two students: same scale, inverted structure."""
 
-from collections.abc import Callable
-
+import torch
 from torch import Tensor, nn
 
 from dskd.backbones import Backbone
+from dskd.inverted import Block, Conv, decoder_plan
 from dskd.switches import Decoder
 from dskd.trunk import build_trunk
 
@@ -45,21 +45,29 @@ class DecoderStudent(nn.Module):
     convolution became a 2x2/2 transposed one, outputs non-negative as the teacher's. Block counts stand in encoder
     order (resnet34: 3, 4, 6 from coarse to fine) as in RD4AD@6554076, unless mirrored. For other families (our choice)
     each stage is two bottleneck blocks with the pyramid's channels, as wide as gives the decoder the trunk's
-    parameters, and with a linear end, since their maps are negative too.
+    parameters, and with a linear end, since their maps are negative too. `config.mirror` runs the encoder's own stages
+    backwards instead, `config.size` scales the inner widths (both our reading of "same scale, inverted structures").
 
     Args:
         facts: of the teacher's backbone.
         channels: of the input; those of the embedding by default.
+        encoder_parameters: of the encoder student, for `size: encoder`; the trunk's by default.
+
+    Raises:
+        ConfigError: a mirror of blocks that are not known, or a size that cannot be met.
     """
 
-    def __init__(self, facts: Backbone, config: Decoder = Decoder(), channels: int | None = None) -> None:
+    def __init__(
+        self,
+        facts: Backbone,
+        config: Decoder = Decoder(),
+        channels: int | None = None,
+        encoder_parameters: int | None = None,
+    ) -> None:
         super().__init__()
         channels = channels or facts.embedding_channels
-        if facts.block == "generic":
-            stages = _generic_stages(facts, channels, config.up)
-        else:
-            stages = _resnet_stages(facts, channels, config)
-        self.stages = nn.ModuleList(nn.Sequential(*stage) for stage in stages)
+        plan = decoder_plan(facts, config, channels, encoder_parameters or facts.parameters)
+        self.stages = nn.ModuleList(nn.Sequential(*map(_block, stage)) for stage in plan)
         initialise(self)
 
     def forward(self, embedding: Tensor) -> list[Tensor]:
@@ -83,72 +91,32 @@ class ResidualUp(nn.Module):
         return self.act(self.body(x) + self.shortcut(x))
 
 
-def _resnet_stages(facts: Backbone, channels: int, config: Decoder) -> list[list[nn.Module]]:
-    depths = facts.depths if config.block_order == "rd4ad" else facts.depths[::-1]
-    stages = []
-    for planes, depth in zip((256, 128, 64), depths, strict=True):
-        blocks = [_resnet_block(facts, channels, planes, UP[config.up])]
-        channels = planes * facts.expansion
-        stages.append(blocks + [_resnet_block(facts, channels, planes, None) for _ in range(depth - 1)])
-    return stages
-
-
-Up = Callable[[int, int, int], nn.Module]
-
-
-def _resnet_block(facts: Backbone, channels: int, planes: int, up: Up | None) -> ResidualUp:
-    """One de-ResNet block: BasicBlock or Bottleneck of the trunk with its stride-2 convolution inverted."""
-    out = planes * facts.expansion
-    relu = nn.ReLU(inplace=True)
-    make = up or _conv
-    if facts.block == "basic":
-        body = [make(channels, planes, 3), nn.BatchNorm2d(planes), relu, _conv(planes, planes, 3)]
-        body += [nn.BatchNorm2d(planes)]
-    else:
-        width = planes * facts.base_width // 64
-        body = [_conv(channels, width, 1), nn.BatchNorm2d(width), relu, make(width, width, 3), nn.BatchNorm2d(width)]
-        body += [relu, _conv(width, out, 1), nn.BatchNorm2d(out)]
-    shortcut = nn.Sequential(up(channels, out, 1), nn.BatchNorm2d(out)) if up else nn.Identity()
-    return ResidualUp(nn.Sequential(*body), shortcut, nn.ReLU(inplace=True))
-
-
-def _generic_stages(facts: Backbone, channels: int, up: str) -> list[list[nn.Module]]:
-    """Two bottleneck blocks a stage; their width is the share of the channels that meets the trunk's parameters."""
-    outs = facts.channels[::-1]
-    ins = (channels, *outs[:2])
-    lowest, highest = 1 / 16, 16.0
-    for _ in range(40):
-        share = (lowest + highest) / 2
-        sizes = (_generic_size(c, out, _width(out, share), up) for c, out in zip(ins, outs, strict=True))
-        lowest, highest = (share, highest) if sum(sizes) < facts.parameters else (lowest, share)
-    return [
-        [
-            _generic_block(c, out, _width(out, highest), UP[up], nn.ReLU(inplace=True)),
-            _generic_block(out, out, _width(out, highest), None, nn.Identity()),
-        ]
-        for c, out in zip(ins, outs, strict=True)
-    ]
-
-
-def _width(channels: int, share: float) -> int:
-    return max(8, round(channels * share))
-
-
-def _generic_size(channels: int, out: int, width: int, up: str) -> int:
-    """Parameters of one generic stage."""
-    taps = 4 if up == "deconv" else 9
-    first = channels * width + taps * width**2 + width * out + channels * out + 4 * width + 4 * out
-    return first + 2 * width * out + 9 * width**2 + 4 * width + 2 * out
-
-
-def _generic_block(channels: int, out: int, width: int, up: Up | None, act: nn.Module) -> ResidualUp:
-    relu = nn.ReLU(inplace=True)
-    body = [_conv(channels, width, 1), nn.BatchNorm2d(width), relu, (up or _conv)(width, width, 3)]
-    body += [nn.BatchNorm2d(width), relu, _conv(width, out, 1), nn.BatchNorm2d(out)]
-    shortcut: nn.Module = nn.Identity()
-    if up:  # not transposed: at a thousand channels that alone would outweigh the trunk
-        shortcut = nn.Sequential(_conv(channels, out, 1), nn.BatchNorm2d(out), nn.Upsample(scale_factor=2))
+def _block(block: Block) -> nn.Module:
+    inner = (nn.ReLU6 if block.inner == "relu6" else nn.ReLU)(inplace=True)
+    body = [layer for convolution in block.body for layer in (*_normalised(convolution), inner)][:-1]
+    act = nn.ReLU(inplace=True) if block.act == "relu" else nn.Identity()
+    if block.shortcut is None:
+        return nn.Sequential(*body, act)
+    shortcut = nn.Identity() if block.shortcut == "identity" else nn.Sequential(*_normalised(block.shortcut))
     return ResidualUp(nn.Sequential(*body), shortcut, act)
+
+
+def _normalised(conv: Conv) -> list[nn.Module]:
+    """The convolution and its BatchNorm, and what enlarges after them."""
+    after = [nn.Upsample(scale_factor=2)] if conv.up == "nearest" else []
+    return [_conv(conv), nn.BatchNorm2d(conv.out), *after]
+
+
+def _conv(conv: Conv) -> nn.Module:
+    pads = {"padding": conv.kernel // 2, "groups": conv.groups, "bias": False}
+    if conv.up == "deconv":
+        return nn.ConvTranspose2d(conv.channels, conv.out, kernel_size=2, stride=2, bias=False)
+    if conv.up == "transposed":
+        return nn.ConvTranspose2d(conv.channels, conv.out, conv.kernel, stride=2, output_padding=1, **pads)
+    plain = nn.Conv2d(conv.channels, conv.out, conv.kernel, **pads)
+    if conv.up == "bilinear":
+        return nn.Sequential(nn.Upsample(scale_factor=2, mode="bilinear", align_corners=False), plain)
+    return plain
 
 
 def initialise(module: nn.Module) -> None:
@@ -156,19 +124,6 @@ def initialise(module: nn.Module) -> None:
     for layer in module.modules():
         if isinstance(layer, nn.Conv2d):
             nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
-
-
-def _conv(channels: int, out: int, kernel: int) -> nn.Conv2d:
-    return nn.Conv2d(channels, out, kernel, padding=kernel // 2, bias=False)
-
-
-def _deconv2x2(channels: int, out: int, _kernel: int) -> nn.ConvTranspose2d:
-    return nn.ConvTranspose2d(channels, out, kernel_size=2, stride=2, bias=False)
-
-
-def _bilinear(channels: int, out: int, kernel: int) -> nn.Sequential:
-    upsample = nn.Upsample(scale_factor=2, mode="bilinear", align_corners=False)
-    return nn.Sequential(upsample, _conv(channels, out, kernel))
-
-
-UP: dict[str, Up] = {"deconv": _deconv2x2, "bilinear": _bilinear}
+            if layer.groups > 1:  # PyTorch takes all channels for the fan of each group
+                with torch.no_grad():
+                    layer.weight.mul_(layer.groups**0.5)

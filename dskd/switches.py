@@ -80,10 +80,23 @@ class Decoder:
         up: how a block doubles the size, by a 2x2/2 transposed convolution or by bilinear upsampling and a convolution.
         block_order: counts of blocks from coarse to fine as RD4AD's code has them (in the encoder's order) or mirrored;
             they differ for ResNet-34, 50 and deeper.
+        mirror: the encoder's own stages beyond its first scale run backwards, block by block and convolution by
+            convolution, each down-sampling now an up-sampling (a transposed convolution of the same kernel, or `up:
+            bilinear` and a convolution of it); for ResNets and EfficientNet-Lite.
+        size: `own` is what the structure gives, `encoder` scales the inner widths of its blocks until the decoder has
+            the encoder student's parameters, within 1 %.
     """
 
     up: Literal["deconv", "bilinear"] = "deconv"
     block_order: Literal["rd4ad", "mirrored"] = "rd4ad"
+    mirror: bool = False
+    size: Literal["own", "encoder"] = "own"
+
+    def __post_init__(self) -> None:
+        require(
+            not self.mirror or self.block_order == "rd4ad",
+            f"block_order: {self.block_order} is RD4AD's structure's and this is mirror: true; leave one of them out",
+        )
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from typing import Any, ClassVar, Literal
 import dskd.methods
 from dskd.backbones import BACKBONES, Backbone
 from dskd.config import ConfigError, difference, require, to_mapping
+from dskd.inverted import check_decoder
 from dskd.size import Size, sides, simplest
 from dskd.switches import Map, Method, Score
 
@@ -272,7 +273,7 @@ class TrainSpec:
 
 
 def check_students(method: Method, teacher: Backbone, student: Backbone) -> None:
-    """Raises ConfigError for an encoder student or an embedding that this teacher's backbone cannot go with.
+    """Raises ConfigError for students or an embedding that this teacher's backbone cannot go with.
 
     Args:
         student: the encoder student's trunk, the teacher's where the method names no other.
@@ -291,6 +292,7 @@ def check_students(method: Method, teacher: Backbone, student: Backbone) -> None
         method.embedding.kind != "layer4" or student.deep_tap is not None,
         f"embedding.kind: {student.name} has no fourth map for layer4; write mff_oce, mff_1x1 or oce_only",
     )
+    check_decoder(method, teacher, student)
 
 
 @dataclass(frozen=True)

@@ -73,6 +73,11 @@ def test_switches_that_contradict_each_other_are_refused(method: str, values: di
             {"decoder.up": "bilinear"},
             18.166 + (5 - 3) * (512 * 256 + 256 * 128 + 128 * 64) / 1e6,
         ),
+        # for de-ResNet's 3.7032 M a whole resnet18 without head, stem and layer1, two BatchNorms a stage half as wide
+        (
+            {"decoder.mirror": True},
+            18.166 - 3.7032 + (11_689_512 - 513_000 - 9_408 - 128 - 147_968 - 2 * (512 + 256 + 128)) / 1e6,
+        ),
         ({"students": ["decoder"]}, 18.166),
     ],
 )
