@@ -28,6 +28,7 @@ from harness.gridfile import (
     Grid,
     Settings,
     beginning,
+    run_settings,
 )
 from harness.naming import counted, names_of
 from harness.prerequisites import deepspeed_trouble
@@ -319,7 +320,7 @@ def _configured(settings: Settings, name: str) -> tuple[Method, Settings]:
     changes = {key: settings[key] for key in METHOD_KEYS if key in settings}
     _refuse_dates(changes)
     method = replace(get_method(name, changes.pop("recipe", "own")), changes)
-    return method, _run_values({key: settings[key] for key in RUN_KEYS if key in settings and key != "weights"})
+    return method, _run_values(run_settings(settings, method.train.epochs))
 
 
 def _run_values(settings: Settings) -> Settings:

@@ -20,8 +20,8 @@ from harness.leaderboard.statistics import Interval, cut, deviation, t_interval
 from harness.naming import is_of_evaluation
 
 # How a value is written: a share in %, a difference of shares in points, images/s, a plain number (or a text in the
-# place of one), a count in millions, a p value, words.
-Unit = Literal["share", "points", "speed", "number", "count", "p", "text"]
+# place of one), how much it took, a count in millions, a p value, words.
+Unit = Literal["share", "points", "speed", "number", "amount", "count", "p", "text"]
 Part = Literal["low", "high", "sd", "runs", "expected", "degenerate", "without_degenerate", "disturbed"]
 FOLDED = "to choose one by these test images is to choose by the test set"
 HOLE = "–"  # what a table shows where there is no value
