@@ -77,7 +77,7 @@ def measured(plan: Plan, results: Results) -> dict[Row, Found]:
         category = images.load(training.source, spec.data, spec.image_size)
         known = dict(spec.called)
         row = known.get("method", spec.method.name), known.get("dataset", spec.data.name)
-        found = of_students(dskd.load(folder, weights=training.weights_path, device="cpu"), category)
+        found = of_students(dskd.load(folder, device="cpu"), category)
         rows.setdefault(row, {}).setdefault(spec.seed, []).append(found)
     return rows
 
