@@ -88,11 +88,13 @@ def time_to_quality(board: Board) -> Table:
         bests = {key: float((sign * _means(part)).max()) for key, part in own.items()}
         expected = {key: _seeds(board, lines, key) for key in lines["row"].unique()}
         compared = [key for key, part in own.items() if not _lacks(board, lines, part)]
-        whole = [key for key in compared if own[key]["seed"].nunique() == expected[key]]
-        top = max((bests[key] for key in whole), default=None)  # a mean with a hole would win by what it lacks
+        tops: dict[str, float] = {}  # by category where that makes rows
+        for key in compared:
+            if own[key]["seed"].nunique() == expected[key]:  # a mean with a hole would win by what it lacks
+                tops[_category(board, key)] = max(bests[key], tops.get(_category(board, key), -np.inf))
         for key in sorted(expected, key=lambda key: -bests.get(key, -np.inf)):
-            level = top if key in compared else None
-            cells = _cells(own[key], sign, level, expected[key]) if key in own else {}
+            top = tops.get(_category(board, key)) if key in compared else None
+            cells = _cells(own[key], sign, top, expected[key]) if key in own else {}
             rows.append(((dataset, metric, *key), cells))
     columns = [
         Column("best", "best\nepoch", "share", _SHARE),
@@ -132,6 +134,11 @@ def by_epoch(board: Board) -> Table:
 def _seeds(board: Board, lines: pd.DataFrame, key: Key) -> int:
     """How many seeds a row of these lines (of one data set) should have."""
     return (lines[lines["row"] == key] if "seed" in board.by else lines)["seed"].nunique()
+
+
+def _category(board: Board, key: Key) -> str:
+    """Of a row; empty where rows are of all categories."""
+    return key[board.by.index("category")] if "category" in board.by else ""
 
 
 def _lacks(board: Board, lines: pd.DataFrame, curves: pd.DataFrame) -> bool:

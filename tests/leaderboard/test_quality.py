@@ -94,6 +94,13 @@ def test_what_no_training_recorded_is_a_hole_that_says_what_to_write(results: Re
     assert "| reverse_distillation | resnet18 | – | – | – | – | – | – |" in text
 
 
+def test_rows_by_category_are_compared_within_it(results: Results) -> None:
+    (section,) = json.loads(show(results, "--table", "time", "--by", "method,category", "--format", "json"))["sections"]
+    found = {(row["method"], row["category"]): row["cells"] for row in section["tables"][0]["rows"]}
+    for category in OFF:  # those of metal are ten points below those of cloth
+        assert said(found["dskd", category]["images_to_top"]) == (40, 40, 40, 2, 2)
+
+
 def test_a_row_of_other_categories_is_compared_with_none(results: Results) -> None:
     for seed in (0, 1):
         train(results, "reverse_distillation", seed, "cloth", [0.99, 0.99, 0.99])
