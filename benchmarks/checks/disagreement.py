@@ -16,6 +16,7 @@ each seed, then over seeds, with Student's 95 % interval over seeds. Trains and 
 """
 
 import argparse
+import functools
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -24,6 +25,7 @@ import numpy as np
 import torch
 
 import dskd
+from dskd.anomaly_map import image_scores
 from dskd.config import ConfigError
 from dskd.switches import Map
 from harness.data import images
@@ -72,9 +74,10 @@ def main() -> None:
 
 def measured(plan: Plan, results: Results) -> dict[Row, Found]:
     rows: dict[Row, Found] = {}
+    load = functools.lru_cache(maxsize=8)(images.load)
     for training, folder in done(plan, results):
         spec = training.spec
-        category = images.load(training.source, spec.data, spec.image_size)
+        category = load(training.source, spec.data, spec.image_size)
         known = dict(spec.called)
         row = known.get("method", spec.method.name), known.get("dataset", spec.data.name)
         found = of_students(dskd.load(folder, device="cpu"), category)
@@ -111,12 +114,10 @@ def of_students(model: Model, category: images.Category) -> dict[str, float]:
     pixels, masks = np.asarray(category.test.images), np.asarray(category.test.masks)
     bad = np.array([sample.anomalous for sample in category.test.samples])
     maps, scores = {}, {}
-    for name, weights in (
-        ("encoder", {"decoder_weight": 0.0}),
-        ("decoder", {"encoder_weight": 0.0}),
-        ("both", {}),
-    ):
-        maps[name], scores[name] = seen_by(model, pixels, **weights)
+    for name, other in (("encoder", "decoder"), ("decoder", "encoder")):
+        maps[name], scores[name] = seen_by(model, pixels, **{f"{other}_weight": 0.0})
+    maps["both"] = maps["encoder"] + maps["decoder"]  # smoothed or not, the map is their sum
+    scores["both"] = image_scores(torch.from_numpy(maps["both"]), model.content.spec.score).double().numpy()
     return {
         **disagreement(maps["encoder"], maps["decoder"], masks, bad),
         **shared_errors(scores["encoder"], scores["decoder"], bad),
