@@ -93,6 +93,7 @@ def beginning(path: Path | None) -> Iterator[None]:
 def parse(document: Any) -> Grid:
     """A grid from the parsed YAML. Raises ConfigError."""
     require_mapping(document, "a grid file")
+    require("search" not in document, "this is a search file; write `harness search` and its path")
     known = ["name", "axes", "defaults", "include", "exclude", "overrides", "evaluate", "bench", "save", "tracking"]
     known += ["limit", "calibrate"]
     _require_keys(document, known, "")

@@ -17,6 +17,7 @@ from harness.text import one_line
 COMMANDS = [
     "run",
     "plan",
+    "search",
     "show",
     "predict",
     "pack",
