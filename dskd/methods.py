@@ -9,8 +9,9 @@ import dataclasses
 from collections.abc import Callable
 from typing import TypeVar
 
-from dskd.config import ConfigError, require, suggest
+from dskd.config import ConfigError, replace, require, suggest
 from dskd.switches import Embedding, Encoder, Loss, Map, Method, Train
+from dskd.tuned import TUNED, TUNED_ON
 
 REVISION = 1  # raised by hand when a fix in `dskd` changes numbers; part of every run's identity
 
@@ -41,17 +42,49 @@ def register_method(method: Method) -> Callable[[T], T]:
     return decorate
 
 
-def get_method(name: str, recipe: str = "own") -> Method:
-    """The named method's config, under its own recipe or the common one.
+def get_method(name: str, recipe: str = "own", data: str = "") -> Method:
+    """The named method's config under a recipe.
+
+    Args:
+        recipe: `own`, `common`, or `tuned`, with the name of the data set where it was chosen (`tuned_on_mtd`) or
+            without: then the first that was chosen on another than `data`.
+        data: the name of the data set to run on.
 
     Raises:
-        ConfigError: a name that does not exist, with the near match.
+        ConfigError: a name that does not exist, with the near match, or a recipe that the method does not have or that
+            was chosen on `data` itself.
     """
     if name not in METHODS:
         raise ConfigError(f"unknown method {name!r}; {suggest(name, METHODS)}")
+    if recipe.startswith(TUNED_ON) or recipe == "tuned":
+        return tuned(METHODS[name], recipe, data)
     if recipe not in ("own", "common"):
-        raise ConfigError(f"recipe: {recipe!r} is not possible; {suggest(recipe, ['own', 'common'])}")
+        raise ConfigError(f"recipe: {recipe!r} is not possible; {suggest(recipe, ['own', 'common', 'tuned'])}")
     return common(METHODS[name]) if recipe == "common" else METHODS[name]
+
+
+def tuned(method: Method, recipe: str, data: str) -> Method:
+    """The method under a recipe that a search chose for it, with all but its architecture as that one has it. Raises
+    ConfigError as `get_method` does.
+    """
+    possible = {TUNED_ON + where: where for where, recipes in TUNED.items() if method.name in recipes}
+    names = [each for each in METHODS if any(each in recipes for recipes in TUNED.values())]
+    require(
+        bool(possible),
+        f"recipe: {recipe} is known for {', '.join(names) or 'no method'}, and not for {method.name}; `harness search` "
+        "finds one",
+    )
+    if recipe == "tuned":
+        recipe = next((each for each, where in possible.items() if where != data), "")
+        require(bool(recipe), f"recipe: tuned of {method.name} was chosen on {data} alone; run it on other images")
+    if recipe not in possible:
+        raise ConfigError(f"recipe: {recipe!r} is not possible; {suggest(recipe, possible)}")
+    where = possible[recipe]
+    require(
+        where != data,
+        f"recipe: {recipe} was chosen by the test images of {data} and cannot be reported on them; write recipe: tuned",
+    )
+    return replace(method, {"recipe": recipe, **TUNED[where][method.name]})
 
 
 def common(method: Method) -> Method:

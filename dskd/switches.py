@@ -11,6 +11,7 @@ from dskd.config import require
 
 Student = Literal["encoder", "decoder"]
 Score = Literal["max", "topk_mean", "mean", "std"]
+Recipe = Literal["own", "common", "tuned_on_surfaces", "tuned_on_mtd"]
 Scales = tuple[float, float, float]
 EQUAL: Scales = (1.0, 1.0, 1.0)
 PER_SCALE_FUSIONS = ("mean_feature", "noisy_or", "error_disagreement")  # students are fused before scales
@@ -239,7 +240,9 @@ class Method:
     Attributes:
         students: whose discrepancy counts; an encoder student that only feeds the embedding is built all the same.
         layers: the scales (1 to 3, strides 4, 8 and 16) that count in loss and map.
-        recipe: `own` is the one that the method was published with, `common` is DSKD's loss, map, score and training.
+        recipe: `own` is the one that the method was published with, `common` is DSKD's loss, map, score and training;
+            `tuned` in a grid is the short one that a search chose on another data set than the run's (`dskd.tuned`),
+            here with the name of that one.
         score: of an image, from its map: the highest value, the mean of the highest ones, the mean of all, or their
             standard deviation.
         revision: raised by the author of a plug-in whose fix changes numbers.
@@ -248,7 +251,7 @@ class Method:
     name: str
     students: tuple[Student, ...]
     layers: tuple[int, ...] = (1, 2, 3)
-    recipe: Literal["own", "common"] = "own"
+    recipe: Recipe = "own"
     encoder: Encoder = field(default_factory=Encoder)
     embedding: Embedding = field(default_factory=Embedding)
     decoder: Decoder = field(default_factory=Decoder)

@@ -65,7 +65,9 @@ def remarks(trainings: Iterable["Training"], looks: Looks) -> list[str]:
         count, needed = len(each.division.calibration), units_needed(each.rate)
         counted = f"{count} of {number_of(each.images, 'normal image')}, {number_of(each.held, 'group')}"
         said = f"{each.where} holds out {counted}"
-        if each.held < needed:
+        if not each.training.evaluations:
+            said = f"warning: {said}; without test images nothing is evaluated, so there will be no threshold"
+        elif each.held < needed:
             share = math.ceil(100 * needed / each.groups) / 100
             said = (
                 f"warning: {said}; a false alarm rate of {each.rate:g} needs {needed}, so there will be no threshold "

@@ -28,6 +28,7 @@ from harness.gridfile import (
     Grid,
     Settings,
     beginning,
+    run_settings,
 )
 from harness.naming import counted, names_of
 from harness.prerequisites import deepspeed_trouble
@@ -273,7 +274,7 @@ def _weights_of(settings: Settings) -> str:
 
 def _training(grid: Grid, facts: Facts, chosen: _Chosen, values: Settings, data: Data, once: "_Once") -> Training:
     settings = chosen.settings
-    method, run = once(_configured, settings, chosen.method)
+    method, run = once(_configured, settings, chosen.method, data.name)
     wanted = _weights_of(settings), chosen.backbone
     weights, path = facts.weights[wanted]
     seed = once(_run_values, {"seed": values["seed"]})  # apart from the settings, which stay few
@@ -314,12 +315,12 @@ class _Once:
         return self.known[key][0]
 
 
-def _configured(settings: Settings, name: str) -> tuple[Method, Settings]:
-    """The method, and fields of `TrainSpec`."""
+def _configured(settings: Settings, name: str, data: str) -> tuple[Method, Settings]:
+    """The method, for the data set of this name, and fields of `TrainSpec`."""
     changes = {key: settings[key] for key in METHOD_KEYS if key in settings}
     _refuse_dates(changes)
-    method = replace(get_method(name, changes.pop("recipe", "own")), changes)
-    return method, _run_values({key: settings[key] for key in RUN_KEYS if key in settings and key != "weights"})
+    method = replace(get_method(name, str(changes.pop("recipe", "own")), data), changes)
+    return method, _run_values(run_settings(settings, method.train.epochs))
 
 
 def _run_values(settings: Settings) -> Settings:

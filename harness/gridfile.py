@@ -30,6 +30,7 @@ EVALUATE_KEYS = [*(key for key in METHOD_KEYS if key.startswith("map.")), *MEASU
 OWN_MEASURED_KEYS = [key for key in MEASURED_KEYS if key not in METHOD_KEYS]  # those that no method has a default of
 SETTABLE = [*(key for key in RUN_KEYS if key != "seed"), *METHOD_KEYS, *OWN_MEASURED_KEYS]
 AXES = ["method", "backbone", "dataset", "seed", *SETTABLE]
+LOG = "log"  # of `evaluate.at`: spaced logarithmically
 MOST_RUNS = 1_000_000  # of a grid, for each category
 
 MOST_BYTES = 2**20
@@ -92,6 +93,7 @@ def beginning(path: Path | None) -> Iterator[None]:
 def parse(document: Any) -> Grid:
     """A grid from the parsed YAML. Raises ConfigError."""
     require_mapping(document, "a grid file")
+    require("search" not in document, "this is a search file; write `harness search` and its path")
     known = ["name", "axes", "defaults", "include", "exclude", "overrides", "evaluate", "bench", "save", "tracking"]
     known += ["limit", "calibrate"]
     _require_keys(document, known, "")
@@ -182,6 +184,23 @@ def flat_settings(settings: Any, keys: Sequence[str], where: str) -> Settings:
             flat[key] = value
     _require_keys(flat, keys, f"{where}: ")
     return flat
+
+
+def run_settings(settings: Settings, epochs: int) -> Settings:
+    """Those of `TrainSpec` but the weights. `evaluate.at: log` becomes the powers of two, and the last of the recipe's
+    epochs: its list is what is run.
+
+    Raises:
+        ConfigError: `evaluate.at` is neither a list nor `log`.
+    """
+    found = {key: settings[key] for key in RUN_KEYS if key in settings and key != "weights"}
+    at = found.get("evaluate.at", [])
+    require(
+        isinstance(at, (list, tuple)) or at == LOG,
+        f"evaluate.at: {quoted(at)} is not possible; write {LOG} (1, 2, 4, ... and the last), or a list of epochs",
+    )
+    spaced = {"evaluate.at": sorted({*(2**power for power in range(epochs.bit_length())), epochs})}
+    return found | spaced if at == LOG else found
 
 
 def _list(value: Any, where: str) -> list[Any]:

@@ -135,7 +135,7 @@ class TrainSpec:
         image_size: pixels to which an image is resized, the side of a square or (height, width); (S, S) becomes S.
         precision: `auto` stays `auto` here, and the record says what it became; so it is with `compile`.
         crop: side in pixels of the square that is cut from the middle of the resized image, 0 for all of it.
-        evaluate_at: epochs after which the metrics are recorded too; they select nothing.
+        evaluate_at: epochs after which the metrics are recorded too; they select nothing. A grid may say `log`.
         processes: so many share each batch, by `strategy`; they decide the numbers too, since each has BatchNorm
             statistics of its own part.
         compile: the training step, with torch.compile.

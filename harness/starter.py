@@ -127,6 +127,7 @@ def text(starter: Starter) -> str:
         *_aligned([(f"  {line}", comment) for line, comment in defaults]),
         *_aligned(
             [
+                ("# calibrate: 0.2", "holds good pictures out for thresholds, by which `harness predict` decides"),
                 ("bench: {batch_sizes: [1, 8], seconds: 1}", "images per second, measured after the trainings"),
                 ("save: {scores: true, maps: 8, weights: true}", "a score for each picture, 8 maps, the students"),
             ]

@@ -40,7 +40,7 @@ def test_readme_commands(tmp_path: Path) -> None:
     ci = (ROOT / ".ci" / "run").read_text()
     assert after_quickstart
     assert all(f".venv/bin/{command}\n" in ci for command in after_quickstart)
-    assert len(commands) == 14 + len(after_quickstart)
+    assert len(commands) == 15 + len(after_quickstart)
     for command in commands[len(after_quickstart) :]:
         if command.endswith("RUN"):
             run_id = next((tmp_path / "runs" / "tiles").glob("*/record.json")).parent.name
@@ -75,6 +75,7 @@ def test_grid_files_that_ship(path: Path, tmp_path: Path, monkeypatch: pytest.Mo
         ("training.py --images 32 --epochs 1 --repeats 1 --size 32", "ratio"),
         ("scaling.py --parts fixed", "to_first_step_s"),
         ("decoding.py --images 20 --repeats 1 --side 32", "median"),
+        ("predict.py --images 40 --repeats 1 --size 32", "median share"),
         ("throughput.py --repeats 1 --size 32 --seconds 0.02", "The nested intervals rise"),
     ],
 )

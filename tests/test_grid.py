@@ -82,6 +82,24 @@ def test_any_timm_backbone_and_what_decides_an_id() -> None:
     assert plan(axes=axes, defaults={"weights": "random"} | unchanged).trainings[0].spec.id in ids
 
 
+@pytest.mark.parametrize(("epochs", "meant"), [(1, [1]), (2, [1, 2]), (10, [1, 2, 4, 8, 10]), (16, [1, 2, 4, 8, 16])])
+def test_epochs_spaced_logarithmically_are_the_run_of_their_list(epochs: int, meant: list[int]) -> None:
+    def made(at: object) -> list[str]:
+        return [
+            t.spec.id for t in plan(defaults={"weights": "random", "train.epochs": epochs, "evaluate.at": at}).trainings
+        ]
+
+    assert made("log") == made(meant)
+
+
+def test_epochs_spaced_logarithmically_are_those_of_each_recipe() -> None:
+    axes = DOCUMENT["axes"] | {"seed": [0]}
+    made = plan(axes=axes, defaults={"weights": "random", "evaluate.at": "log"}).trainings
+    ends = {t.spec.method.name: (t.spec.method.train.epochs, t.spec.evaluate_at[-2:]) for t in made}
+    assert ends["dskd"] == (200, (128, 200))
+    assert ends["stfpm"] == (100, (64, 100))
+
+
 def test_settings_from_least_to_most_specific() -> None:
     made = plan(
         axes=DOCUMENT["axes"]
@@ -205,6 +223,11 @@ def test_weights_decide_by_content() -> None:
         ({"defaults": {"weights": "random", "embedding.source": "teacher"}}, "there is no decoder student"),
         ({"defaults": {"recipe": "comon", "weights": "random"}}, "did you mean 'common'"),
         ({"defaults": {"evaluate.at": [1, 500], "weights": "random"}}, "write rising epochs from 1 to 200"),
+        (
+            {"defaults": {"evaluate.at": "often", "weights": "random"}},
+            r"evaluate.at: 'often' is not possible; write log \(1, 2, 4, ... and the last\), or a list of epochs$",
+        ),
+        ({"defaults": {"evaluate.at": 10, "weights": "random"}}, "evaluate.at: 10 is not possible; write log "),
         ({"defaults": {"crop": 288, "weights": "random"}}, "crop: 288 is more than image_size: 256"),
         (
             {"defaults": {"crop": 96, "image_size": [64, 96], "weights": "random"}},

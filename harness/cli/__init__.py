@@ -17,7 +17,9 @@ from harness.text import one_line
 COMMANDS = [
     "run",
     "plan",
+    "search",
     "show",
+    "predict",
     "pack",
     "leaderboard",
     "best",

@@ -34,14 +34,18 @@ def is_labels(run: str) -> bool:
     return "=" in run and "/" not in run
 
 
-def find(run: str, out: Path) -> Path:
-    """The folder of a piece of work, by its id, the start of one, or itself. Raises ConfigError."""
+def find(run: str, out: Path, option: str = "--out") -> Path:
+    """The folder of a piece of work, by its id, the start of one, or itself. Raises ConfigError.
+
+    Args:
+        option: of the command, that names `out`.
+    """
     if ("/" in run or run == ".") and Path(run).is_dir():
         return Path(run).resolve()
     found = sorted(path for path in out.glob(f"*/{run}*") if path.is_dir()) if run.isalnum() else []
     if not found:
         raise ConfigError(
-            f"no run {run!r} in {out}; `harness plan --grid GRID --list` lists ids, --out names the folder"
+            f"no run {run!r} in {out}; `harness plan --grid GRID --list` lists ids, {option} names the folder"
         )
     if len({path.name for path in found}) > 1:
         raise ConfigError(f"{run!r} is the start of {len(found)} runs: {', '.join(path.name for path in found[:5])}")
@@ -63,13 +67,13 @@ class Hit:
         return isinstance(self.item, Record)
 
 
-def having(text: str, out: Path) -> list[Hit]:
-    """What has a record or a failed attempt under `out` and all of the labels or settings. Raises ConfigError."""
+def having(text: str, out: Path, option: str = "--out") -> list[Hit]:
+    """What has a record or a failed attempt under `out` and all of the labels or settings; see `find`."""
     from harness.leaderboard.frame import load, names_in
     from harness.naming import LABELS, kind_of, labels_of, recorded_settings
 
     wanted = dict(_pair(part) for part in text.split(","))
-    require(out.is_dir(), f"{out} is not a folder; --out names the folder of results")
+    require(out.is_dir(), f"{out} is not a folder; {option} names the folder of results")
     found = load([out])
     names = names_in(found)
     hits, known = [], {"kind", *LABELS}
@@ -108,8 +112,8 @@ def model_path(run: str, runs: Path) -> Path:
     if path.is_file():
         return path
     if not is_labels(run):
-        return find(run, runs)
-    done = [hit for hit in having(run, runs) if hit.is_done and hit.item.kind != "bench"]
+        return find(run, runs, "--runs")
+    done = [hit for hit in having(run, runs, "--runs") if hit.is_done and hit.item.kind != "bench"]
     require(bool(done), f"nothing in {runs} that is done has {run}; run its grid, or write other labels")
     found = [hit for hit in done if hit.item.kind == "evaluate"] or done
     if len(found) > 1:

@@ -34,7 +34,7 @@ def leaderboard(
     metric: MetricOption = None,
     sort: Annotated[str, typer.Option(help="A column, a metric or a row key; the first column by default.")] = "",
     table: Annotated[
-        str, typer.Option(help="scores, aggregate, stability, differences, tests, defects, several of them, or all.")
+        str, typer.Option(help="scores, aggregate, stability, time, differences, tests or all; defects, curves.")
     ] = "scores",
     against: Annotated[
         str | None, typer.Option(help="The row that `differences` compares with the others: dskd; else the best.")
@@ -57,27 +57,37 @@ def leaderboard(
     zero. Runs that differ in a setting are rows of their own; of the evaluations of one training that of its method's
     own map stands for it. Below stand who leads, beyond noise or not, and what speaks against it.
 
-    Further tables (`--table`): *aggregate* has interquartile means, ranks and which methods cannot be told apart;
-    *stability* what seeds and epochs do; *differences* paired differences from one row, with intervals; *tests*
-    Wilcoxon tests over categories; *defects* (the same as `--by defect`) how well each type of defect is found.
+    Further tables (`--table`, several of them too): *aggregate* has interquartile means, ranks and which methods cannot
+    be told apart; *stability* what seeds and epochs do; *time* how many images and seconds a training takes to come
+    near the best (with `evaluate.at: log`; it selects nothing), *curves* the metrics by epoch behind it; *differences*
+    paired differences from one row, with intervals; *tests* Wilcoxon tests over categories; *defects* (the same as
+    `--by defect`) how well each type of defect is found.
 
     How each number is made, and the schema of CSV and JSON: docs/leaderboard.md.
     """
     from harness.leaderboard.frame import load
     from harness.leaderboard.published import read
-    from harness.leaderboard.sections import DEFECTS, NAMES, make_sections
+    from harness.leaderboard.sections import make_sections
     from harness.leaderboard.table import boards
 
     check_format(output)
-    keys, names = listed(by), list(NAMES) if table == "all" else listed(table)
-    for name in names:
-        if name not in (*NAMES, DEFECTS):
-            raise ConfigError(f"--table: unknown table {name!r}; {suggest(name, [*NAMES, DEFECTS, 'all'])}")
-    if "defect" in keys:
-        keys = [key for key in keys if key != "defect"] or ["method", "backbone"]
-        names = [DEFECTS] if names == ["scores"] else list(dict.fromkeys([*names, DEFECTS]))
+    keys, names = _keys_and_tables(listed(by), table)
     found = load([results_folder(path, Path(out)) for path in runs])
     made = boards(found, keys, metrics_of(metric), where or (), allow_mixed, variants)
     values = read(published_file) if published or published_file else None
     print_tables(make_sections(made, names, sort, against, values), output, found, why)
     print_remarks(found)
+
+
+def _keys_and_tables(keys: list[str], table: str) -> tuple[list[str], list[str]]:
+    """The keys of rows and the names of tables; the key `defect` is a table. Raises ConfigError for an unknown one."""
+    from harness.leaderboard.sections import DEFECTS, LONG, NAMES
+
+    names = list(NAMES) if table == "all" else listed(table)
+    for name in names:
+        if name not in (*NAMES, *LONG):
+            raise ConfigError(f"--table: unknown table {name!r}; {suggest(name, [*NAMES, *LONG, 'all'])}")
+    if "defect" in keys:
+        keys = [key for key in keys if key != "defect"] or ["method", "backbone"]
+        names = [DEFECTS] if names == ["scores"] else list(dict.fromkeys([*names, DEFECTS]))
+    return keys, names

@@ -15,6 +15,7 @@ from dskd.config import ConfigError, field_types, to_mapping
 from dskd.methods import ABOUT, METHODS, get_method
 from dskd.size import parse_size, sides, size_text
 from dskd.switches import Method, Train
+from dskd.tuned import TUNED, TUNED_ON
 from harness import plugins
 from harness.backbones import remember
 from harness.cli.common import ImageSizeOption, PluginOption, console
@@ -40,7 +41,7 @@ def methods(
     image: what an inspection costs. They are counted, not estimated, and nothing is downloaded.
 
     With one name all switches of that method follow, as the dotted keys that a grid takes, with their values, what
-    `recipe: common` makes of those that it changes, which values are possible and what they mean.
+    `recipe: common` and tuned recipes make of those that they change, which values are possible and what they mean.
     """
     plugins.load(plugin or ())
     chosen = [get_method(name) for name in dict.fromkeys(names or METHODS)]
@@ -106,19 +107,20 @@ def _recipe(train: Train) -> str:
 
 
 def _switches(method: Method) -> tuple[Table, bool]:
-    """What a grid can set, with the values of the method's own recipe, and of the common one where they differ, what
-    else is possible and what it means; and whether the recipes differ anywhere.
+    """What a grid can set, with the values of the method's own recipe, and of the other ones where they differ, what
+    else is possible and what it means; and whether the common recipe differs anywhere.
     """
-    own, common = (to_mapping(get_method(method.name, recipe)) for recipe in ("own", "common"))
+    names = ["own", "common", *(TUNED_ON + where for where, recipes in TUNED.items() if method.name in recipes)]
+    own, *others = (to_mapping(get_method(method.name, recipe)) for recipe in names)
     table = Table(title=f"switches of {method.name}", title_justify="left")
-    for column in ("switch", "value", "recipe: common", "possible", "what it is"):
+    for column in ("switch", "value", *(f"recipe: {name}" for name in names[1:]), "possible", "what it is"):
         table.add_column(column)
     about = switches()
     for key in METHOD_KEYS:
-        value, other = _written(own, key), _written(common, key)
+        value, *different = (_written(each, key) for each in (own, *others))
         if key != "recipe":
-            table.add_row(*map(Text, (key, value, "" if other == value else other, *about[key])))
-    return table, own != common
+            table.add_row(*map(Text, (key, value, *("" if one == value else one for one in different), *about[key])))
+    return table, own != others[0]
 
 
 def switches(config: type = Method, prefix: str = "") -> dict[str, tuple[str, str]]:

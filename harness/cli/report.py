@@ -45,8 +45,8 @@ def report(
     It holds scores with intervals, accuracy over throughput, categories, learning curves, paired differences, ranks,
     pictures of the best and worst cases, failures, protocol and provenance; it opens from disk and makes no request.
 
-    Pictures are those that `save: {maps: 8}` in the grid left; curves of a metric need `evaluate.at`. The page names
-    no host and holds no traceback.
+    Pictures are those that `save: {maps: 8}` in the grid left; curves of a metric need `evaluate.at: log`. The
+    page names no host and holds no traceback.
     """
     from harness.leaderboard.frame import load
     from harness.leaderboard.published import read

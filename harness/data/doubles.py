@@ -1,6 +1,6 @@
 """Pictures that a category holds more than once, byte for byte: what that spoils. Pure."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -66,3 +66,25 @@ def harmless(found: Doubles) -> str:
 
 def _images(pairs: Sequence[Pair], one: str, several: str) -> str:
     return number_of(len(pairs), f"image {one}", f"images {several}")
+
+
+def common(first: Iterable[Any], second: Iterable[Any]) -> str:
+    """What categories of two data sets have in common, in words: empty where they share no image.
+
+    Args:
+        first: `Look`s (`harness.data.manifest`). Built-in images are known by their manifests, those of a half.
+    """
+    first, second = list(first), list(second)
+    known = {each.prints[sample.path].sha256: sample.path for each in first if each.prints for sample in each.samples}
+    same = [
+        sample.path
+        for each in second
+        if each.prints
+        for sample in each.samples
+        if each.prints[sample.path].sha256 in known
+    ]
+    if same:
+        return f"{number_of(len(same), 'image')} in common, first {same[0]}"
+    halves = {half for each in first for half in (each.data.manifest, each.data.test_manifest)}
+    equal = [each for each in second if halves & {each.data.manifest, each.data.test_manifest}]
+    return f"the images of {equal[0].data.category} in common" if equal else ""

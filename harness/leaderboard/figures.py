@@ -6,12 +6,12 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from harness.leaderboard import plots, statistics
+from harness.leaderboard import plots, quality, statistics
 from harness.leaderboard.evidence import trainings
 from harness.leaderboard.frame import LOWER, SPEED, metric_title
 from harness.leaderboard.render import cell_text
 from harness.leaderboard.table import Board, Cell, Column, Table, measured
-from harness.run_folder import read_curve, read_metrics
+from harness.run_folder import read_curve
 
 EPOCHS = 60  # points of a curve at most
 LOSS = "loss, relative to the first epoch"
@@ -60,10 +60,7 @@ def figures(board: Board, names: Names, differences: Table) -> Iterator[Figure]:
                     plots.heatmap(_cells(board, names, dataset, metric), title, list(grids)) if grids else None,
                     f"No run has {title} here.",
                 ),
-                "learning": (
-                    plots.learning(_over_seeds(own), title, order, share=True) if len(own) else None,
-                    "Not recorded; `evaluate.at: [10, 20, ...]` in the grid records it.",
-                ),
+                **_along(_over_seeds(own), title, order),
                 "differences": (
                     plots.differences(pairs, title) if len(pairs) else None,
                     "There are no two models with runs of the same category and seed.",
@@ -72,6 +69,17 @@ def figures(board: Board, names: Names, differences: Table) -> Iterator[Figure]:
             }
             for kind, (chart, missing) in made.items():
                 yield Figure(kind, dataset, metric, chart, missing)
+
+
+def _along(curves: pd.DataFrame, title: str, order: list[str]) -> dict[str, tuple[plots.Chart | None, str]]:
+    """A metric by epoch, over images seen and over seconds; curves: as by `_over_seeds`."""
+    made = {}
+    for kind, scale in (("learning", "epoch"), ("images", "images"), ("seconds", "seconds")):
+        known = curves.dropna(subset=scale)
+        chart = plots.learning(known, title, order, share=True, over=scale) if len(known) else None
+        unsaid = f"The records do not say how many {scale} their trainings took."
+        made[kind] = (chart, unsaid if len(curves) else f"Not recorded; {quality.RECORD_IT}.")
+    return made
 
 
 def _grids(board: Board, names: Names, dataset: str, metric: str) -> dict[str, pd.DataFrame]:
@@ -144,7 +152,7 @@ def _ranks(grids: dict[str, pd.DataFrame], metric: str, lower: bool) -> tuple[pl
 
 
 def _curves(board: Board, names: Names) -> pd.DataFrame:
-    """One line for each recorded epoch: `dataset`, `name`, `category`, `seed`, `metric` (or LOSS), `epoch`, `value`."""
+    """One line for each recorded epoch: `name`, and all of `quality.along` but `row`; `metric` may be LOSS."""
     known = trainings(board)
     lines: list[tuple[object, ...]] = []
     keys = ("row", "dataset", "category", "seed", "id")
@@ -152,22 +160,20 @@ def _curves(board: Board, names: Names) -> pd.DataFrame:
         if run_id not in known:
             continue
         folder = board.found.folders[known[run_id].id]
-        about = dataset, names[row], category, seed
+        about = row, dataset, category, seed
         losses = read_curve(folder, board.found.skipped)
         first = losses[0]["loss"] if losses else 0  # of a loss that begins with 0 no share can be told
         for place in np.unique(np.linspace(0, len(losses) - 1, min(EPOCHS, len(losses))).astype(int)) if first else ():
-            lines.append((*about, LOSS, losses[place]["epoch"], losses[place]["loss"] / first))
-        for line in read_metrics(folder, board.found.skipped):
-            values = ((metric, line.get(metric)) for metric in board.metrics)
-            lines += [(*about, metric, line["epoch"], value) for metric, value in values if value is not None]
-    return pd.DataFrame(lines, columns=["dataset", "name", "category", "seed", "metric", "epoch", "value"])
+            lines.append((*about, LOSS, losses[place]["epoch"], losses[place]["loss"] / first, np.nan, np.nan))
+    measured = quality.along(board)
+    both = pd.DataFrame([*lines, *measured.itertuples(index=False, name=None)], columns=measured.columns)
+    return both.assign(name=both.pop("row").map(names))
 
 
 def _over_seeds(curves: pd.DataFrame) -> pd.DataFrame:
     """For `plots.learning`: each category, and (category "") the mean over those that a model has throughout."""
-    counts = curves.groupby(["name", "seed", "epoch"])["category"].transform("nunique")
-    whole = curves[counts == curves.groupby("name")["category"].transform("nunique")]
-    mean = whole.groupby(["name", "seed", "epoch"], as_index=False)["value"].mean().assign(category="")
-    both = pd.concat([mean, curves])
-    table = both.groupby(["name", "category", "epoch"], sort=False)["value"].agg(["mean", "min", "max"]).reset_index()
+    both = pd.concat([quality.over_categories(curves, ["name"]).assign(category=""), curves])
+    keys = ["name", "category", "epoch"]
+    groups = both.groupby(keys, sort=False)
+    table = groups["value"].agg(["mean", "min", "max"]).join(groups[["images", "seconds"]].mean()).reset_index()
     return table.rename(columns={"mean": "value", "min": "low", "max": "high"})

@@ -44,6 +44,8 @@ _GROUPS = ("configuration", "training")  # numbers that are equal for equal sett
 # to a data set alone (`data.split`) is its protocol too. The rest are settings of a model: rows of their own.
 _PROTOCOL = sorted((each.protocol, each.key) for each in settings(TrainSpec).values() if each.protocol)
 PROTOCOL = (*(key for _, key in _PROTOCOL), "images")
+# Of a training's spec what makes no row of a table: labels, and what moves no number of its evaluations.
+_NO_ROW = {"data", "called", *(name for name, each in settings(TrainSpec).items() if not each.column)}
 
 
 @dataclass
@@ -114,8 +116,8 @@ def frame(found: Found) -> pd.DataFrame:
     Method, backbone and data set are called as the newest record of the same one does (`label`); `method_name` and the
     like are their names.
 
-    Of runs of equal content (a raised REVISION gives them other ids) the last one counts, and so it does of evaluations
-    of one training on several test sets.
+    Of runs of equal content (a raised REVISION or another `evaluate.at` gives them other ids) the last one counts, and
+    so it does of evaluations of one training on several test sets.
 
     Raises:
         ConfigError: there is no evaluation.
@@ -132,7 +134,7 @@ def frame(found: Found) -> pd.DataFrame:
     for record in sorted(found.evaluations, key=lambda record: record.started_at):
         train, result = record.spec["train"], record.result
         data = train["data"]
-        rest = {key: value for key, value in train.items() if key not in ("data", "seed", "called")}
+        rest = {key: value for key, value in train.items() if key not in _NO_ROW}
         own = {key: value for key, value in record.spec.items() if key not in ("train", "label")}
         key = marshal.dumps([rest, data["options"], result["precision"], own], 2)
         if key not in known:  # a grid of 10,000 runs has few

@@ -30,6 +30,7 @@ PAPER = {  # the look of static figures; the page has its own, which follows lig
     "axis": {"gridColor": "#e3e5e8", "titleFontWeight": "normal", "labelLimit": 300},
     "legend": {"titleFontWeight": "normal", "labelLimit": 300},
 }
+OVER = {"epoch": "epoch", "images": "images seen by a training", "seconds": "seconds of training"}
 PAPER_WIDTH = 480  # pixels, where a chart has no width of its own
 
 
@@ -111,32 +112,41 @@ def heatmap(cells: pd.DataFrame, metric: str, names: Sequence[str]) -> Chart:
     return layers.add_params(_category()).properties(width=width, height=height, description=said)
 
 
-def learning(curves: pd.DataFrame, title: str, names: Sequence[str], *, share: bool) -> Chart:
+def learning(curves: pd.DataFrame, title: str, names: Sequence[str], *, share: bool, over: str = "epoch") -> Chart:
     """Mean over seeds by epoch, and the range of the seeds around it.
 
     Args:
-        curves: `name`, `category` (empty: the mean over categories), `epoch`, `value`, `low`, `high`.
+        curves: `name`, `category` (empty: the mean over categories), `epoch`, `value`, `low`, `high`, and `over`.
         share: shown in %; else a ratio on a logarithmic scale.
+        over: a column of OVER; all but epochs have a logarithmic scale.
     """
     data = _percent(curves, "value", "low", "high") if share else curves
     scale = alt.Scale(zero=False) if share else alt.Scale(type="log", nice=False)
     y, low = (alt.Y(f"{key}:Q", title=f"{title} [%]" if share else title, scale=scale) for key in ("value", "low"))
     colour = _colour(names, legend=True)
-    epochs = sorted(data["epoch"].unique().tolist())
-    ticks = {"values": epochs} if len(epochs) <= 6 else {"tickMinStep": 1}
-    base = (
-        _chart(data)
-        .transform_filter(f"datum.category == {CATEGORY}")
-        .encode(x=alt.X("epoch:Q", title="epoch", axis=alt.Axis(format="d", **ticks)))
-    )
+    base = _chart(data).transform_filter(f"datum.category == {CATEGORY}").encode(x=_over(data, over))
     shown = ".1f" if share else ".3g"
-    tooltip = ["name:N", "epoch:Q", *(alt.Tooltip(f"{key}:Q", format=shown) for key in ("value", "low", "high"))]
+    known = [key for key in OVER if data[key].notna().all()]
+    tooltip = [
+        "name:N",
+        *(alt.Tooltip(f"{key}:Q", title=OVER[key], format=",.4~r") for key in known),
+        *(alt.Tooltip(f"{key}:Q", format=shown) for key in ("value", "low", "high")),
+    ]
     layers = alt.layer(
         base.mark_area(opacity=0.16).encode(y=low, y2="high:Q", color=colour),
         base.mark_line(point={"size": 22}, strokeWidth=2).encode(y=y, color=colour, tooltip=tooltip),
     )
-    said = f"{title} by epoch of {data['name'].nunique()} models; bands span the seeds."
+    said = f"{title} by {OVER[over]} of {data['name'].nunique()} models; bands span the seeds."
     return _wide(layers.add_params(_category()), 280, said)
+
+
+def _over(data: pd.DataFrame, column: str) -> alt.X:
+    if column != "epoch":
+        scale = alt.Scale(type="log", nice=False)
+        return alt.X(f"{column}:Q", title=OVER[column], scale=scale, axis=alt.Axis(format=",.3~r", labelSeparation=6))
+    epochs = sorted(data["epoch"].unique().tolist())
+    ticks = {"values": epochs} if len(epochs) <= 6 else {"tickMinStep": 1}
+    return alt.X("epoch:Q", title="epoch", axis=alt.Axis(format="d", **ticks))
 
 
 def differences(pairs: pd.DataFrame, metric: str) -> Chart:

@@ -339,6 +339,8 @@ def _number(column: Column, cell: Cell, value: float | str | None = None) -> str
             return f"{100 * float(value):+.{column.digits}f}"
         case "speed":
             return f"{float(value):,.0f}" if float(value) >= 100 else f"{float(value):.1f}"
+        case "amount":
+            return f"{float(value):,.0f}" if float(value) >= 100 else f"{float(value):.3g}"
         case "p":
             return "<0.001" if float(value) < 0.001 else f"{float(value):.3f}"
         case "count":

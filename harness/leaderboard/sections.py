@@ -6,15 +6,16 @@ from functools import partial
 
 import pandas as pd
 
-from harness.leaderboard import contest, evidence
+from harness.leaderboard import contest, evidence, quality
 from harness.leaderboard.defects import by_defect
 from harness.leaderboard.published import add_published
 from harness.leaderboard.table import Board, Table, protocol_line, scores
 from harness.leaderboard.verdict import Contest, Verdict
 from harness.text import typed
 
-NAMES = ("scores", "aggregate", "stability", "differences", "tests")  # all tables of models
+NAMES = ("scores", "aggregate", "stability", "time", "differences", "tests")  # all tables of models
 DEFECTS = "defects"
+LONG = (DEFECTS, "curves")  # with several lines for each model
 LEGEND = (
     "in %: mean over categories ± 95 % interval over seeds (Student's t; [low, high] where 0 or 100 % cuts it); "
     "bold: ahead beyond noise; ≈: not told apart from the best"
@@ -64,6 +65,8 @@ def make_sections(
             "scores": partial(_scores, board, own, contests, published),
             "aggregate": partial(evidence.aggregate, board),
             "stability": partial(evidence.stability, board),
+            "time": partial(quality.time_to_quality, board),
+            "curves": partial(quality.by_epoch, board),
             "differences": partial(evidence.differences, board, against),
             "tests": partial(evidence.tests, board),
             DEFECTS: partial(by_defect, board),

@@ -14,14 +14,14 @@ from harness.disturbance import SIGN
 from harness.leaderboard import frame as tidy
 from harness.leaderboard import truth
 from harness.leaderboard.conditions import select
-from harness.leaderboard.frame import LOWER, SHOWN, SPEED, Found, is_protocol, metric_title
+from harness.leaderboard.frame import LOWER, METRICS, SHOWN, SPEED, Found, is_protocol, metric_title
 from harness.leaderboard.speed import COSTS, parameters, speeds
 from harness.leaderboard.statistics import Interval, cut, deviation, t_interval
 from harness.naming import is_of_evaluation
 
 # How a value is written: a share in %, a difference of shares in points, images/s, a plain number (or a text in the
-# place of one), a count in millions, a p value, words.
-Unit = Literal["share", "points", "speed", "number", "count", "p", "text"]
+# place of one), how much it took, a count in millions, a p value, words.
+Unit = Literal["share", "points", "speed", "number", "amount", "count", "p", "text"]
 Part = Literal["low", "high", "sd", "runs", "expected", "degenerate", "without_degenerate", "disturbed"]
 FOLDED = "to choose one by these test images is to choose by the test set"
 HOLE = "–"  # what a table shows where there is no value
@@ -206,7 +206,8 @@ def _check(option: str, words: Sequence[str], known: Sequence[str]) -> None:
     for word in words:
         if word not in known:
             kind = "metric" if option == "--metric" else "key"
-            raise ConfigError(f"{option}: unknown {kind} {word!r}; {suggest(word, known)}")
+            said = f"no evaluation here has {word}" if word in METRICS else f"unknown {kind} {word!r}"
+            raise ConfigError(f"{option}: {said}; {suggest(word, known)}")
 
 
 def scores(board: Board, sort: str = "") -> Table:

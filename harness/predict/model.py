@@ -325,7 +325,7 @@ def _ahead(paths: Iterable[str | Path], preparation: Preparation, most: int) -> 
     under_way: deque[Future[_Picture | Unreadable]] = deque()
     try:
         for path in paths:
-            under_way.append(pool.submit(_read, str(path), preparation))
+            under_way.append(pool.submit(read, str(path), preparation))
             if len(under_way) > most:
                 yield under_way.popleft().result()
         while under_way:
@@ -334,7 +334,7 @@ def _ahead(paths: Iterable[str | Path], preparation: Preparation, most: int) -> 
         pool.shutdown(cancel_futures=True)
 
 
-def _read(path: str, preparation: Preparation) -> _Picture | Unreadable:
+def read(path: str, preparation: Preparation) -> _Picture | Unreadable:
     """As `harness.data.images` reads those of training."""
     try:
         with any_size():

@@ -13,11 +13,12 @@ import numpy as np
 from dskd.conformal import least_rate, thresholds, unit_weights
 from harness.data.catalog import Sample
 from harness.data.held_out import unit_of
-from harness.resampling import Interval, clopper_pearson, percentile_interval, resample_classes
+from harness.resampling import Interval, clopper_pearson, percentile_interval, resample, resample_classes
 
 RATES = (0.01, 0.05, 0.1)  # that thresholds are made for beside the evaluation's own
 DRAWS = 2000  # of a bootstrap: of grouped images each takes 16 bytes an image
 STREAM = 20_260  # its seed
+NAMES = ("fpr", "recall", "precision", "f1")
 
 Rates = tuple[np.ndarray, np.ndarray]  # false positive rates and recalls, by draw
 
@@ -46,43 +47,35 @@ def thresholds_of(scores: np.ndarray, maps: np.ndarray, groups: Sequence[str], r
 
 def operating_point(scores: np.ndarray, samples: Sequence[Sample], limit: float | None) -> dict[str, Any]:
     """False positive rate, recall, precision and F1 of the test images at a threshold, each with its 95 % interval;
-    null without a threshold, and where one class is absent.
+    null without a threshold, and where the class is absent.
 
-    Intervals of the first two are Clopper and Pearson's where each test image shows another object; else, and of the
-    other two, of a bootstrap within the classes (whole groups together): precision is that at the test set's share of
-    anomalous images.
+    Intervals of the first two are Clopper and Pearson's where each image of the class shows another object, else of a
+    bootstrap of whole groups (where none or all images are called anomalous there is nothing to draw, and it is Clopper
+    and Pearson's over groups). Of the other two it is a bootstrap within the classes, so that precision is that at the
+    test set's share of anomalous images; null where all draws are equal.
     """
-    names = ("fpr", "recall", "precision", "f1")
-    labels = np.array([one.anomalous for one in samples], bool)
+    result: dict[str, Any] = {f"{name}_at_threshold{end}": None for end in ("", "_interval") for name in NAMES}
+    if limit is None:
+        return result
+    labels, called = np.array([one.anomalous for one in samples], bool), scores > limit
+    groups = np.array([unit_of(one) for one in samples])
+    drawn = _drawn(called, labels, groups)
+    found: dict[str, tuple[float, Interval | None]] = {}
+    for name, which, rates in (("fpr", ~labels, drawn[0]), ("recall", labels, drawn[1])):
+        if which.any():
+            found[name] = float(called[which].mean()), _interval(called[which], groups[which], rates)
     normal, anomalous = int((~labels).sum()), int(labels.sum())
-    point: dict[str, tuple[float | None, Interval | None]] = dict.fromkeys(names, (None, None))
-    if limit is not None:
-        called = scores > limit
-        false, found = int(called[~labels].sum()), int(called[labels].sum())
-        groups = np.array([unit_of(one) for one in samples])
-        grouped = len(set(groups)) < len(groups)
-        drawn = (
-            _drawn(called, labels, groups)
-            if grouped and normal and anomalous
-            else _binomial((false, normal), (found, anomalous))
-        )
-        if normal:
-            exact = clopper_pearson(false, normal)
-            point["fpr"] = false / normal, percentile_interval(drawn[0]) if grouped and anomalous else exact
-        if anomalous:
-            exact = clopper_pearson(found, anomalous)
-            point["recall"] = found / anomalous, percentile_interval(drawn[1]) if grouped and normal else exact
-            own = (np.array([false / max(normal, 1)]), np.array([found / anomalous]))
-            for name, share in (("precision", _precision), ("f1", _f1)):
-                value = float(share(own, normal, anomalous)[0])
-                if not math.isnan(value):
-                    many = share(drawn, normal, anomalous)
-                    point[name] = value, percentile_interval(many[~np.isnan(many)])
-    result: dict[str, Any] = {f"{name}_at_threshold": value for name, (value, _) in point.items()}
-    return result | {
-        f"{name}_at_threshold_interval": None if interval is None else list(interval)
-        for name, (_, interval) in point.items()
-    }
+    if anomalous:
+        own = tuple(np.array([found[name][0] if name in found else 0.0]) for name in ("fpr", "recall"))
+        for name, share in (("precision", _precision), ("f1", _f1)):
+            value, draws = float(share(own, normal, anomalous)[0]), share(drawn, normal, anomalous)
+            if not math.isnan(value):
+                draws = draws[~np.isnan(draws)]
+                found[name] = value, percentile_interval(draws) if np.ptp(draws) else None
+    for name, (value, interval) in found.items():
+        result[f"{name}_at_threshold"] = value
+        result[f"{name}_at_threshold_interval"] = None if interval is None else list(interval)
+    return result
 
 
 def marked_share(maps: np.ndarray, chosen: np.ndarray, limit: float | None) -> float | None:
@@ -108,21 +101,35 @@ def f1_max_threshold(scores: np.ndarray, labels: np.ndarray) -> float | None:
     return _finite(float(ordered[best + 1] if best + 1 < len(ordered) else np.nextafter(ordered[best], -math.inf)))
 
 
+def _interval(called: np.ndarray, groups: np.ndarray, rates: np.ndarray) -> Interval:
+    """Of the share of one class's images that are called anomalous. `rates`: the same in each draw of a bootstrap."""
+    units = len(set(groups))
+    if units == len(groups):
+        return clopper_pearson(int(called.sum()), len(called))
+    if called.all() or not called.any():
+        return clopper_pearson(units if called.all() else 0, units)
+    return percentile_interval(rates)
+
+
 def _drawn(called: np.ndarray, labels: np.ndarray, groups: np.ndarray) -> Rates:
-    """Of samples of whole groups, as the leaderboard draws them."""
+    """Of samples of the images, whole groups together, as the leaderboard draws them; 0 for a class that is not
+    there.
+    """
     streams = np.random.SeedSequence(STREAM).spawn(3)
-    shares = resample_classes(groups[~labels], groups[labels], DRAWS, streams)
-    false, found = (share @ called[which] for share, which in zip(shares, (~labels, labels), strict=True))
-    return false, found
-
-
-def _binomial(*counts: tuple[int, int]) -> Rates:
-    """Of samples of single images: of each class so many of so many are called anomalous."""
-    streams = np.random.SeedSequence(STREAM).spawn(len(counts))
-    first, second = (
-        np.random.default_rng(stream).binomial(total, part / max(total, 1), DRAWS) / max(total, 1)
-        for (part, total), stream in zip(counts, streams, strict=True)
-    )
+    parts = [(called[which], groups[which]) for which in (~labels, labels)]
+    if len(set(groups)) == len(groups):  # then counts are binomial, and no image needs to be drawn
+        draws = (
+            np.random.default_rng(stream).binomial(len(own), own.mean(), DRAWS) / len(own)
+            if len(own)
+            else np.zeros(DRAWS)
+            for (own, _), stream in zip(parts, streams, strict=False)
+        )
+    elif all(len(own) for own, _ in parts):
+        shares = resample_classes(parts[0][1], parts[1][1], DRAWS, streams)
+        draws = (share @ own for share, (own, _) in zip(shares, parts, strict=True))
+    else:
+        draws = (resample(names, DRAWS, streams[0]) @ own if len(own) else np.zeros(DRAWS) for own, names in parts)
+    first, second = draws
     return first, second
 
 

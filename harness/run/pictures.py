@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from PIL import Image, ImageDraw, PngImagePlugin
@@ -37,20 +38,36 @@ def save_maps(
     if not count:
         return
     folder.mkdir(parents=True, exist_ok=True)
-    # A quarter of the images reach the brightest colour: a few hot ones must not make every other map dark.
-    low, high = np.median(maps[:, ::4, ::4]), np.percentile(maps.max(axis=(1, 2)), 75)
+    scale = scale_of(maps)
     for position in choose(samples, count):
         image = np.asarray(images[position])
-        level = np.clip((maps[position] - low) / max(high - low, 1e-12), 0, 1)
-        heat = np.stack([np.interp(level, np.linspace(0, 1, 5), _COLOURS[:, i]) for i in range(3)], axis=-1)
         outlined = _outlined(image, masks[position]) if samples[position].known else _without_mask(image)
-        cover = 0.15 + 0.7 * level[..., None]  # little where the score is low, so that the image stays visible
-        overlay = ((1 - cover) * image + cover * heat).astype(np.uint8)
-        panels = image, outlined, overlay, heat.astype(np.uint8)
-        picture, about = Image.fromarray(np.concatenate(panels, axis=1)), PngImagePlugin.PngInfo()
-        about.add_text(PANELS, str(len(panels)))
+        panels = image, outlined, *coloured(image, maps[position], scale)
         name = picture_name(position, samples[position].defect, samples[position].path)
-        write_atomic(folder / name, lambda stream, p=picture, i=about: p.save(stream, "PNG", pnginfo=i))
+        write_atomic(folder / name, lambda stream, p=panels: save_panels(stream, p))
+
+
+def scale_of(maps: np.ndarray) -> tuple[float, float]:
+    """Of (N, H, W) maps the values of the darkest and of the brightest colour. A quarter of the images reach that: a
+    few hot ones must not make every other map dark.
+    """
+    return float(np.median(maps[:, ::4, ::4])), float(np.percentile(maps.max(axis=(1, 2)), 75))
+
+
+def coloured(image: np.ndarray, found: np.ndarray, scale: tuple[float, float]) -> tuple[np.ndarray, np.ndarray]:
+    """A map (H, W) in colours over its image, uint8 (H, W, 3), and alone. `scale`: as of `scale_of`."""
+    low, high = scale
+    level = np.clip((found - low) / max(high - low, 1e-12), 0, 1)
+    heat = np.stack([np.interp(level, np.linspace(0, 1, 5), _COLOURS[:, i]) for i in range(3)], axis=-1)
+    cover = 0.15 + 0.7 * level[..., None]  # little where the score is low, so that the image stays visible
+    return ((1 - cover) * image + cover * heat).astype(np.uint8), heat.astype(np.uint8)
+
+
+def save_panels(stream: BinaryIO, panels: Sequence[np.ndarray]) -> None:
+    """Pictures of one size side by side as PNG, which says how many they are."""
+    about = PngImagePlugin.PngInfo()
+    about.add_text(PANELS, str(len(panels)))
+    Image.fromarray(np.concatenate(panels, axis=1)).save(stream, "PNG", pnginfo=about)
 
 
 def _outlined(image: np.ndarray, mask: np.ndarray) -> np.ndarray:

@@ -83,7 +83,7 @@ class Changing:
         return self
 
 
-@pytest.mark.parametrize("given", ["", "30000"])
+@pytest.mark.parametrize("given", ["", pytest.param("30000", marks=pytest.mark.slow)])
 def test_a_worker_is_replaced_where_waiting_must_change_and_no_number_moves(
     given: str, tree: Path, write_grid: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -106,7 +106,7 @@ def test_page_is_accessible_by_its_texts(page: str) -> None:
     drawn = [chart for each in charts.values() for chart in each.values() if "missing" not in chart]
     assert all(chart["description"] for chart in drawn)
     assert {key.rsplit("-", 1)[0] for key in charts} == {
-        *("scatter", "heatmap", "learning", "loss", "differences", "ranks")
+        *("scatter", "heatmap", "learning", "loss", "images", "seconds", "differences", "ranks")
     }
 
 
@@ -135,7 +135,7 @@ def test_pareto_front_against_brute_force() -> None:
 
 def test_curves_are_means_over_seeds_and_whole_categories() -> None:
     lines = [("a", c, s, e, 10 * s + e + (100 if c == "y" else 0)) for c in "xy" for s in (0, 1) for e in (1, 2)]
-    curves = pd.DataFrame(lines, columns=["name", "category", "seed", "epoch", "value"])
+    curves = pd.DataFrame(lines, columns=["name", "category", "seed", "epoch", "value"]).assign(images=5.0, seconds=0.5)
     hole = curves.drop(curves.index[(curves.category == "y") & (curves.seed == 1) & (curves.epoch == 2)])
     table = figures._over_seeds(hole).set_index(["category", "epoch"])
     assert table.loc[("x", 1), ["value", "low", "high"]].tolist() == [6, 1, 11]
@@ -196,9 +196,9 @@ def test_tables_of_speed_cost_and_inputs(board: Board) -> None:
 def test_figures_for_papers(results: Results, tmp_path: Path) -> None:
     folder = tmp_path / "figures"
     one = ["--metric", "image_auroc", "--pictures", 0, "--figures", folder]
-    assert "6 figures" in report(results.folder, "--out", tmp_path / "a.html", *one)
+    assert "8 figures" in report(results.folder, "--out", tmp_path / "a.html", *one)
     names = {path.name for path in folder.iterdir()}
-    assert len(names) == 12
+    assert len(names) == 16
     assert (folder / "ranks-set-image_auroc.pdf").read_bytes().startswith(b"%PDF")
     assert "critical difference" in (folder / "ranks-set-image_auroc.svg").read_text()
     assert "No pictures were saved" in (tmp_path / "a.html").read_text()

@@ -163,6 +163,7 @@ def test_by_where_metric_and_sort(folder: Path) -> None:
     [
         ({"by": ["metod"]}, "--by: unknown key 'metod'; did you mean 'method'"),
         ({"metrics": ["image_auc"]}, "--metric: unknown metric 'image_auc'; did you mean 'image_auroc'"),
+        ({"metrics": ["aupimo"]}, "--metric: no evaluation here has aupimo; "),  # those of earlier versions
         ({"metrics": []}, "--metric: write one or more of image_auroc"),
         ({"where": ["method"]}, "--where: 'method' is not possible; write key=value"),
         ({"where": ["metod=dskd"]}, "--where: unknown key 'metod'; did you mean 'method'"),

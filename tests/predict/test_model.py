@@ -201,7 +201,7 @@ def test_boxes_of_maps_are_found_in_the_picture(
     pixels = np.zeros((height, width), np.uint8)
     pixels[box[1] : box[3], box[0] : box[2]] = 255
     Image.fromarray(pixels).save(tmp_path / "one.png")
-    seen = module._read(str(tmp_path / "one.png"), preparation)
+    seen = module.read(str(tmp_path / "one.png"), preparation)
     assert seen.pixels.shape[:2] == preparation.sides
     rows, columns = np.nonzero(seen.pixels[..., 0] > 127)
     found = preparation.in_picture((columns.min(), rows.min(), columns.max() + 1, rows.max() + 1), picture)

@@ -167,6 +167,13 @@ def test_intervals_draw_whole_groups() -> None:
         assert high - low > 1.5 * (outer - inner), key
         assert low <= wide[key] <= high
     assert operating_point(scores, samples, 0.5) == wide  # seeded
+    nothing = operating_point(scores, samples, 2.0)  # of 7 normal objects none: that is no rate of 0 for sure
+    assert nothing["fpr_at_threshold_interval"] == pytest.approx(list(stats.binomtest(0, 7).proportion_ci()), abs=1e-9)
+    assert nothing["f1_at_threshold"] == 0
+    assert nothing["f1_at_threshold_interval"] is None
+    normal = operating_point(scores[:70], samples[:70], 0.5)
+    assert normal["fpr_at_threshold"] == wide["fpr_at_threshold"]
+    assert normal["fpr_at_threshold_interval"][1] > narrow["fpr_at_threshold_interval"][1]
 
 
 def test_a_class_that_is_not_there() -> None:

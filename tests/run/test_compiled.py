@@ -93,6 +93,7 @@ def test_runs_of_one_shape_share_a_graph(write_grid: WriteGrid, tree: Path, comp
     assert losses == alone(job(write_grid, tree, seed, compile=True, **{"train.epochs": 2}))
 
 
+@pytest.mark.slow
 def test_a_worker_keeps_several_shapes(
     write_grid: WriteGrid, tree: Path, compilations: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -152,6 +153,7 @@ def test_students_of_plug_ins_share_nothing_unless_they_say_so(
     assert found[1][1] == alone(jobs[1])
 
 
+@pytest.mark.slow
 def test_an_incomplete_batch_has_a_graph_where_that_pays(
     write_grid: WriteGrid, tree: Path, tmp_path: Path, compilations: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -238,6 +240,7 @@ def test_a_graph_that_computes_another_step_is_not_used(
     assert losses == expected
 
 
+@pytest.mark.slow
 def test_an_incomplete_batch_whose_graph_computes_another_step_runs_plain(
     write_grid: WriteGrid, tree: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -255,6 +258,7 @@ def test_an_incomplete_batch_whose_graph_computes_another_step_runs_plain(
     assert losses == expected
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:dynamo_pgo force disabled")
 def test_on_a_gpu_no_sum_depends_on_a_clock(monkeypatch: pytest.MonkeyPatch) -> None:
     options = compiled.inductor_options("cuda")

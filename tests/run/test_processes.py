@@ -146,9 +146,8 @@ def test_two_processes_train_as_one_that_adds_up_two_micro_batches(
 
 @pytest.mark.slow
 def test_every_method_trains_on_any_of_its_scales(tmp_path: Path, pixels: np.ndarray) -> None:
-    lines = torchrun("scales", tmp_path).split("\n")
-    trained = [line for line in lines if line.endswith("True")]
-    assert len(trained) == 2 * 5 * len(METHODS), lines  # on both processes
+    said = torchrun("scales", tmp_path)
+    assert said.count(" True") == 2 * 5 * len(METHODS), said  # on both processes
 
 
 @pytest.mark.slow
@@ -208,7 +207,8 @@ def check_scores(job: TrainJob, results: Results, one_thread: Callable[[], None]
     _, (alone,) = inspect(model, test, job.evaluations, spec.eval_batch_size, device, lambda *_: None, test, **options)
     folder = results.run_folder(job.evaluations[0].id)
     assert [one.score for one in read_scores(folder, [])] == alone.scores.tolist()
-    assert [one.score for one in read_calibration(folder, [])] == alone.calibration.scores.tolist()
+    held_out = [] if alone.calibration is None else alone.calibration.scores.tolist()
+    assert [one.score for one in read_calibration(folder, [])] == held_out
 
 
 def test_a_job_on_two_processes(tree: Path, write_grid: WriteGrid, one_thread: Callable[[], None]) -> None:

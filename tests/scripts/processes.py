@@ -112,7 +112,8 @@ def main() -> None:
                     pixels,
                     device,
                 )
-                print(name, layers, found["losses"][-1] < found["losses"][0], flush=True)
+                # In one write: the other process prints to the same pipe.
+                print(f"{name} {layers} {found['losses'][-1] < found['losses'][0]}\n", end="", flush=True)
     elif scenario == "inspect":
         pixels = np.load(folder / "pixels.npy")
         for precision in ("fp32", "bf16"):
