@@ -54,8 +54,20 @@ def cut(interval: Interval | None) -> Interval | None:
 
 def stratified_interval(strata: Sequence[np.ndarray]) -> Interval | None:
     """The 95 % interval of the mean over strata (categories) of each one's mean over its (n,) values; None where no
-    stratum has two. Variances are each stratum's own (the mean of the others' for one of a single value), degrees of
-    freedom by Welch and Satterthwaite: Student's t for one stratum.
+    stratum has two: Student's t for one stratum, else as `stratified_mean` says.
+    """
+    found = stratified_mean(strata)
+    if found is None:
+        return None
+    middle, error, freedom = found
+    half = float(special.stdtrit(freedom, 0.975)) * error
+    return middle - half, middle + half
+
+
+def stratified_mean(strata: Sequence[np.ndarray]) -> tuple[float, float, float] | None:
+    """The mean over strata of each one's mean, its standard error and its degrees of freedom; None where no stratum has
+    two values. Variances are each stratum's own (the mean of the others' for one of a single value), degrees of freedom
+    by Welch and Satterthwaite.
     """
     repeated = [values for values in strata if len(values) > 1]
     if not repeated:
@@ -65,9 +77,7 @@ def stratified_interval(strata: Sequence[np.ndarray]) -> Interval | None:
     shares = [variance / len(values) for variance, values in zip(variances, repeated, strict=True)]
     weights = sum(share**2 / (len(values) - 1) for share, values in zip(shares, repeated, strict=True))
     freedom = sum(shares) ** 2 / weights if weights else 1.0
-    half = float(special.stdtrit(freedom, 0.975)) * (sum(shares) + alone) ** 0.5 / len(strata)
-    middle = float(np.mean([np.mean(values) for values in strata]))
-    return middle - half, middle + half
+    return float(np.mean([np.mean(values) for values in strata])), (sum(shares) + alone) ** 0.5 / len(strata), freedom
 
 
 def interquartile_mean(values: np.ndarray, axis: int = -1) -> np.ndarray:
