@@ -200,6 +200,23 @@ class TestRecipes:
         with pytest.raises(ConfigError, match=r"'comon' is not possible; did you mean 'common'"):
             get_method("dskd", "comon")
 
+    def test_tuned_ones_are_for_other_data_than_chose_them(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        chosen = {"surfaces": {"dskd": {"train.lr": 0.001, "map.sigma": 1.0}}, "mtd": {"dskd": {"train.lr": 0.002}}}
+        monkeypatch.setattr("dskd.methods.TUNED", chosen)
+        for data, recipe, lr in (("mtd", "tuned_on_surfaces", 0.001), ("surfaces", "tuned_on_mtd", 0.002)):
+            found = get_method("dskd", "tuned", data)
+            assert (found.recipe, found.train.lr) == (recipe, lr)
+            assert found == get_method("dskd", recipe, data)
+            assert found.students == METHODS["dskd"].students
+            other = {"mtd": "tuned_on_mtd", "surfaces": "tuned_on_surfaces"}[data]
+            with pytest.raises(ConfigError, match=f"{other} was chosen by the test images of {data}"):
+                get_method("dskd", other, data)
+        assert get_method("dskd", "tuned", "folder").recipe == "tuned_on_surfaces"
+        with pytest.raises(ConfigError, match="tuned is known for dskd, and not for stfpm; `harness search` finds one"):
+            get_method("stfpm", "tuned")
+        with pytest.raises(ConfigError, match="'tuned_on_mdt' is not possible; did you mean 'tuned_on_mtd'?"):
+            get_method("dskd", "tuned_on_mdt")
+
 
 def test_a_student_starts_from_the_teacher_only_with_its_statistics() -> None:
     method: Method = replace(get_method("stfpm"), {"encoder.init": "imagenet"})
