@@ -2,9 +2,9 @@
 
     MTD=/data/mtd python benchmarks/checks/reproduce.py ablation "STFPM's own" surfaces [--devices cpu:2]
 
-Unpacks benchmarks/results/records/NAME.tar.xz, runs that row of that data set (all its categories and seeds) of the grid
-in it, and prints for each metric the recorded mean over seeds with its 95 % interval, and what came out now. Exit codes:
-0 all within the interval, 1 some are not.
+Unpacks benchmarks/results/records/NAME.tar.xz, runs that row of that data set (all its categories and seeds) of the
+grid in it, and prints for each metric the recorded mean over seeds with its 95 % interval, and what came out now. Exit
+codes: 0 all within the interval, 1 some are not.
 """
 
 import argparse

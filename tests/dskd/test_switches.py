@@ -214,7 +214,7 @@ class TestRecipes:
         assert get_method("dskd", "tuned", "folder").recipe == "tuned_on_surfaces"
         with pytest.raises(ConfigError, match="tuned is known for dskd, and not for stfpm; `harness search` finds one"):
             get_method("stfpm", "tuned")
-        with pytest.raises(ConfigError, match="'tuned_on_mdt' is not possible; did you mean 'tuned_on_mtd'?"):
+        with pytest.raises(ConfigError, match=r"'tuned_on_mdt' is not possible; did you mean 'tuned_on_mtd'"):
             get_method("dskd", "tuned_on_mdt")
 
 
