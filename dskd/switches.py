@@ -213,6 +213,8 @@ class Train:
         holdout: the share of normal images kept from training for `val_normal`; with `last` nothing is held out.
         batch_norm: where several processes train one run, statistics of each one's part of the batch or (`sync`, on
             CUDA) of the whole.
+        renew_batch_norm: the running statistics of the students' BatchNorm are computed anew for the weights that are
+            kept and measured (the averaged ones with `ema`): the mean over one pass through the training images.
     """
 
     optimizer: Literal["adam", "sgd", "split"] = "adam"
@@ -229,6 +231,7 @@ class Train:
     select: Literal["last", "val_normal"] = "last"
     holdout: float = 0.2
     batch_norm: Literal["local", "sync"] = "local"
+    renew_batch_norm: bool = False
 
     def __post_init__(self) -> None:
         for name, value in (("epochs", self.epochs), ("batch_size", self.batch_size)):
