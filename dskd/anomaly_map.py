@@ -56,7 +56,8 @@ def anomaly_map(
         weighted = [scale * (weight * own) for scale, own in zip(scales, config.scale_weights, strict=False)]
         maps.append(_FUSE[config.scale_fuse]([_resize(scale, fuse_size, config.align_corners) for scale in weighted]))
     fused = _resize(_FUSE[student_fuse](maps), size, config.align_corners)
-    return gaussian_filter(fused, config.sigma) if config.sigma else fused
+    sigma = config.sigma_of(size)
+    return gaussian_filter(fused, sigma) if sigma else fused
 
 
 def _fused_per_scale(

@@ -294,14 +294,14 @@ class Along:
         self.rows: list[dict[str, Any]] = []
         self.seconds = 0.0
 
-    def __call__(self, epoch: int, distiller: Distiller) -> None:
+    def __call__(self, epoch: int, settle: Callable[[], Distiller]) -> None:
         started = time.perf_counter()
         spec, device, test = self.spec, self.device, self.test()
         if not len(test.samples):
             return
         variant = EvaluateSpec(spec, spec.method.map, spec.method.score)
         size = spec.eval_batch_size
-        _, inspected = inspect(distiller, test.pixels, [variant], size, device, lambda *_: None, test.normal)
+        _, inspected = inspect(settle(), test.pixels, [variant], size, device, lambda *_: None, test.normal)
         for seen in inspected:
             self.rows.append({"epoch": epoch, **measure(seen, test, variant, device.place)})
         self.seconds += time.perf_counter() - started

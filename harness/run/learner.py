@@ -11,6 +11,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from dskd.distiller import Distiller
 from dskd.switches import Train
+from harness.run.batch_norm import Kept, put_back, renew, renewal_batches
 from harness.run.batches import index_of, part_of, to_images
 from harness.run.checkpoint import Parts, ShardedEngine, Stateful
 from harness.run.compiled import Forward
@@ -37,7 +38,8 @@ class Learner:
             one.
 
     Attributes:
-        measured: the model as it is to be measured: with the averaged students, where there are some. After `settle`.
+        measured: the model as it is to be measured: with the averaged students, where there are some, and with the
+            statistics that `train.renew_batch_norm` asks for. After `settle`.
     """
 
     def __init__(
@@ -63,11 +65,18 @@ class Learner:
         self.trained = _with_students(distiller, self.students)
         # Without the wrappers around what is trained: in those every pass would be a meeting of all ranks.
         self.measured = _with_students(distiller, self.average.module) if self.average else distiller
+        self._settled, self._before_renewal = False, Kept()
 
     @property
     def _in_pieces(self) -> bool:
         """Whether DeepSpeed's engine has the parameters, and the model's own students are a copy of them."""
         return self.plain is not self.distiller.students
+
+    def begin_epoch(self) -> None:
+        """Train on, with the statistics of the training itself."""
+        put_back(self._before_renewal)
+        self._settled, self._before_renewal = False, Kept()
+        self.students.train()
 
     def step(self, features: TeacherFeatures, positions: np.ndarray) -> torch.Tensor:
         """Train on this rank's part of a global batch.
@@ -99,11 +108,24 @@ class Learner:
                 self.average.update(self.plain)
         return loss.detach() * len(positions)
 
-    def settle(self) -> None:
-        """Bring what is measured to where the training is, equal on all ranks."""
+    def settle(self, features: TeacherFeatures, chosen: np.ndarray) -> Distiller:
+        """Bring what is measured to where the training is, equal on all ranks, and give it; once in an epoch, however
+        often it is asked for.
+
+        Args:
+            chosen: positions in `features` that are trained on.
+        """
+        if self._settled:
+            return self.measured
         if self._in_pieces:
             gather_parameters(self.plain, self.distiller.students)
         self.device.share(self.measured.students)
+        recipe = self.spec.method.train
+        if recipe.renew_batch_norm:
+            batches = renewal_batches(chosen, recipe.batch_size)
+            self._before_renewal = renew(self.measured.students, features, batches, self.device)
+        self._settled = True
+        return self.measured
 
     def parts(self, shards: Path) -> Parts:
         """What a checkpoint must hold of it; `shards`: the folder for what DeepSpeed's engine writes itself."""

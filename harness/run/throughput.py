@@ -90,7 +90,8 @@ class _Model:
         method = replace(spec.method, {"encoder.init": "random"})  # as all weights here
         self.device, self.sides = device, sides(spec.image_size)
         self.distiller = Distiller(method, spec.backbone).to(device.place, memory_format=torch.channels_last).eval()
-        self.map, self.sigma = replace(method.map, {"sigma": 0}), method.map.sigma
+        self.map = replace(method.map, {"sigma": 0, "sigma_share": 0})
+        self.sigma = method.map.sigma_of(self.sides)
         self.score = method.score
         self.discrepancies: Callable[..., Any] = self.distiller.discrepancies
         if spec.compile:

@@ -44,7 +44,7 @@ class Epoch:
 
 
 Report = Callable[[int, int, Epoch | None], None]
-Along = Callable[[int, Distiller], None]
+Along = Callable[[int, Callable[[], Distiller]], None]
 
 
 @dataclass
@@ -116,7 +116,7 @@ def train(
     chosen: np.ndarray,
     held_out: np.ndarray,
     report: Report,
-    along: Along = lambda _epoch, _distiller: None,
+    along: Along = lambda _epoch, _settle: None,
     checkpointing: Checkpointing | None = None,
 ) -> tuple[list[Epoch], int]:
     """Train the students in place; they end at the epoch that the recipe selects, in eval mode.
@@ -126,7 +126,7 @@ def train(
         chosen: positions in `features` to train on.
         held_out: positions to select the epoch by (`select: val_normal`).
         report: called as (steps done, steps in all, the epoch if one just ended).
-        along: called as (epoch, the model as it then is) after each epoch of `evaluate_at`.
+        along: called as (epoch, what gives the model as it then is) after each epoch of `evaluate_at`.
         checkpointing: saves the training now and then; if it has one that was stopped, that one goes on.
 
     Returns:
@@ -148,7 +148,7 @@ def train(
         started = time.perf_counter() - progress.seconds
         order.set_state(progress.order)
         shuffled = chosen[torch.randperm(len(chosen), generator=order).numpy()]
-        learner.students.train()
+        learner.begin_epoch()
         for step in range(progress.step, steps):
             loss.total += learner.step(features, shuffled[step * recipe.batch_size :][: recipe.batch_size])
             progress.step, progress.seconds = step + 1, time.perf_counter() - started
@@ -159,15 +159,15 @@ def train(
         if not math.isfinite(found):
             raise DivergedError(f"the loss of epoch {epoch} is {found}; a lower train.lr may help")
         held_out_map = None
-        if recipe.select == "val_normal" or epoch in (*spec.evaluate_at, recipe.epochs):
-            learner.settle()
+        if recipe.select == "val_normal" or epoch == recipe.epochs:
+            learner.settle(features, chosen)
         if recipe.select == "val_normal":
             held_out_map = mean_map(learner.measured, spec, features, held_out, device)
             progress.select(held_out_map, learner.measured.students)
         progress.end_epoch(Epoch(epoch, found, held_out_map, seconds, len(chosen)), order.get_state())
         report(epoch * steps, recipe.epochs * steps, progress.curve[-1])
         if epoch in spec.evaluate_at:
-            along(epoch, learner.measured)
+            along(epoch, lambda: learner.settle(features, chosen))
     learner.finish(progress.best_state)
     return progress.curve, progress.best_epoch
 

@@ -234,6 +234,19 @@ def test_gaussian_filter_equals_scipys(height: int, width: int, sigma: float) ->
     np.testing.assert_allclose(gaussian_filter(maps, sigma).numpy(), expected, atol=1e-5)
 
 
+def test_smoothing_by_a_share_of_the_shorter_side_fits_all_sizes() -> None:
+    scales = [torch.rand(2, 64 // k, 96 // k, generator=torch.Generator().manual_seed(k)) for k in (1, 2, 4)]
+
+    def smoothed(size: tuple[int, int], **options: float) -> torch.Tensor:
+        return anomaly_map({"encoder": scales}, Map(**options), size)
+
+    for size, sigma in (((256, 256), 4.0), ((128, 192), 2.0), ((192, 128), 2.0)):
+        share = smoothed(size, sigma_share=4 / 256)
+        assert torch.equal(share, smoothed(size, sigma=sigma))
+        assert torch.equal(share, smoothed(size, sigma_share=4 / 256, sigma=0.0))
+        assert not torch.equal(share, smoothed(size, sigma=0.0))
+
+
 def test_fusion_of_students_and_scales() -> None:
     first, second = torch.full((1, 4, 4), 2.0), torch.full((1, 2, 2), 3.0)
     pair = {"encoder": [first, second], "decoder": [second, second]}

@@ -29,6 +29,7 @@ STEPS = 3  # in an epoch: 8 images in batches of 3
 RECIPES: dict[str, tuple[str, dict[str, Any]]] = {
     "val_normal": ("stfpm", {"select": "val_normal", "lr": 0.05}),
     "ema, cosine": ("stfpm", {"select": "last", "ema": 0.9, "schedule": "cosine"}),
+    "val_normal, ema, renewed": ("stfpm", {"select": "val_normal", "ema": 0.5, "lr": 0.05, "renew_batch_norm": True}),
     "split, one_cycle, clip": ("dskd", {"optimizer": "split", "schedule": "one_cycle", "clip": 0.1}),
 }
 

@@ -25,12 +25,14 @@ from harness.gridfile import parse
 from harness.job import Job, TrainJob, encode
 from harness.launch.schedule import remaining
 from harness.records import Failure, Results
+from harness.run.batch_norm import renewal_batches
 from harness.run.batches import deal, part_of, received, to_images, whole_batches
 from harness.run.device import open_device
 from harness.run.evaluate import inspect
 from harness.run_folder import read_calibration, read_scores
 from harness.spec import Save, TrainSpec
 from tests.conftest import ROOT, SHARED
+from tests.run.test_batch_norm import by_hand
 from tests.scripts.processes import RECIPES, inspected, spec
 
 WriteGrid = Callable[..., Path]
@@ -59,7 +61,7 @@ def pixels(tmp_path: Path) -> np.ndarray:
 def reference(recipe: str, pixels: np.ndarray) -> tuple[list[float], State]:
     """Losses and (averaged) students of one process that adds up gradients of two micro-batches; plain torch.
 
-    The first micro-batch's BatchNorm statistics are those that are kept.
+    The first micro-batch's BatchNorm statistics are those that are kept, or with `renew_batch_norm` the mean over all.
     """
     run, count = spec(recipe, processes=1), RECIPES[recipe][0]
     train = run.method.train
@@ -96,6 +98,11 @@ def reference(recipe: str, pixels: np.ndarray) -> tuple[list[float], State]:
             for key, value in students.state_dict().items():
                 average[key] = train.ema * average.get(key, value) + (1 - train.ema) * value
         losses.append(total / count)
+    if train.renew_batch_norm:
+        students.load_state_dict(average)
+        batches = renewal_batches(np.arange(count), train.batch_size)
+        parts = [pixels[part] for batch in batches for part in np.array_split(batch, 2)]
+        average |= by_hand(students, [to_images(torch.from_numpy(part)) for part in parts])
     return losses, average
 
 

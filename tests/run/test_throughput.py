@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from dskd import get_method
+from dskd import get_method, replace
 from dskd.costs import of_method
 from dskd.size import Size
 from harness.run.device import open_device
@@ -45,6 +45,20 @@ def test_what_a_measurement_holds(method: str) -> None:
 def test_a_strip_is_measured_at_its_size() -> None:
     found = bench("stfpm", (32, 64), batch_sizes=(1,))
     assert found["gmac"] == pytest.approx(of_method(get_method("stfpm"), "resnet18", (32, 64)).gmac, abs=1e-3)
+
+
+def test_maps_are_smoothed_once_as_deployed(monkeypatch: pytest.MonkeyPatch) -> None:
+    sigmas = []
+    for module in ("dskd.anomaly_map", "harness.run.throughput"):
+        name = f"{module}.gaussian_filter"
+        monkeypatch.setattr(name, lambda maps, sigma, own=module: sigmas.append((own, sigma)) or maps)
+    for name, least in (("WARM_UP", 1), ("LEAST", 2)):
+        monkeypatch.setattr(f"harness.run.throughput.{name}", least)
+    for changes in ({}, {"map.sigma_share": 1 / 32}):
+        method = replace(get_method("dskd"), changes)
+        spec = BenchSpec(method, "resnet18", (64, 96), "fp32", "cpu", 1, batch_sizes=(1,), seconds=0.01)
+        throughput(spec, open_device("cpu", "fp32"))
+    assert set(sigmas) == {("harness.run.throughput", 4.0), ("harness.run.throughput", 2.0)}
 
 
 def test_a_compiled_model_computes_the_same(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -118,7 +118,7 @@ def test_metrics_along_a_training_change_nothing_and_see_the_epochs_model() -> N
     plain, *_ = trained(spec(train__select="last", train__epochs=3), device)
     seen = {}
     along = dataclasses.replace(spec(train__select="last", train__epochs=3), evaluate_at=(2, 3))
-    watched, *_ = trained(along, device, along=lambda epoch, model: seen.update({epoch: mean_of_maps(model)}))
+    watched, *_ = trained(along, device, along=lambda epoch, settle: seen.update({epoch: mean_of_maps(settle())}))
     assert same(plain, watched)
     assert list(seen) == [2, 3]
     assert seen[3] == mean_of_maps(watched) != seen[2]

@@ -34,6 +34,7 @@ RECIPES = {
     "clipped": (9, SGD | {"train.clip": 0.5, "train.schedule": "cosine"}),
     "selected": (8, SGD | {"train.select": "val_normal", "train.epochs": 2}),  # by the images after the first 8
     "averaged": (11, SGD | {"train.ema": 0.5}),
+    "renewed": (11, SGD | {"train.renew_batch_norm": True}),
     "one scale": (9, SGD | {"layers": (1,)}),  # what comes after it in the students has no gradient
 }
 
