@@ -78,8 +78,15 @@ def search(
     raise typer.Exit(1 if missing else 0)
 
 
+class _Plain(yaml.SafeDumper):
+    """Writes a list that occurs twice out twice."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
 def _yaml(content: dict[str, Any]) -> bytes:
-    return yaml.safe_dump(content, sort_keys=False, allow_unicode=True).encode()
+    return yaml.dump(content, Dumper=_Plain, sort_keys=False, allow_unicode=True).encode()
 
 
 def _run(grid: Path, folder: Path, devices: str, plugin: list[str] | None) -> None:

@@ -9,6 +9,7 @@ from dskd.anomaly_map import anomaly_map, calibrate, image_scores
 from dskd.discrepancy import of_students, per_position
 from dskd.methods import METHODS
 from dskd.switches import Map, Method
+from dskd.tuned import TUNED, TUNED_ON
 from tests.dskd.test_distiller import count, distiller, images
 
 
@@ -198,6 +199,15 @@ class TestRecipes:
         for part in ("students", "encoder", "embedding", "decoder", "layers"):
             assert getattr(common, part) == getattr(own, part)
         assert (common is own) == (name in ("dskd", "two_students"))  # one run, not two
+
+    @pytest.mark.parametrize("where", TUNED)
+    def test_tuned_ones_see_a_tenth_and_keep_the_architecture(self, where: str) -> None:
+        for name in TUNED[where]:
+            own, found = get_method(name), get_method(name, TUNED_ON + where)
+            share = 1 - own.train.holdout if own.train.select == "val_normal" else 1
+            assert found.train.epochs <= own.train.epochs * share / 10
+            for part in ("students", "encoder", "embedding", "decoder", "layers"):
+                assert getattr(found, part) == getattr(own, part)
 
     def test_names_that_do_not_exist(self) -> None:
         with pytest.raises(ConfigError, match=r"'comon' is not possible; did you mean 'common'"):
