@@ -83,4 +83,4 @@ def p_values(scores: np.ndarray, normal: np.ndarray, weights: np.ndarray) -> np.
     order = np.argsort(normal)[::-1]
     reached = np.append(0.0, np.cumsum(weights[order]))
     found = np.searchsorted(-normal[order], -np.asarray(scores), side="right")  # how many are at least as high
-    return (1 + reached[found]) / (round(float(weights.sum())) + 1)
+    return np.minimum((1 + reached[found]) / (round(float(weights.sum())) + 1), 1.0)  # a sum of shares may end above

@@ -9,7 +9,9 @@ import dataclasses
 from collections.abc import Callable
 from typing import TypeVar
 
+from dskd.backbones import Backbone
 from dskd.config import ConfigError, replace, require, suggest
+from dskd.inverted import check_decoder
 from dskd.switches import Embedding, Encoder, Loss, Map, Method, Train
 from dskd.tuned import TUNED, TUNED_ON
 
@@ -160,3 +162,26 @@ add(
     ),
     "three identical students, error and disagreement: after Uninformed Students (Bergmann et al., CVPR 2020)",
 )
+
+
+def check_students(method: Method, teacher: Backbone, student: Backbone) -> None:
+    """Raises ConfigError for students or an embedding that this teacher's backbone cannot go with.
+
+    Args:
+        student: the encoder student's trunk, the teacher's where the method names no other.
+    """
+    own = method.encoder.backbone
+    require(
+        own != teacher.name,
+        f"encoder.backbone: {own} is the teacher's own trunk; name another one, or method: stfpm for it",
+    )
+    require(
+        student.strides == teacher.strides,
+        f"encoder.backbone: the maps of {own} have strides {list(student.strides)}, the teacher's ({teacher.name}) "
+        f"{list(teacher.strides)}; choose trunks of equal strides",
+    )
+    require(
+        method.embedding.kind != "layer4" or student.deep_tap is not None,
+        f"embedding.kind: {student.name} has no fourth map for layer4; write mff_oce, mff_1x1 or oce_only",
+    )
+    check_decoder(method, teacher, student)

@@ -28,9 +28,18 @@ class Alive:
 
 @dataclass(frozen=True)
 class Phase:
-    """A part of the job has begun: data, teacher, train, evaluate or bench."""
+    """A part of the job has begun: data, teacher, train, evaluate or bench. `part`: from 1, of the job's `parts`
+    trainings, where it has several.
+    """
 
     phase: str
+    part: int = 1
+    parts: int = 1
+
+    @property
+    def shown(self) -> str:
+        """`train`, or `train 2/6`."""
+        return self.phase if self.parts == 1 else f"{self.phase} {self.part}/{self.parts}"
 
 
 @dataclass(frozen=True)

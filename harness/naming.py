@@ -207,4 +207,6 @@ def as_text(value: Any) -> str:
     """A setting's value as tables and names have it."""
     if isinstance(value, list):
         return f"[{', '.join(map(as_text, value))}]"
+    if isinstance(value, Mapping):
+        return f"{{{', '.join(f'{key}: {as_text(each)}' for key, each in value.items())}}}"
     return f"{value:g}" if isinstance(value, float) else str(value)

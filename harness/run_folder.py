@@ -125,6 +125,15 @@ class RunFolder:
         return self.path / "students.safetensors"
 
     @property
+    def folds(self) -> Path:
+        """The students of `calibrate: {folds: K}`, a file for each fold, which evaluations make thresholds with."""
+        return self.path / "folds"
+
+    def fold(self, number: int) -> Path:
+        """Of the students that were trained without it; numbers begin at 1."""
+        return self.folds / f"{number}.safetensors"
+
+    @property
     def curve(self) -> Path:
         return self.path / "curve.csv"
 
@@ -138,7 +147,7 @@ class RunFolder:
 
     @property
     def calibration(self) -> Path:
-        """Of an evaluation whose training held normal images out for thresholds."""
+        """Of an evaluation whose training held normal images out for thresholds, or trained by folds for them."""
         return self.path / "calibration.csv"
 
     @property

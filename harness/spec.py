@@ -10,12 +10,11 @@ import hashlib
 import json
 import math
 from dataclasses import dataclass, field, fields
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import dskd.methods
-from dskd.backbones import BACKBONES, Backbone
+from dskd.backbones import BACKBONES
 from dskd.config import ConfigError, difference, require, to_mapping
-from dskd.inverted import check_decoder
 from dskd.size import Size, sides, simplest
 from dskd.switches import Map, Method, Score
 
@@ -23,6 +22,7 @@ METRIC_REVISION = 1  # raised by hand when a fix in `harness.run` changes metric
 BENCH_REVISION = 2  # of the throughput protocol (docs/protocol.md)
 MOST_SIDE = 16_384  # pixels: a batch of one such square is 3 GiB
 MOST_IMAGES = 65_536  # of a batch
+MOST_FOLDS = 20
 
 Precision = Literal["auto", "fp32", "tf32", "bf16"]
 Metrics = Literal["exact", "histogram"]
@@ -128,6 +128,19 @@ class Data:
 
 
 @dataclass(frozen=True)
+class Folds:
+    """`calibrate: {folds: K}`: so many further trainings, each without another fold of the normal images."""
+
+    folds: int
+
+    def __post_init__(self) -> None:
+        require(2 <= self.folds <= MOST_FOLDS, f"folds: {self.folds} is not possible; write 2 to {MOST_FOLDS}")
+
+
+Calibrate = Annotated[float, "a number"] | Annotated[Folds, f"{{folds: K}} with K from 2 to {MOST_FOLDS}"]
+
+
+@dataclass(frozen=True)
 class TrainSpec:
     """One training: method and recipe × backbone × category × seed. Its id is the id of the trained students.
 
@@ -140,7 +153,7 @@ class TrainSpec:
             statistics of its own part.
         compile: the training step, with torch.compile.
         calibrate: the share of the normal images that is held out before anything else is done, whole groups together,
-            for thresholds (docs/protocol.md); 0 for none.
+            for thresholds (docs/protocol.md); 0 for none, or `Folds` to hold none out.
         called: by `method`, `backbone` and `dataset` what the `label` of its entry calls it; shown, and in no id.
 
     Raises:
@@ -162,7 +175,7 @@ class TrainSpec:
     processes: int = field(default=1, metadata=setting("processes", later=True))
     strategy: Strategy = field(default="ddp", metadata=setting("strategy", later=True))
     compile: Compile = field(default="auto", metadata=setting("compile", later=True))
-    calibrate: float = field(default=0.0, metadata=setting("calibrate", later=True))
+    calibrate: Calibrate = field(default=0.0, metadata=setting("calibrate", later=True))
     called: Called = ()
 
     kind: ClassVar[Kind] = "train"
@@ -182,8 +195,8 @@ class TrainSpec:
             if not least <= value <= most:
                 raise ConfigError(f"{name}: {value} is not possible; write {least} or more, up to {most}")
         require(
-            0 <= self.calibrate < 1,
-            f"calibrate: {self.calibrate:g} is not possible; write the share of normal images to hold out for a "
+            0 <= self.held_out_share < 1,
+            f"calibrate: {self.held_out_share:g} is not possible; write the share of normal images to hold out for a "
             "threshold, such as 0.2, or 0 for none",
         )
         teacher = BACKBONES.get(self.backbone)
@@ -202,7 +215,7 @@ class TrainSpec:
         )
         student = BACKBONES.get(self.method.encoder.backbone or self.backbone)
         if teacher and student:
-            check_students(self.method, teacher, student)
+            dskd.methods.check_students(self.method, teacher, student)
         self._check_processes()
 
     def _check_processes(self) -> None:
@@ -210,6 +223,10 @@ class TrainSpec:
         require(
             self.compile is not True or processes == 1,
             f"compile: true is for a run of one process and this has processes: {processes}; write compile: false",
+        )
+        require(
+            not self.folds or processes == 1,
+            f"calibrate: {{folds: {self.folds}}} is for one process, not processes: {processes}; write calibrate: 0.2",
         )
         require(
             recipe.batch_size % processes == 0,
@@ -243,9 +260,19 @@ class TrainSpec:
         return sides(self.crop or self.image_size)
 
     @property
+    def folds(self) -> int:
+        """So many further trainings there are for thresholds."""
+        return self.calibrate.folds if isinstance(self.calibrate, Folds) else 0
+
+    @property
+    def held_out_share(self) -> float:
+        """Of the normal images, those for thresholds alone."""
+        return 0.0 if isinstance(self.calibrate, Folds) else self.calibrate
+
+    @property
     def train_images(self) -> int:
         """About how many normal images are left of those of the data when those for thresholds are held out."""
-        return round(self.data.train_images * (1 - self.calibrate))
+        return round(self.data.train_images * (1 - self.held_out_share))
 
     @property
     def process_batch_size(self) -> int:
@@ -270,29 +297,6 @@ class TrainSpec:
                 *([changed] if changed else []),
             ]
         )
-
-
-def check_students(method: Method, teacher: Backbone, student: Backbone) -> None:
-    """Raises ConfigError for students or an embedding that this teacher's backbone cannot go with.
-
-    Args:
-        student: the encoder student's trunk, the teacher's where the method names no other.
-    """
-    own = method.encoder.backbone
-    require(
-        own != teacher.name,
-        f"encoder.backbone: {own} is the teacher's own trunk; name another one, or method: stfpm for it",
-    )
-    require(
-        student.strides == teacher.strides,
-        f"encoder.backbone: the maps of {own} have strides {list(student.strides)}, the teacher's ({teacher.name}) "
-        f"{list(teacher.strides)}; choose trunks of equal strides",
-    )
-    require(
-        method.embedding.kind != "layer4" or student.deep_tap is not None,
-        f"embedding.kind: {student.name} has no fourth map for layer4; write mff_oce, mff_1x1 or oce_only",
-    )
-    check_decoder(method, teacher, student)
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from dskd.config import ConfigError, field_types, to_mapping
-from dskd.methods import ABOUT, METHODS, get_method
+from dskd.methods import ABOUT, METHODS, check_students, get_method
 from dskd.size import parse_size, sides, size_text
 from dskd.switches import Method, Train
 from dskd.tuned import TUNED, TUNED_ON
@@ -21,7 +21,6 @@ from harness.backbones import remember
 from harness.cli.common import ImageSizeOption, PluginOption, console
 from harness.cli.folded import print_folded
 from harness.gridfile import METHOD_KEYS
-from harness.spec import check_students
 
 OPTIMIZERS = {"adam": "Adam", "sgd": "SGD"}
 

@@ -76,8 +76,8 @@ class Screen:
     def on_event(self, job: Job, event: events.Event) -> None:
         """Called by `supervise`."""
         match event:
-            case events.Phase(phase):
-                self._begin(job, phase)
+            case events.Phase():
+                self._begin(job, event)
             case events.Step(done, total):
                 self._show(job, done / total)
             case events.Epoch():
@@ -110,13 +110,17 @@ class Screen:
             case events.Finished():
                 self._finish(job)
 
-    def _begin(self, job: Job, phase: str) -> None:
+    def _begin(self, job: Job, phase: events.Phase) -> None:
         run = self.running.get(job.spec.id)
         if run is None:
             task = self.progress.add_task(name_of(job), total=1.0, note="")
             run = self.running[job.spec.id] = _Running(task, self.costs[job.spec.id])
-        run.shares = _SHARES[phase]
-        self._show(job, 0.0, phase)
+        low, high = _SHARES[phase.phase]
+        step = (high - low) / phase.parts
+        run.shares = low + (phase.part - 1) * step, low + phase.part * step
+        self._show(job, 0.0, phase.shown)
+        if phase.parts > 1 and not self.console.is_terminal:
+            self.say(f"  {name_of(job)}  {phase.shown}  {self._eta()}")
 
     def _show_epoch(self, job: Job, event: events.Epoch) -> None:
         note = f"epoch {event.epoch}/{event.epochs}  loss {event.loss:.4g}  {event.images_per_s:.0f} img/s"

@@ -11,7 +11,7 @@ import numpy as np
 from harness.data.catalog import Sample
 from harness.spec import TrainSpec
 
-FOR_EPOCH, FOR_THRESHOLDS = 0, 1  # seeds: a training may hold out for both, by two draws
+FOR_EPOCH, FOR_THRESHOLDS, FOR_FOLDS = 0, 1, 2  # seeds: a training may hold out for both, by two draws
 
 
 @dataclass(frozen=True)
@@ -37,16 +37,40 @@ def units(samples: Sequence[Sample], positions: np.ndarray) -> int:
 
 def divide(samples: Sequence[Sample], spec: TrainSpec) -> Division:
     """Those for thresholds are taken out first, so that nothing that a training does has seen them."""
-    recipe = spec.method.train
-    train, val = (
-        np.array([i for i, one in enumerate(samples) if one.split == split], np.int64) for split in ("train", "val")
-    )
+    train = _positions(samples, "train")
     calibration = train[:0]
-    if spec.calibrate:
-        train, calibration = hold_out(samples, train, spec.calibrate, FOR_THRESHOLDS)
+    if spec.held_out_share:
+        train, calibration = hold_out(samples, train, spec.held_out_share, FOR_THRESHOLDS)
+    return _divided(samples, train, calibration, spec)
+
+
+def divide_by_fold(samples: Sequence[Sample], spec: TrainSpec) -> list[Division]:
+    """For each further training of `calibrate: {folds: K}`: its fold is for thresholds, and the rest is divided as if
+    there were no other images. The folds hold each image of the training split once, whole groups together, and are
+    drawn by a fixed seed: each group goes to the fold with the fewest images so far. With fewer groups than folds some
+    are empty.
+    """
+    train = _positions(samples, "train")
+    groups = np.array([unit_of(samples[i]) for i in train])
+    known, sizes = np.unique(groups, return_counts=True)
+    counts, fold_of = [0] * spec.folds, np.zeros(len(known), np.int64)
+    for group in np.random.default_rng(FOR_FOLDS).permutation(len(known)):
+        fold_of[group] = counts.index(min(counts))
+        counts[fold_of[group]] += int(sizes[group])
+    own = fold_of[np.searchsorted(known, groups)]
+    return [_divided(samples, train[own != fold], train[own == fold], spec) for fold in range(spec.folds)]
+
+
+def _positions(samples: Sequence[Sample], split: str) -> np.ndarray:
+    return np.array([i for i, one in enumerate(samples) if one.split == split], np.int64)
+
+
+def _divided(samples: Sequence[Sample], train: np.ndarray, calibration: np.ndarray, spec: TrainSpec) -> Division:
+    """`train`: positions to train on and, unless the data set brings validation normals, to select the epoch by."""
+    recipe, val = spec.method.train, _positions(samples, "val")
     if recipe.select == "last":
         return Division(train, val[:0], calibration)
-    if not len(val):  # the data set brings no validation normals of its own
+    if not len(val):
         train, val = hold_out(samples, train, recipe.holdout)
     return Division(train, val, calibration)
 

@@ -110,6 +110,7 @@ def estimate_s(job: Job | Training | BenchSpec, paces: Paces, done: Collection[s
     if spec.id not in done:
         along = len(spec.evaluate_at) * _evaluation_s(spec, 1, pace)
         total += pace.seconds(training(spec)) + pace.seconds(features(spec)) + along
+        total += spec.folds * pace.seconds(training_of_a_fold(spec)) if spec.folds else 0
     if any(evaluation.id not in done for evaluation in job.evaluations):
         total += _evaluation_s(spec, len(job.evaluations), pace)
     return total
@@ -133,6 +134,13 @@ def training(spec: TrainSpec, chosen: int | None = None, held_out: int | None = 
     return Amount(recipe.epochs * operations(spec) * (steps + FORWARD * looks), recipe.epochs * gmac)
 
 
+def training_of_a_fold(spec: TrainSpec) -> Amount:
+    """Of one of the further trainings of `calibrate: {folds: K}`, each of which is without another fold."""
+    images = round(spec.train_images * (1 - 1 / spec.folds))
+    held_out = _held_out(images, spec.method.train)
+    return training(spec, images - held_out, held_out)
+
+
 def features(spec: TrainSpec) -> Amount:
     """Of the teacher's features of all training images, once."""
     batches = math.ceil(spec.train_images / spec.method.train.batch_size)
@@ -144,6 +152,9 @@ def inspection(spec: TrainSpec) -> Amount:
     """Of one pass of teacher and students over the test images and those for thresholds."""
     images = spec.data.test_images + spec.data.train_images - spec.train_images
     batches = math.ceil(images / spec.eval_batch_size / spec.processes)
+    if spec.folds:  # each normal image by the students of one fold
+        images += spec.train_images
+        batches += spec.folds * math.ceil(spec.train_images / spec.folds / spec.eval_batch_size)
     teacher = A_CONVOLUTION * _convolutions(spec.backbone)[0]
     gmac = sum(_gmac(spec)) * batches * min(spec.eval_batch_size, images)
     return Amount(batches * FORWARD * (operations(spec) + teacher), gmac)

@@ -88,8 +88,8 @@ class Reporter:
         run_id = job.spec.id
         run = self.running.get(run_id)
         match event:
-            case events.Phase(phase):
-                self.running[run_id] = Running(run_id, phase)
+            case events.Phase():
+                self.running[run_id] = Running(run_id, event.shown)
             case events.Step(done, total) if run:
                 run.share = round(done / total, 3)
             case events.Epoch(epoch, epochs) if run:

@@ -35,20 +35,22 @@ class TestSet:
         samples: the N images in their order; labels: bool (N,), whether they are anomalous; known: bool (N,), whether
             each pixel's truth is known: of good images and of those with a mask.
         pixels: uint8 (N, H, W, 3); normal: those of the training images, less those for thresholds.
-        calibration: those, which are for thresholds alone; calibration_samples: the images in their order.
+        calibration: those, which are for thresholds alone; folds: where there are none of those, the further trainings
+            by which thresholds are made; calibration_samples: the images that they are made from, in their order.
         masks: bool (N, H, W); regions: the defective ones in them; regions_before: their number before masks were
             resized.
     """
 
-    def __init__(self, category: images.Category, regions: metrics.Regions, held: np.ndarray) -> None:
-        """Args: held: positions of those for thresholds among the samples that are not for tests."""
+    def __init__(self, category: images.Category, regions: metrics.Regions, spec: TrainSpec) -> None:
         test, train = category.test, category.train
+        held = held_out.divide(train.samples, spec).calibration
+        self.folds = held_out.divide_by_fold(train.samples, spec) if spec.folds else []
         self.samples = test.samples
         self.labels = np.array([sample.anomalous for sample in self.samples], np.bool_)
         self.known = np.array([sample.known for sample in self.samples], np.bool_)
         self.pixels, self.calibration = np.asarray(test.images), train.images[held]
         self.normal = train.images[np.setdiff1d(train.indices("train"), held)] if len(held) else train.of("train")
-        self.calibration_samples = [train.samples[i] for i in held]
+        self.calibration_samples = [train.samples[i] for i in (train.indices("train") if self.folds else held)]
         self.masks = np.asarray(test.masks)
         self.regions, self.regions_before = regions, int(test.regions.sum())
 
@@ -138,7 +140,7 @@ def _inspect(
         standard = calibrate(look(normal, positions) for positions, _ in batches)
     found, done, total = [], 0, sum(map(len, sets))
     for pixels in sets:
-        rooms = [_room(variant, pixels.shape[:3], scratch) for variant in (variants if device.main else ())]
+        rooms = [room(variant, pixels.shape[:3], scratch) for variant in (variants if device.main else ())]
         seen = [
             Inspected(room, np.empty(len(pixels), np.float64), standardisation=standard if own else None)
             for room, own in zip(rooms, standardised, strict=False)
@@ -209,7 +211,7 @@ def _send(tensors: list[torch.Tensor]) -> Callable[[], list[torch.Tensor]]:
     return arrived
 
 
-def _room(variant: EvaluateSpec, shape: tuple[int, ...], scratch: Path | None) -> np.ndarray:
+def room(variant: EvaluateSpec, shape: tuple[int, ...], scratch: Path | None) -> np.ndarray:
     """For float32 maps: in memory, or in a file that is gone as soon as nobody has the array. Raises OSError."""
     if variant.metrics == "exact" or not np.prod(shape):
         return np.empty(shape, np.float32)

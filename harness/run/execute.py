@@ -6,10 +6,10 @@ A run on several processes is executed by all of them, and rank 0 writes.
 import dataclasses
 import functools
 import logging
+import shutil
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -32,6 +32,7 @@ from harness.run.attempt import Work
 from harness.run.checkpoint import Checkpointing, Interrupted, discard
 from harness.run.device import Device, open_device
 from harness.run.evaluate import Along, TestSet, calibrated_of, decided, inspect, measure, scores_of
+from harness.run.folds import inspect_folds, train_folds
 from harness.run.learner import Learner
 from harness.run.machine import wait_for_quiet
 from harness.run.memory import peak_memory, reset_peak_memory
@@ -104,13 +105,12 @@ def _train_and_evaluate(job: TrainJob, work: Work, device: Device, warm: Warm) -
         distiller = Distiller(spec.method, spec.backbone, teacher)
         distiller.students.to(device.place, memory_format=torch.channels_last)
     regions = functools.partial(warm.regions, spec, np.asarray(category.test.masks))
-    held = held_out.divide(category.train.samples, spec).calibration
-    test = functools.cache(lambda: TestSet(category, regions(), held))
+    test = functools.cache(lambda: TestSet(category, regions(), spec))
     folder = work.results.run_folder(spec.id)
-    saved, why = _saved_students(job, work, folder.students, distiller)
+    saved, why = _saved_students(job, work, folder, distiller)
     if device.agree(saved is None):
         if why and device.main:
-            log.warning("%s cannot be used (%s); training again", folder.students, why)
+            log.warning("%s; training again", why)
         try:
             with work.recording(spec, device) as result:
                 result |= _train(job, work, device, warm, distiller, category, test)
@@ -119,35 +119,37 @@ def _train_and_evaluate(job: TrainJob, work: Work, device: Device, warm: Warm) -
                 discard(folder)
             raise
     elif saved is None:
-        why = why or "it sees no record of the training"
-        raise RuntimeError(f"{folder.students} cannot be used by this process: {why}")
+        raise RuntimeError(why or f"{folder.students} cannot be used: this process sees no record of the training")
     else:
         distiller.students.load_state_dict(saved)
     if device.main:
         discard(folder)
     if job.evaluations:
         work.emit(events.Phase("evaluate"))
-        _evaluate(job, work, device, distiller, test())
+        _evaluate(job, work, device, distiller, category, test())
     if device.main and not job.save.weights:
         folder.students.unlink(missing_ok=True)
+        shutil.rmtree(folder.folds, ignore_errors=True)
 
 
 def _saved_students(
-    job: TrainJob, work: Work, path: Path, distiller: Distiller
+    job: TrainJob, work: Work, folder: RunFolder, distiller: Distiller
 ) -> tuple[dict[str, torch.Tensor] | None, str]:
-    """The students of an earlier training that has a record, None if it is to be done; and what is wrong with the file.
+    """The students of an earlier training that has a record, None if it is to be done; and what is wrong with a file,
+    of them or of a fold's.
 
     They are compared before they are used: half of them in place would be another beginning for the next training.
     """
-    if job.force or not path.exists() or not work.results.has(job.spec.id):
+    if job.force or not folder.students.exists() or not work.results.has(job.spec.id):
         return None, ""
-    try:
-        saved = load_file(path)
-    except (OSError, ValueError, SafetensorError) as error:
-        return None, " ".join(f"{type(error).__name__}: {error}".split())
-    own = distiller.students.state_dict()
-    if {key: value.shape for key, value in saved.items()} != {key: value.shape for key, value in own.items()}:
-        return None, "its tensors are not those of these students"
+    own, saved = distiller.students.state_dict(), None
+    for path in [*(folder.fold(number + 1) for number in range(job.spec.folds)), folder.students]:
+        try:
+            saved = load_file(path)
+        except (OSError, ValueError, SafetensorError) as error:
+            return None, " ".join(f"{path} cannot be used: {type(error).__name__}: {error}".split())
+        if {key: value.shape for key, value in saved.items()} != {key: value.shape for key, value in own.items()}:
+            return None, f"{path} cannot be used: its tensors are not those of these students"
     return saved, ""
 
 
@@ -163,12 +165,13 @@ def _train(
     """Train the students in place and write the run's files; the training's result."""
     spec, epochs = job.spec, job.spec.method.train.epochs
     reset_peak_memory()
-    division = _divided(spec, category.train)
+    division, folds = _divided(spec, category.train)
     chosen, val = division.train, division.val
     normal = np.sort(np.concatenate([chosen, val]))
     work.emit(events.Phase("teacher"))
     features = warm.features(job, distiller.teacher, category.train.images, normal, device)
-    work.emit(events.Phase("train"))
+    of_folds = train_folds(job, work, device, warm, distiller.teacher, features, normal, folds)
+    work.emit(events.Phase("train", len(folds) + 1, len(folds) + 1))
 
     def report(step: int, steps: int, epoch: Epoch | None) -> None:
         if epoch is None:
@@ -186,6 +189,7 @@ def _train(
         Learner(distiller, spec, device, len(chosen), forward), features, *positions, report, along, checkpointing
     )
     seconds = checkpointing.seconds - along.seconds
+    resumed = sum((each.get("resumed", 0) for each in of_folds), checkpointing.resumed)
     if device.main:
         _write(folder, distiller, curve, along.rows)
     # The first epoch warms up caches and allocator; a run of one epoch has no other.
@@ -197,11 +201,12 @@ def _train(
         "loss_last": curve[-1].loss,
         "train_images": len(chosen),
         "held_out_images": len(val),
-        **({"calibration_images": len(division.calibration)} if spec.calibrate else {}),
+        **({"calibration_images": len(division.calibration)} if spec.held_out_share else {}),
+        **({"folds": of_folds} if folds else {}),
         **({"pictures": extents} if (extents := images.extents(spec.data, spec.image_size)) else {}),
         "images_per_s": round(sum(epoch.images for epoch in steady) / sum(epoch.seconds for epoch in steady), 3),
         "train_s": max(0.001, round(seconds, 3)),  # 0 would be no time that anything can be divided by
-        **({"resumed": checkpointing.resumed} if checkpointing.resumed else {}),
+        **({"resumed": resumed} if resumed else {}),
         "teacher_features": features.kept,
         **compiling(),
         **_sizes(distiller),
@@ -210,14 +215,17 @@ def _train(
     }
 
 
-def _divided(spec: TrainSpec, train: images.Pixels) -> held_out.Division:
-    """Raises DataError for too few images to hold out what the spec asks for; plans say so before."""
-    found = held_out.divide(train.samples, spec)
-    if spec.method.train.select == "val_normal" and not len(found.val):
+def _divided(spec: TrainSpec, train: images.Pixels) -> tuple[held_out.Division, list[held_out.Division]]:
+    """For the run's own training, and for those by folds. Raises DataError for too few images to hold out what the spec
+    asks for; plans say so before.
+    """
+    own = held_out.divide(train.samples, spec)
+    folds = held_out.divide_by_fold(train.samples, spec) if spec.folds else []
+    if spec.method.train.select == "val_normal" and not all(len(each.val) for each in (own, *folds)):
         raise DataError(f"{spec.data.category}: too few normal images to hold any out; set train.select: last")
-    if spec.calibrate and not len(found.calibration):
+    if spec.calibrate and not all(len(each.calibration) for each in (folds or [own])):
         raise DataError(f"{spec.data.category}: too few normal images to hold any out; set calibrate: 0")
-    return found
+    return own, folds
 
 
 def _write(folder: RunFolder, distiller: Distiller, curve: list[Epoch], along: list[dict[str, Any]]) -> None:
@@ -245,18 +253,33 @@ def _sizes(distiller: Distiller) -> dict[str, float]:
     return sizes
 
 
-def _evaluate(job: TrainJob, work: Work, device: Device, distiller: Distiller, test: TestSet) -> None:
-    started = time.perf_counter()
+def _evaluate(
+    job: TrainJob, work: Work, device: Device, distiller: Distiller, category: images.Category, test: TestSet
+) -> None:
+    started, total = time.perf_counter(), len(test.samples) + len(test.calibration_samples)
 
-    def report(done: int, total: int) -> None:
+    def report(done: int, _: int = 0) -> None:
         work.step(done, total)
         if device.most(work.stop.is_set()) and done < total:
             raise Interrupted(f"stopped after {done} of {total} images; the next call evaluates them again")
 
-    asked, scratch = job.spec.eval_batch_size, work.results.folder
+    asked, scratch, folder = job.spec.eval_batch_size, work.results.folder, work.results.run_folder(job.spec.id)
     size, inspected = inspect(
         distiller, test.pixels, job.evaluations, asked, device, report, test.normal, scratch, test.calibration
     )
+    if test.folds:
+        by_folds = inspect_folds(
+            distiller,
+            category,
+            test.folds,
+            folder,
+            job.evaluations,
+            size,
+            device,
+            lambda done: report(len(test.samples) + done),
+            scratch,
+        )
+        inspected = [dataclasses.replace(own, calibration=of) for own, of in zip(inspected, by_folds, strict=True)]
     shared_s = (time.perf_counter() - started) / len(job.evaluations)
     lowered = {} if size == asked else {"lowered_batch_size": size}
     if not device.main:

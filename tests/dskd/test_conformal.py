@@ -36,6 +36,7 @@ def test_a_score_is_above_the_threshold_where_its_p_value_is_at_most_the_rate(gr
         units = len(set(groups))
         plain = [(1 + sum(w for s, w in zip(normal, weights, strict=True) if s >= one)) / (units + 1) for one in scores]
         np.testing.assert_allclose(found, plain, rtol=1e-12)
+        assert found.max() <= 1, trial
         if limit is None:
             assert (found > rate).all(), trial
         else:

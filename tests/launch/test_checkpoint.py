@@ -117,6 +117,33 @@ def test_killed_and_told_to_end_it_finds_the_same_numbers(tmp_path: Path) -> Non
     assert numbers(grid) == numbers(undisturbed)
 
 
+def test_killed_in_a_fold_it_finds_the_same_numbers(tmp_path: Path) -> None:
+    data, settings = write_mvtec(tmp_path / "data"), {"train.epochs": 6, "evaluate.at": [2], "false_alarm_rate": 0.2}
+    settings |= {"calibrate": {"folds": 2}}
+    undisturbed, grid = (write(tmp_path / name, data, **settings) for name in ("undisturbed", "grid"))
+    run(undisturbed)
+    often = ("--checkpoint-every", "0", "--retries", "0")
+    process = subprocess.Popen(command(grid, *often), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    ended = until(lambda: list(grid.parent.glob("runs/tiny/*/folds/1.safetensors")), process)[0].stat().st_mtime_ns
+    until(lambda: saved(grid) > ended, process)
+    (worker,) = _children(process.pid)
+    process.kill()
+    with suppress(ProcessLookupError):
+        os.kill(worker, signal.SIGKILL)
+    process.communicate(timeout=DEADLINE_S)
+    while _alive(worker):
+        time.sleep(0.01)
+    run(grid)
+    (training,) = records(grid, "train").values()
+    assert training.result["resumed"] == 1
+    (path,) = grid.parent.glob("runs/tiny/*/folds/1.safetensors")
+    assert path.stat().st_mtime_ns == ended
+    assert numbers(grid) == numbers(undisturbed)
+    one, other = (next(each.parent.glob("runs/tiny/*/calibration.csv")) for each in (grid, undisturbed))
+    assert one.read_text() == other.read_text()
+    assert len(one.read_text().splitlines()) == 7
+
+
 @pytest.mark.slow
 def test_two_processes_told_to_end_find_the_same_numbers(tmp_path: Path) -> None:
     data = write_mvtec(tmp_path / "data")

@@ -211,7 +211,6 @@ def test_groups_are_what_counts() -> None:
     [
         ({"calibrate": 1}, "calibrate: 1 is not possible; write the share of normal images"),
         ({"calibrate": -0.1}, "calibrate: -0.1 is not possible"),
-        ({"calibrate": {"folds": 5}}, r"calibrate: \{'folds': 5\} is not possible; write a number"),
         ({"calibrate": 0.2, "defaults": {"calibrate": 0.2}}, "calibrate: is in defaults too"),
         ({"evaluate": [{"false_alarm_rate": 0}]}, "false_alarm_rate: 0 is not possible; write a share between 0 and 1"),
         ({"calibrate": 0.25}, r"8 normal images \(8 groups\) are too few for false_alarm_rate: 0.05, which needs 19"),
