@@ -1,6 +1,7 @@
 """Compiled training steps: close to the plain ones, one graph for all runs of a shape, and never in a run's way."""
 
 import csv
+import dataclasses
 import functools
 import re
 import sys
@@ -65,6 +66,17 @@ def test_losses_are_those_of_plain_steps(
     result, losses = trained(job(write_grid, tree, precision=precision, compile=True))
     assert (result["compiled"], result["graphs"]) == (True, 1)
     assert losses == pytest.approx(expected, rel=0.05 if precision == "bf16" else 1e-3)
+
+
+def test_statistics_taken_anew_leave_compiled_steps_as_they_are(write_grid: WriteGrid, tree: Path) -> None:
+    losses = {}
+    for renew in (True, False, True):  # the third trains the students of the first, in place
+        done = job(write_grid, tree, **{"compile": True, "train.renew_batch_norm": renew, "train.epochs": 3})
+        done = dataclasses.replace(done, force=True)
+        result, found = trained(done)
+        assert (result["compiled"], result["graphs"]) == (True, 1)
+        assert losses.setdefault(renew, found) == found
+    assert losses[True] == losses[False]
 
 
 @pytest.fixture
