@@ -391,6 +391,7 @@ def check_processes(plan: Plan, kind: str, count: int, nodes: int = 1) -> None:
             f"processes: {spec.processes} leaves devices of --nodes {nodes} idle; write processes: {count * nodes}, or "
             f"give --devices fewer",
         )
+        require(spec.compile != "graph" or kind == "cuda", "compile: graph needs CUDA devices; write compile: auto")
         require(
             spec.method.train.batch_norm == "local" or kind == "cuda",
             "train.batch_norm: sync needs CUDA devices; write train.batch_norm: local",

@@ -27,6 +27,8 @@ class TrainJob:
         checkpoint_every_s: seconds from one save of the unfinished training to the next.
         tracking: the experiment tracker that hears of it, as the grid names it.
         names: by id those of its works, as the grid's `Plan` has them.
+        graphs: schedules of the rate with which recorded steps are proven here to be plain ones bit for bit, so that
+            `compile: auto` records them.
     """
 
     spec: TrainSpec
@@ -41,6 +43,7 @@ class TrainJob:
     checkpoint_every_s: float = 600.0
     tracking: str | None = None
     names: dict[str, str] = field(default_factory=dict)
+    graphs: tuple[str, ...] = ()
 
     kind: ClassVar[str] = "train"
 
@@ -114,10 +117,22 @@ def is_compiled(spec: TrainSpec, device: str, precision: str) -> bool:
         device: its type; precision: the resolved one, or `auto`, which is bf16 on a CPU with AMX.
     """
     if spec.compile != "auto":
-        return spec.compile
+        return spec.compile is True
     has_amx = device == "cpu" and precision in ("auto", "bf16") and "amx_bf16" in cpu_flags()
     passes = spec.method.train.epochs * spec.train_images * math.prod(spec.sides) / 256**2
     return spec.processes == 1 and passes >= PAYS.get("amx" if has_amx else "", math.inf)
+
+
+def is_graphed(job: TrainJob, device: str) -> bool:
+    """Whether the training's steps are to be recorded as CUDA graphs: they then have the numbers of plain ones.
+
+    Args:
+        device: its type.
+    """
+    spec = job.spec
+    if spec.compile != "auto":
+        return spec.compile == "graph"
+    return device == "cuda" and spec.processes == 1 and spec.method.train.schedule in job.graphs
 
 
 def shape_of(spec: TrainSpec) -> tuple[object, ...]:

@@ -29,7 +29,7 @@ Metrics = Literal["exact", "histogram"]
 Kind = Literal["train", "evaluate", "bench"]
 # Those of Accelerate; each is the name of its package too.
 Tracking = Literal["tensorboard", "mlflow", "wandb", "aim", "clearml", "comet_ml", "dvclive", "swanlab", "trackio"]
-Compile = Literal["auto", True, False]
+Compile = Literal["auto", True, False, "graph"]
 Called = tuple[tuple[str, str], ...]
 Strategy = Literal["ddp", "deepspeed_zero1", "deepspeed_zero2", "deepspeed_zero3"]
 
@@ -151,7 +151,7 @@ class TrainSpec:
         evaluate_at: epochs after which the metrics are recorded too; they select nothing. A grid may say `log`.
         processes: so many share each batch, by `strategy`; they decide the numbers too, since each has BatchNorm
             statistics of its own part.
-        compile: the training step, with torch.compile.
+        compile: the training step, with torch.compile; or `graph`: recorded as a CUDA graph of its own kernels.
         calibrate: the share of the normal images that is held out before anything else is done, whole groups together,
             for thresholds (docs/protocol.md); 0 for none, or `Folds` to hold none out.
         called: by `method`, `backbone` and `dataset` what the `label` of its entry calls it; shown, and in no id.
@@ -221,8 +221,9 @@ class TrainSpec:
     def _check_processes(self) -> None:
         recipe, processes, strategy = self.method.train, self.processes, self.strategy
         require(
-            self.compile is not True or processes == 1,
-            f"compile: true is for a run of one process and this has processes: {processes}; write compile: false",
+            self.compile in ("auto", False) or processes == 1,
+            f"compile: {str(self.compile).lower()} is for a run of one process and this has processes: {processes}; "
+            "write compile: false",
         )
         require(
             not self.folds or processes == 1,
@@ -386,9 +387,7 @@ class Save:
     weights: bool = True
 
     def __post_init__(self) -> None:
-        require(
-            0 <= self.maps < 2**63, f"save.maps: {self.maps} is not possible; write 0 (none) or a number of pictures"
-        )
+        require(0 <= self.maps < 2**63, f"save.maps: {self.maps} is not possible; write 0 or a number of pictures")
 
 
 @dataclass(frozen=True)

@@ -32,12 +32,12 @@ from sheet import Sheet  # noqa: E402
 # Module, seconds that it may take, whether it needs CUDA; the most wanted first.
 BLOCKS: dict[str, tuple[str, float, bool]] = {
     "compiled": ("compiled_steps", 100, False),
-    "whole_step": ("whole_step", 90, False),
+    "whole_step": ("whole_step", 120, False),
     "anatomy": ("anatomy", 60, False),
     "metrics": ("exact", 40, False),
     "determinism": ("determinism", 80, False),
     "faults": ("faults", 80, False),
-    "sharing": ("sharing", 100, False),
+    "sharing": ("sharing", 160, False),
     "nccl1": ("nccl1", 40, False),
     "bench": ("inference", 80, False),
     "rates": ("rates", 25, False),

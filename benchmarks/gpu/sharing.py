@@ -1,4 +1,4 @@
-"""Several runs on one card at a time, with and without MPS: images per second in sum.
+"""Several runs on one card at a time, with and without MPS, plain and recorded: images per second in sum.
 
 The MPS daemon is an own one, with its pipes and logs in a folder of its own, and ends with the block; the system's is
 left alone, and no share of the card is set.
@@ -16,6 +16,17 @@ from sheet import Sheet, figures
 from harness.doctor.sharing import DAEMON, daemon
 
 SIDE, TRAIN = 128, 512
+# Workers, with MPS, recorded steps: of four recorded at a time 10,000 images/s in sum are wanted.
+WANTED = [
+    (1, False, False),
+    (4, False, True),
+    (4, True, True),
+    (4, False, False),
+    (4, True, False),
+    (1, False, True),
+    (2, True, False),
+    (2, False, False),
+]
 
 
 def run(sheet: Sheet) -> None:
@@ -25,25 +36,26 @@ def run(sheet: Sheet) -> None:
         side, train = (32, 8) if sheet.small else (SIDE, TRAIN)
         root = grids.write_tree(folder / "data", side, train)
         sums = {}
-        wanted = [(1, False), (2, False)] if sheet.small else [(1, False), (4, False), (4, True), (2, True), (2, False)]
-        for workers, mps in wanted:
-            name = f"{workers} {'with' if mps else 'without'} MPS"
+        wanted = [(1, False, False), (2, False, False)] if sheet.small else WANTED
+        for workers, mps, graph in wanted:
+            name = f"{workers} {'with' if mps else 'without'} MPS{', recorded' if graph else ''}"
             if not sheet.enough(name, 30):
                 continue
             if mps and shutil.which(DAEMON) is None:
                 sheet.fact("MPS", f"there is no {DAEMON}")
                 continue
             with sheet.trying(name), daemon(folder / name.replace(" ", "-")) if mps else nullcontext({}) as own:
-                sums[name] = together(sheet, folder / "grids" / name.replace(" ", "-"), root, side, workers, mps, own)
+                place = folder / "grids" / name.replace(" ", "-").replace(",", "")
+                sums[name] = together(sheet, place, root, side, workers, graph, mps, own)
             sheet.say(", ".join(f"{name}: {figures(found)} images/s" for name, found in sums.items()))
 
 
 def together(
-    sheet: Sheet, folder: Path, root: Path, side: int, workers: int, mps: bool, environment: dict[str, str]
+    sheet: Sheet, folder: Path, root: Path, side: int, workers: int, graph: bool, mps: bool, environment: dict[str, str]
 ) -> float:
     """Images per second of so many equal runs at a time, each its own worker's only one: the sum of their rates."""
-    epochs = {"train.epochs": 2 if sheet.small else 10}
-    grid = grids.write_grid(folder, root, side, {"method": ["dskd"], "seed": list(range(workers))}, **epochs)
+    recipe = {"train.epochs": 2 if sheet.small else 40 if graph else 10, "compile": "graph" if graph else False}
+    grid = grids.write_grid(folder, root, side, {"method": ["dskd"], "seed": list(range(workers))}, **recipe)
     started = time.perf_counter()
     done = grids.run(
         grid, "--devices", sheet.kind, "--runs-per-device", str(workers), seconds=sheet.left_s - 12, **environment
@@ -54,6 +66,7 @@ def together(
         "runs at a time",
         workers=workers,
         mps=mps,
+        recorded=[record.result.get("graphed", False) for record in found],
         images_per_s=round(sum(rates), 1),
         each=rates,
         seconds=round(time.perf_counter() - started, 1),

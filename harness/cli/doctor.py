@@ -42,10 +42,10 @@ def doctor(
     """Let this machine prove itself, before a grid relies on it: on a laptop, a GPU node, or within a SLURM job.
 
     Versions; the GPUs that the driver and CUDA see; rates of matrix products and copies; whether trainings end with the
-    same bits twice, and after an interruption; how many runs a GPU carries at a time, with and without MPS; processes
-    that talk to each other and are killed; memory, open files and the results folder. Each is PASS, FAIL with what to
-    do about it, or SKIPPED with the reason. What was proven is remembered for this device and these versions. Exit
-    codes: 0, 1 where something failed, 2 for wrong input.
+    same bits twice, after an interruption and by steps recorded as CUDA graphs; how many runs a GPU carries at a time,
+    with and without MPS; processes that talk to each other and are killed; memory, open files and the results folder.
+    Each is PASS, FAIL with what to do about it, or SKIPPED with the reason. What was proven is remembered for this
+    device and these versions. Exit codes: 0, 1 where something failed, 2 for wrong input.
     """
     from harness.doctor import checks
     from harness.doctor.findings import Where, examine, remember, remembered, report

@@ -29,6 +29,7 @@ from harness.cli.common import (
 )
 from harness.cli.screen import Screen
 from harness.disturbance import is_measured_again
+from harness.doctor.proven import graphs
 from harness.doctor.proven import runs_per_device as sharing_of
 from harness.files import write_atomic
 from harness.foreign import Damaged, check_links, opening
@@ -113,8 +114,8 @@ def run(
     again = [] if force else _disturbed_lines(disturbed)
     for remark in filter(None, [*plan.remarks(), *_aside(damaged), *earlier, *again, load.remark(slots[0].kind)]):
         screen.say((remark, "yellow"))
-    if why:
-        screen.say(why)
+    for line in filter(None, [why, graphs(slots[0].kind)[1] if todo.jobs else ""]):
+        screen.say(line)
     reporter = Reporter(results.folder, shard or "", len(costs))
     limits = Limits(retries, None if timeout is None else 60 * timeout)
     phases = schedule.phases(costs, slots, whole_machine(slots), nodes)
@@ -176,6 +177,7 @@ def _todo(
         checkpoint_every_s=60 * checkpoint_every,
         tracking=grid.tracking,
         again={run_id for run_id, more in disturbed.items() if more},
+        graphs=graphs(kind)[0],
     )
 
 

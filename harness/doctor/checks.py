@@ -1,8 +1,8 @@
 """Which checks there are, in their order."""
 
-from harness.doctor import compute, ranks, sharing, system
+from harness.doctor import compute, ranks, recorded, sharing, system
 from harness.doctor.findings import Check, Where
-from harness.doctor.proven import SHARING
+from harness.doctor.proven import GRAPHS, SHARING
 
 
 def of(where: Where) -> list[tuple[str, Check]]:
@@ -17,6 +17,7 @@ def of(where: Where) -> list[tuple[str, Check]]:
         ("rates", compute.rates),
         ("same twice", compute.same_twice),
         ("same resumed", compute.same_resumed),
+        (GRAPHS, recorded.recorded_steps),
         (SHARING, sharing.runs_per_device),
         ("processes", ranks.together),
         ("a killed one", ranks.killed),

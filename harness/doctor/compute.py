@@ -123,25 +123,41 @@ def teacher_of(trunk: str, device: Device) -> Teacher:
 
 def learner_of(spec: TrainSpec, teacher: Teacher, device: Device, images: int) -> tuple[Learner, TeacherFeatures]:
     """The students of a training of so many made-up images, and the teacher's features of these."""
+    model = model_of(spec, teacher, device)
+    return Learner(model, spec, device, images), features_of(spec, teacher, device, images)
+
+
+def model_of(spec: TrainSpec, teacher: Teacher, device: Device) -> Distiller:
+    """As a training begins with it."""
     torch.manual_seed(spec.seed)
     model = Distiller(spec.method, spec.backbone, teacher)
     model.students.to(device.place, memory_format=torch.channels_last)
+    return model
+
+
+def features_of(spec: TrainSpec, teacher: Teacher, device: Device, images: int) -> TeacherFeatures:
+    """Of so many made-up images."""
     draw = torch.Generator().manual_seed(1)
     pixels = torch.randint(256, (images, *spec.sides, 3), dtype=torch.uint8, generator=draw).to(device.place)
-    features = TeacherFeatures(teacher, pixels, spec.method.train.batch_size, device)
-    return Learner(model, spec, device, images), features
+    return TeacherFeatures(teacher, pixels, spec.method.train.batch_size, device)
 
 
 def _trained(
     spec: TrainSpec, teacher: Teacher, device: Device, checkpointing: Checkpointing | None = None
 ) -> str | None:
     """A hash of the losses and of all weights of a training; None if it was told to stop."""
-    learner, features = learner_of(spec, teacher, device, IMAGES)
-    chosen, none = np.arange(IMAGES), np.arange(0)
     try:
-        curve, _ = train(learner, features, chosen, none, lambda *_: None, checkpointing=checkpointing)
+        return hash_of(*learner_of(spec, teacher, device, IMAGES), IMAGES, checkpointing)
     except Interrupted:
         return None
+
+
+def hash_of(
+    learner: Learner, features: TeacherFeatures, images: int, checkpointing: Checkpointing | None = None
+) -> str:
+    """Of the losses and of all weights of a training. Raises Interrupted."""
+    chosen, none = np.arange(images), np.arange(0)
+    curve, _ = train(learner, features, chosen, none, lambda *_: None, checkpointing=checkpointing)
     found = hashlib.sha256(repr([epoch.loss for epoch in curve]).encode())
     for tensor in learner.distiller.students.state_dict().values():
         found.update(np.ascontiguousarray(tensor.detach().cpu().numpy()).tobytes())

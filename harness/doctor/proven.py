@@ -10,7 +10,7 @@ from typing import Any
 from dskd.config import quoted, require
 from harness.doctor.findings import proven
 
-SHARING = "runs per device"  # the check
+SHARING, GRAPHS = "runs per device", "recorded steps"  # the checks
 GAIN = 1.05  # in images per second, from which on more runs at a time are worth their memory (our choice)
 MOST = 64
 PIPES = Path("/tmp/nvidia-mps")  # where CUDA looks for MPS unless CUDA_MPS_PIPE_DIRECTORY says otherwise
@@ -61,6 +61,30 @@ def choose(found: Mapping[str, Any] | None, mps: bool) -> tuple[int, str]:
     numbers = ", ".join(f"{count}: {rates[count]:.0f}" for count in sorted(rates))
     measured = f"images/s in sum{how} by their number {numbers}"
     return best(rates), f"runs per device: {best(rates)} (harness doctor on {day}: {measured})"
+
+
+def graphs(kind: str) -> tuple[tuple[str, ...], str]:
+    """The schedules of the rate with which steps recorded as CUDA graphs are proven to be plain ones bit for bit on
+    devices of the kind, for `compile: auto`, and on a GPU a line that says so.
+    """
+    return known(proven(kind, GRAPHS)) if kind == "cuda" else ((), "")
+
+
+def known(found: Mapping[str, Any] | None) -> tuple[tuple[str, ...], str]:
+    """The schedules and the line, for a GPU. Pure.
+
+    Args:
+        found: what was proven: `schedules`, and `made_at`.
+    """
+    schedules = found.get("schedules") if found else None
+    equal = tuple(one for one in schedules if isinstance(one, str)) if isinstance(schedules, list) else ()
+    if not equal:
+        return (), (
+            "steps: launched one by one (that recorded ones are the same bit for bit is not proven on this GPU with "
+            "these versions: harness doctor)"
+        )
+    day = str(found.get("made_at"))[:10]
+    return equal, f"steps: recorded as CUDA graphs, the same bit for bit (harness doctor on {day}: {', '.join(equal)})"
 
 
 def with_mps() -> bool:

@@ -79,11 +79,13 @@ def remaining(
     checkpoint_every_s: float,
     tracking: str | None = None,
     again: Collection[str] = (),
+    graphs: Sequence[str] = (),
 ) -> Todo:
     """Jobs for what has no record (all with `force`): trainings with their evaluations first, then bench.
 
     Args:
         again: ids of measurements that are done and made once more all the same; they are not counted as left.
+        graphs: see `TrainJob`.
     """
     jobs: list[Job] = []
     for training in plan.trainings:
@@ -103,6 +105,7 @@ def remaining(
                     checkpoint_every_s=checkpoint_every_s,
                     tracking=tracking,
                     names={spec.id: plan.names.get(spec.id, "") for spec in (training.spec, *missing)},
+                    graphs=tuple(graphs),
                 )
             )
     for spec in plan.benches:

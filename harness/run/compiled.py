@@ -154,7 +154,7 @@ class Compiled:
 
     def started_as(self, fresh: Students) -> Students:
         """The students to train, in the state of a run's `fresh` ones."""
-        _put(self.students, _state(fresh))
+        put_state(self.students, state_of(fresh))
         self.students.zero_grad()  # of a run that ended within a step
         self.students.method = fresh.method
         return self.students
@@ -185,13 +185,13 @@ def _counts() -> dict[str, int]:
     return {key: counters[group][name] for key, (group, name) in COUNTED.items()}
 
 
-def _state(students: nn.Module) -> State:
+def state_of(students: nn.Module) -> State:
     """What a step can change: `state_dict`, and the buffers that are not in it too."""
     return students.state_dict(), dict(students.named_buffers())
 
 
 @torch.no_grad()
-def _put(students: nn.Module, state: State) -> None:
+def put_state(students: nn.Module, state: State) -> None:
     saved, buffers = state
     students.load_state_dict(saved)
     for name, buffer in students.named_buffers():
@@ -208,7 +208,7 @@ def _try(forward: Forward, distiller: Distiller, features: TeacherFeatures, batc
     Raises:
         RuntimeError: the last one's loss or gradient is not that of a plain step.
     """
-    before = copy.deepcopy(_state(distiller.students))
+    before = copy.deepcopy(state_of(distiller.students))
     distiller.students.train()
     positions = np.arange(batch) % len(features.pixels)
     images = to_images(features.pixels[index_of(positions, device.place)])
@@ -233,7 +233,7 @@ def _try(forward: Forward, distiller: Distiller, features: TeacherFeatures, batc
                 raise RuntimeError(wrong)
     finally:
         distiller.students.zero_grad()
-        _put(distiller.students, before)
+        put_state(distiller.students, before)
 
 
 def _wrong(step: tuple[float, dict[str, Tensor]], plain: tuple[float, dict[str, Tensor]], precision: str) -> str:

@@ -33,7 +33,6 @@ from harness.run.checkpoint import Checkpointing, Interrupted, discard
 from harness.run.device import Device, open_device
 from harness.run.evaluate import Along, TestSet, calibrated_of, decided, inspect, measure, scores_of
 from harness.run.folds import inspect_folds, train_folds
-from harness.run.learner import Learner
 from harness.run.machine import wait_for_quiet
 from harness.run.memory import peak_memory, reset_peak_memory
 from harness.run.sections import section
@@ -184,10 +183,8 @@ def _train(
     along = Along(spec, device, test)
     folder = work.results.run_folder(spec.id)
     checkpointing = Checkpointing(folder, spec.id, device, job.checkpoint_every_s, work.stop, {"along": along})
-    forward, compiling = warm.forward(spec, distiller, features, device, len(chosen))
-    curve, kept = train(
-        Learner(distiller, spec, device, len(chosen), forward), features, *positions, report, along, checkpointing
-    )
+    learner, of_steps = warm.learner(job, distiller, features, device, len(chosen))
+    curve, kept = train(learner, features, *positions, report, along, checkpointing)
     seconds = checkpointing.seconds - along.seconds
     resumed = sum((each.get("resumed", 0) for each in of_folds), checkpointing.resumed)
     if device.main:
@@ -208,7 +205,7 @@ def _train(
         "train_s": max(0.001, round(seconds, 3)),  # 0 would be no time that anything can be divided by
         **({"resumed": resumed} if resumed else {}),
         "teacher_features": features.kept,
-        **compiling(),
+        **of_steps(),
         **_sizes(distiller),
         **peak_memory(),
         **device.facts(),

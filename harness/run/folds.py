@@ -28,7 +28,6 @@ from harness.run.checkpoint import Checkpointing, Interrupted, discard
 from harness.run.device import Device
 from harness.run.evaluate import Inspected, inspect, room
 from harness.run.features import TeacherFeatures
-from harness.run.learner import Learner
 from harness.run.sections import section
 from harness.run.train import DivergedError, train
 from harness.run.warm import Warm
@@ -117,9 +116,9 @@ def _trained(
         with section("build"):
             model = Distiller(spec.method, spec.backbone, teacher)
             model.students.to(device.place, memory_format=torch.channels_last)
-        forward, _ = warm.forward(spec, model, features, device, len(chosen))
+        learner, _ = warm.learner(job, model, features, device, len(chosen))
         curve, kept = train(
-            Learner(model, spec, device, len(chosen), forward),
+            learner,
             features,
             *(np.searchsorted(normal, positions) for positions in (chosen, division.val)),
             lambda step, steps, _: work.step(step, steps),

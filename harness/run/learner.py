@@ -2,6 +2,7 @@
 
 import copy
 import math
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -40,6 +41,8 @@ class Learner:
     Attributes:
         measured: the model as it is to be measured: with the averaged students, where there are some, and with the
             statistics that `train.renew_batch_norm` asks for. After `settle`.
+        total: what `next_step` has added up of the losses of this rank's images, on the device: read once an epoch,
+            since reading it in each step would make the host wait for the device.
     """
 
     def __init__(
@@ -62,9 +65,11 @@ class Learner:
             self.students, *self.optimizers = accelerator.prepare(self.plain, *optimizers)
         else:  # Accelerate's wrapper would only cast the students' maps to float32, which their loss does itself
             self.students, self.optimizers = self.plain, [accelerator.prepare(one) for one in optimizers]
-        self.trained = _with_students(distiller, self.students)
+        self.trained = with_students(distiller, self.students)
         # Without the wrappers around what is trained: in those every pass would be a meeting of all ranks.
-        self.measured = _with_students(distiller, self.average.module) if self.average else distiller
+        self.measured = with_students(distiller, self.average.module) if self.average else distiller
+        self.total = torch.zeros((), device=device.place)
+        self._batches: Iterator[tuple[TeacherFeatures, np.ndarray]] = iter(())
         self._settled, self._before_renewal = False, Kept()
 
     @property
@@ -72,11 +77,26 @@ class Learner:
         """Whether DeepSpeed's engine has the parameters, and the model's own students are a copy of them."""
         return self.plain is not self.distiller.students
 
-    def begin_epoch(self) -> None:
-        """Train on, with the statistics of the training itself."""
+    def begin_epoch(self, features: TeacherFeatures, order: np.ndarray, epoch: int, done: int = 0) -> None:
+        """The steps of an epoch come next, in training mode.
+
+        Args:
+            order: of the images, their positions in `features`.
+            epoch: its number, from 1; done: steps of it that were done before.
+        """
+        self.train_on()
+        size = self.spec.method.train.batch_size
+        self._batches = ((features, order[at : at + size]) for at in range(done * size, len(order), size))
+
+    def train_on(self) -> None:
+        """In training mode, with the statistics of the training itself where they were renewed."""
         put_back(self._before_renewal)
         self._settled, self._before_renewal = False, Kept()
         self.students.train()
+
+    def next_step(self) -> None:
+        """Train on the epoch's next batch."""
+        self.total += self.step(*next(self._batches))
 
     def step(self, features: TeacherFeatures, positions: np.ndarray) -> torch.Tensor:
         """Train on this rank's part of a global batch.
@@ -150,7 +170,7 @@ class Learner:
             self.device.accelerator.free_memory()  # the engine of DeepSpeed does not go by itself
 
 
-def _with_students(distiller: Distiller, prepared: torch.nn.Module) -> Distiller:
+def with_students(distiller: Distiller, prepared: torch.nn.Module) -> Distiller:
     """The same model seen through Accelerate's wrapper of its students."""
     view = copy.copy(distiller)
     view._modules = dict(distiller._modules) | {"students": prepared}
@@ -205,12 +225,17 @@ class Average(AveragedModel):
         self.decay = decay
         self._pairs: list[tuple[_Place, _Place]] = []
 
-    @torch.no_grad()
     def update(self, students: torch.nn.Module) -> None:
         """Take in what a step made of the students: at each call the same ones, of modules as its own are."""
+        self.blend(students, begun=bool(self.n_averaged))  # that number lies on the host
+        self.n_averaged += 1
+
+    @torch.no_grad()
+    def blend(self, students: torch.nn.Module, begun: bool) -> None:
+        """`update` but for the count. `begun`: there is an average already; else it is the students."""
         if not self._pairs:  # walking through all modules takes the host a millisecond
             self._pairs = list(zip(_places(self.module), _places(students), strict=True))
-        averaged, copied, begun = [], [], bool(self.n_averaged)  # that number lies on the host
+        averaged, copied = [], []
         for (own, name), (theirs, other) in self._pairs:
             is_averaged = begun and own[name].is_floating_point()
             (averaged if is_averaged else copied).append((own[name], theirs[other]))
@@ -218,7 +243,6 @@ class Average(AveragedModel):
             torch._foreach_lerp_(*map(list, zip(*averaged, strict=True)), 1 - self.decay)
         if copied:
             torch._foreach_copy_(*map(list, zip(*copied, strict=True)))
-        self.n_averaged += 1
 
 
 def _places(module: torch.nn.Module) -> list[_Place]:

@@ -21,6 +21,11 @@ def section(name: str, images: int = 0) -> AbstractContextManager[None]:
     return _NOTHING if _active is None else _active.measure(name, images)
 
 
+def is_watched() -> bool:
+    """Whether somebody looks."""
+    return _active is not None
+
+
 class Sections:
     """Of each section: its seconds, how often it ran, and the images that its networks saw."""
 

@@ -49,9 +49,7 @@ Along = Callable[[int, Callable[[], Distiller]], None]
 
 @dataclass
 class _EpochLoss:
-    """A rank's summed loss of the epoch so far, on the device: read once an epoch, since reading it in each step would
-    make the host wait for the device.
-    """
+    """A rank's summed loss of the epoch so far: the learner's `total`."""
 
     total: torch.Tensor
 
@@ -138,7 +136,7 @@ def train(
     """
     spec, device, recipe, steps = learner.spec, learner.device, learner.spec.method.train, learner.steps_per_epoch
     order = torch.Generator().manual_seed(spec.seed)
-    progress, loss = _Progress(order.get_state(), recipe.epochs), _EpochLoss(torch.zeros((), device=device.place))
+    progress, loss = _Progress(order.get_state(), recipe.epochs), _EpochLoss(learner.total)
     parts: Parts = {}
     if checkpointing is not None:
         parts = {"progress": progress, "loss": OfRank(loss, device), **learner.parts(checkpointing.shards)}
@@ -148,9 +146,9 @@ def train(
         started = time.perf_counter() - progress.seconds
         order.set_state(progress.order)
         shuffled = chosen[torch.randperm(len(chosen), generator=order).numpy()]
-        learner.begin_epoch()
+        learner.begin_epoch(features, shuffled, epoch, progress.step)
         for step in range(progress.step, steps):
-            loss.total += learner.step(features, shuffled[step * recipe.batch_size :][: recipe.batch_size])
+            learner.next_step()
             progress.step, progress.seconds = step + 1, time.perf_counter() - started
             report((epoch - 1) * steps + step + 1, recipe.epochs * steps, None)
             if checkpointing is not None:

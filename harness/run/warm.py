@@ -1,4 +1,5 @@
-"""What a worker keeps from job to job: the teacher and its features, the regions of the masks, the compiled steps.
+"""What a worker keeps from job to job: the teacher and its features, the regions of the masks, the compiled and
+recorded steps.
 
 The next job often has the same, with another method or seed: jobs of equal `affinity` come one after the other.
 """
@@ -12,11 +13,13 @@ import torch
 
 from dskd.distiller import Distiller
 from dskd.teacher import Teacher
-from harness.job import TrainJob, affinity, is_compiled
+from harness.job import TrainJob, affinity, is_compiled, is_graphed
 from harness.run import metrics
 from harness.run.compiled import Forward, Graphs, sizes_of_batches
 from harness.run.device import Device
 from harness.run.features import TeacherFeatures
+from harness.run.graphed import WholeSteps
+from harness.run.learner import Learner
 from harness.run.sections import section
 from harness.spec import TrainSpec, Weights
 from harness.weights import check_unchanged
@@ -45,6 +48,7 @@ class Warm:
         self._features: _Last[TeacherFeatures] = _Last()
         self._regions: _Last[metrics.Regions] = _Last()
         self._graphs = Graphs()
+        self._whole_steps = WholeSteps()
 
     def teacher(self, backbone: str, path: str | None, weights: Weights, place: torch.device) -> Teacher:
         """On the device. Raises DataError for a file whose content is not that of the plan (`weights`).
@@ -71,6 +75,7 @@ class Warm:
         spec, batch = job.spec, job.spec.process_batch_size
 
         def make() -> TeacherFeatures:
+            self._whole_steps.forget()  # they read the last ones
             with section("transfer"):
                 pixels = torch.from_numpy(images[normal]).to(device.place)
             return TeacherFeatures(teacher, pixels, batch, device)
@@ -84,6 +89,20 @@ class Warm:
         with section("metrics"):
             key = spec.data.test_manifest, spec.image_size, spec.crop
             return self._regions.get(key, lambda: metrics.regions(masks))
+
+    def learner(
+        self, job: TrainJob, distiller: Distiller, features: TeacherFeatures, device: Device, images: int
+    ) -> tuple[Learner, Callable[[], dict[str, Any]]]:
+        """The run's learner, and what tells after the training what the record says of its steps. The model may get
+        other students, which are equal to its own.
+
+        Args:
+            images: how many are trained on in an epoch.
+        """
+        if is_graphed(job, device.place.type):
+            return self._whole_steps.learner(job.spec, distiller, device, features, images)
+        forward, facts = self.forward(job.spec, distiller, features, device, images)
+        return Learner(distiller, job.spec, device, images, forward), facts
 
     def forward(
         self, spec: TrainSpec, distiller: Distiller, features: TeacherFeatures, device: Device, images: int

@@ -1,5 +1,6 @@
 """On a CUDA device: a run end to end, and the same promises as on a CPU."""
 
+import copy
 import dataclasses
 import itertools
 from collections.abc import Callable
@@ -16,10 +17,12 @@ from harness.records import Results
 from harness.run.checkpoint import Interrupted
 from harness.run.device import open_device
 from harness.run.execute import execute
+from harness.run.graphed import WholeSteps
 from harness.run.metrics import evaluate
 from harness.run.train import train
 from harness.run.warm import Warm
 from tests.launch.test_run import records, run
+from tests.run import test_graphed
 from tests.run.test_checkpoint import assert_same, go, job_of, recipe
 from tests.run.test_metrics import example
 from tests.run.test_train import PIXELS, assert_kept_features_are_recomputed_ones, same, spec, trained
@@ -129,3 +132,46 @@ def test_a_stopped_training_ends_with_the_same_numbers(tmp_path: Path, monkeypat
         with pytest.raises(Interrupted):
             go(folder=tmp_path / name, steps=4, **options)
         assert_same(go(folder=tmp_path / name, **options), tuple(expected))
+
+
+@pytest.fixture
+def on_the_gpu(monkeypatch: pytest.MonkeyPatch) -> Callable[..., test_graphed.Worker]:
+    """A worker on the GPU, which keeps `steps`."""
+    teacher = copy.deepcopy(test_graphed.teacher()).cuda()
+    monkeypatch.setattr(test_graphed, "PIXELS", PIXELS.cuda())
+    monkeypatch.setattr(test_graphed, "teacher", lambda: teacher)
+
+    def worker(precision: str, steps: WholeSteps | None) -> test_graphed.Worker:
+        device = open_device("cuda", precision)
+        return test_graphed.Worker(device, test_graphed.features_of(device), steps)
+
+    return worker
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("name", test_graphed.RECIPES)
+def test_graphed_steps_are_plain_ones_bit_for_bit(name: str, precision: str, on_the_gpu: Callable[..., Any]) -> None:
+    """204 steps of whole and incomplete batches, in graphs in which another seed was trained before."""
+    plain, graphed = on_the_gpu(precision, None), on_the_gpu(precision, WholeSteps())
+    graphed.train(test_graphed.recipe(name, 1, epochs=1))
+    run = test_graphed.recipe(name, epochs=68)
+    found = graphed.train(run)
+    assert graphed.facts == {"compiled": False, "graphed": True, "graphed_batches": [3, 2]}
+    assert test_graphed.same(found, plain.train(run))
+
+
+def test_no_graphed_step_waits_and_runs_of_a_shape_take_no_more_memory(on_the_gpu: Callable[..., Any]) -> None:
+    worker, reserved = on_the_gpu("bf16", WholeSteps()), []
+
+    def report(step: int, _steps: int, epoch: object) -> None:
+        within = step % 3 and epoch is None
+        torch.cuda.set_sync_debug_mode("error" if within else "default")
+
+    try:
+        for seed in range(10):
+            worker.train(test_graphed.recipe("sgd, clip, ema, cosine", seed), report=report)
+            reserved.append(torch.cuda.memory_reserved())
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert worker.facts["graphed"]
+    assert reserved[-1] == reserved[2]
