@@ -34,7 +34,10 @@ RECIPES: dict[str, tuple[str, dict[str, Any]]] = {
     "sgd, clip, ema, cosine": ("stfpm", {"clip": 0.1, "ema": 0.9, "schedule": "cosine"}),
     "sgd without momentum": ("stfpm", {"momentum": 0.0}),
     "adam, one_cycle": ("stfpm", {"optimizer": "adam", "lr": 0.005, "schedule": "one_cycle"}),
-    "adam, clip, ema": ("stfpm", {"optimizer": "adam", "lr": 0.005, "clip": 0.1, "ema": 0.5}),
+    "adam, clip, ema, renewed": (
+        "stfpm",
+        {"optimizer": "adam", "lr": 0.005, "clip": 0.1, "ema": 0.5, "renew_batch_norm": True},
+    ),
     "split, cosine, val_normal": ("dskd", {"optimizer": "split", "schedule": "cosine", "select": "val_normal"}),
 }
 
@@ -120,7 +123,7 @@ def test_recorded_steps_are_plain_ones_bit_for_bit(name: str, plain: Worker, rec
 def test_bf16_steps_too(plain: Worker, recorded: Worker) -> None:
     plain.device = recorded.device = open_device("cpu", "bf16")
     plain.features = recorded.features = features_of(plain.device)
-    run = recipe("adam, clip, ema", epochs=2)
+    run = recipe("adam, clip, ema, renewed", epochs=2)
     assert same(recorded.train(run), plain.train(run))
     assert recorded.facts["graphed"]
 
@@ -178,7 +181,7 @@ def test_a_stopped_training_goes_on_as_plain_or_recorded(
 def test_nothing_is_left_of_a_run_that_diverges_or_breaks_off(
     plain: Worker, recorded: Worker, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    for name in ("adam, clip, ema", "sgd, clip, ema, cosine"):
+    for name in ("adam, clip, ema, renewed", "sgd, clip, ema, cosine"):
         run = recipe(name, 1, epochs=2)
         expected = plain.train(run)
         with pytest.raises(DivergedError):
