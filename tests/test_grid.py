@@ -17,13 +17,14 @@ from harness.grid import Facts, Plan, expand, resolve
 from harness.gridfile import Grid, parse, read_grid
 from harness.naming import labels_of
 from harness.spec import Data, EvaluateSpec, TrainSpec, Weights
+from tests.conftest import SURFACES
 
 DOCUMENT = {
     "name": "test",
     "axes": {
         "method": ["dskd", "stfpm", "reverse_distillation"],
         "backbone": ["resnet18"],
-        "dataset": [{"name": "surfaces", "categories": ["granite", "leather"]}],
+        "dataset": [SURFACES | {"categories": ["granite", "leather"]}],
         "seed": [0, 1, 2],
     },
     "defaults": {"weights": "random"},
@@ -184,7 +185,7 @@ def test_weights_decide_by_content() -> None:
         ),
         ({"axes": DOCUMENT["axes"] | {"dataset": [{"root": "x"}]}}, "has no `name`"),
         (
-            {"axes": DOCUMENT["axes"] | {"dataset": [{"name": "surfaces", "categories": ["granit"]}]}},
+            {"axes": DOCUMENT["axes"] | {"dataset": [SURFACES | {"categories": ["granit"]}]}},
             "did you mean 'granite'",
         ),
         ({"axes": DOCUMENT["axes"] | {"seed": ["a"]}}, "seed: 'a' is not possible; write a whole number"),
@@ -280,7 +281,7 @@ def test_a_spec_looks_up_no_backbone() -> None:
 
 def test_sizes_are_sides_of_squares_or_height_and_width() -> None:
     """On an axis a list holds values, elsewhere it is one; a square by both sides is the square."""
-    axes = DOCUMENT["axes"] | {"dataset": [{"name": "surfaces", "categories": ["granite"]}], "seed": [0]}
+    axes = DOCUMENT["axes"] | {"dataset": [SURFACES | {"categories": ["granite"]}], "seed": [0]}
 
     def sizes(more: dict | None = None, **sections: object) -> list:
         return [t.spec.image_size for t in plan(axes=axes | {"method": ["dskd"]} | (more or {}), **sections).trainings]

@@ -4,14 +4,14 @@ What is decoded is what was hashed: a file is read once, and an entry is publish
 make the manifest that was planned.
 """
 
+import functools
 import hashlib
 import io
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import datasets
 import numpy as np
 from PIL import Image, ImageOps
 from scipy import ndimage
@@ -25,7 +25,10 @@ from harness.environment import core_count
 from harness.files import CacheError, cache_folder, new_folder
 from harness.spec import Data, digest
 
-_DECODER = datasets.Image()  # turns a picture as its EXIF data say
+if (
+    TYPE_CHECKING
+):  # with pandas it takes as long to import as half of torch: a worker whose images are in the cache needs none
+    import datasets
 
 
 @dataclass(frozen=True)
@@ -63,10 +66,12 @@ class Category:
     test: Pixels
 
 
-def as_dataset(source: Source, samples: list[Sample]) -> datasets.Dataset:
+def as_dataset(source: Source, samples: list[Sample]) -> "datasets.Dataset":
     """The samples as a Hugging Face data set: image, mask (None where nothing is defective), label, defect, split,
     path.
     """
+    import datasets
+
     root = source.folder()
     columns = {
         "image": [str(root / sample.path) for sample in samples],
@@ -232,6 +237,14 @@ class _Files:
         return DataError(f"dataset {self.source.name}: {what} changed since it was planned; run the grid again")
 
 
+@functools.cache
+def _decoder() -> "datasets.Image":
+    """Turns a picture as its EXIF data say."""
+    import datasets
+
+    return datasets.Image()
+
+
 def decoded(path: str, content: bytes, max_megapixels: float | None) -> tuple[Image.Image, str | None]:
     """A file's picture as its EXIF data turn it, and its type if it is deep (`depth.kind_of`).
 
@@ -245,7 +258,7 @@ def decoded(path: str, content: bytes, max_megapixels: float | None) -> tuple[Im
         if max_megapixels is not None:
             with Image.open(io.BytesIO(content)) as head:
                 check_size(path, *head.size, max_megapixels)
-        picture, kind = _DECODER.decode_example({"path": None, "bytes": content}), None
+        picture, kind = _decoder().decode_example({"path": None, "bytes": content}), None
         if depth.is_deep(picture):
             with Image.open(io.BytesIO(content)) as head:  # which the decoded picture has forgotten
                 kind = depth.kind_of(head)

@@ -17,7 +17,7 @@ from harness.gridfile import parse, read_grid
 from harness.leaderboard.frame import load
 from harness.leaderboard.table import boards
 from harness.records import Results
-from tests.conftest import write_mvtec
+from tests.conftest import SURFACES, write_mvtec
 from tests.faults.commands import harness, refusal
 
 WriteGrid = Callable[..., Path]
@@ -42,7 +42,8 @@ def test_those_of_one_object_are_not_all_that_is_chosen() -> None:
 
 @pytest.mark.parametrize("name", ["folder", "surfaces"])
 def test_a_limit_is_a_protocol_of_its_own(name: str, tmp_path: Path) -> None:
-    entry = {"name": name} | ({"root": str(write_mvtec(tmp_path, "granite", 12))} if name == "folder" else {})
+    folder = {"name": name, "root": str(write_mvtec(tmp_path, "granite", 12))}
+    entry = SURFACES | {"test_per_defect": 3} if name == "surfaces" else folder
     source = get_source(entry | {"limit": 2})
     limited_data, whole = describe(source, "granite"), describe(get_source(entry), "granite")
     assert limited_data.train_images == 2

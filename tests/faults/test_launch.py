@@ -19,9 +19,10 @@ import pytest
 
 from harness import events
 from harness.files import write_atomic
-from harness.launch import channel
+from harness.launch import channel, group
 from harness.launch.claims import Claims
 from harness.records import Failure, Results
+from tests.faults.commands import Done, harness
 from tests.launch.test_faults import until
 from tests.launch.test_run import WriteGrid
 
@@ -33,11 +34,12 @@ from harness.cli import main
 sys.argv[0] = "harness"
 main()
 """
+WORKER = str(ROOT / "tests" / "scripts" / "fake_worker.py")
 LIMIT_S = 60
 
 
 def command(grid: Path, *options: str) -> list[str]:
-    code = FAKE.format(worker=str(ROOT / "tests" / "scripts" / "fake_worker.py"))
+    code = FAKE.format(worker=WORKER)
     return [sys.executable, "-c", code, "run", "--grid", str(grid), "--out", str(grid.parent / "runs"), *options]
 
 
@@ -46,10 +48,18 @@ def environment(how: dict[str, str], **more: str) -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "FAKE": json.dumps(how), **more}
 
 
-def call(grid: Path, how: dict[str, str], *options: str, **more: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        command(grid, *options), env=environment(how, **more), capture_output=True, text=True, timeout=LIMIT_S
-    )
+def call(grid: Path, how: dict[str, str], *options: str, **more: str) -> Done:
+    """The supervisor is this process."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(group, "WORKER", [WORKER])
+        for name, value in environment(how, **more).items():
+            patch.setenv(name, value)
+        return harness("run", "--grid", grid, "--out", grid.parent / "runs", *options)
+
+
+def call_apart(grid: Path, **more: str) -> subprocess.CompletedProcess[str]:
+    """In a process of its own, which looks at these variables when it starts."""
+    return subprocess.run(command(grid), env=environment({}, **more), capture_output=True, text=True, timeout=LIMIT_S)
 
 
 def phases_seen(grid: Path) -> int:
@@ -91,7 +101,7 @@ class TestConsole:
         self._goes_on(grid, process.wait(LIMIT_S))
 
     def test_latin_1(self, grid: Path) -> None:
-        done = call(grid, {}, PYTHONIOENCODING="latin-1")
+        done = call_apart(grid, PYTHONIOENCODING="latin-1")
         self._goes_on(grid, done.returncode)
         assert "\\u2713 train" in done.stdout
 
@@ -105,17 +115,16 @@ class TestConsole:
     def test_markup_in_a_failure(self, grid: Path) -> None:
         message = "RuntimeError: [/__w/pytorch/pair.cc:553] Connection closed\x1b]0;title\x07"
         done = call(grid, {"1": f"fail:{message}"})
-        assert done.returncode == 1, done.stderr
+        assert done.code == 1, done.err
         assert phases_seen(grid) == 3
-        assert "[/__w/pytorch/pair.cc:553] Connection closed\\x1b]0;title\\x07" in done.stdout
-        assert "\x1b" not in done.stdout
+        assert "[/__w/pytorch/pair.cc:553] Connection closed\\x1b]0;title\\x07" in done.out
+        assert "\x1b" not in done.out
 
     def test_markup_in_a_category(self, tmp_path: Path, write_grid: WriteGrid) -> None:
         from tests.conftest import write_mvtec
 
         grid = write_grid(write_mvtec(tmp_path / "data", "[bold red]x"))
-        line = [sys.executable, "-m", "harness", "plan", "--list", "--grid", str(grid)]
-        assert "[bold red]x seed 0" in subprocess.run(line, capture_output=True, text=True, cwd=ROOT).stdout
+        assert "[bold red]x seed 0" in harness("plan", "--list", "--grid", grid).out
 
     def test_a_listener_that_raises(
         self, grid: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
@@ -125,13 +134,12 @@ class TestConsole:
 
         from harness.cli import app
         from harness.cli.screen import Screen
-        from harness.launch import group
 
         def broken(*_: object) -> None:
             raise KeyError("broken")
 
         monkeypatch.setattr(Screen, "on_event", broken)
-        monkeypatch.setattr(group, "WORKER", [str(ROOT / "tests" / "scripts" / "fake_worker.py")])
+        monkeypatch.setattr(group, "WORKER", [WORKER])
         monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
         done = CliRunner().invoke(app, ["run", "--grid", str(grid), "--out", str(grid.parent / "runs")])
         assert done.exit_code == 0, done.output
@@ -164,15 +172,15 @@ class TestProcesses:
     def test_two_deaths_at_the_start_cost_a_slot(self, grid: Path, tmp_path: Path) -> None:
         (tmp_path / "count").write_text("1\n2\n")
         done = call(grid, {"count": str(tmp_path / "count")}, "--devices", "cpu:2")
-        assert done.returncode == 0, done.stdout + done.stderr
+        assert done.code == 0, done.out + done.err
         assert phases_seen(grid) == 3
 
     def test_no_slot_that_ever_lived_ends_the_grid_with_the_reason(self, grid: Path, tmp_path: Path) -> None:
         (tmp_path / "count").write_text("1\n2\n3\n4\n5\n6\n")
         done = call(grid, {"count": str(tmp_path / "count")})
-        assert done.returncode == 1
-        assert "was killed by SIGKILL" in done.stdout
-        assert "the library cannot be loaded" in done.stdout
+        assert done.code == 1
+        assert "was killed by SIGKILL" in done.out
+        assert "the library cannot be loaded" in done.out
 
     def test_hangup_is_a_gentle_stop(self, grid: Path) -> None:
         process = subprocess.Popen(
@@ -215,8 +223,7 @@ class TestProcesses:
         assert claims.take("run")
 
     def test_waiting_is_said(self, grid: Path) -> None:
-        plan = [sys.executable, "-m", "harness", "plan", "--list", "--grid", str(grid), "--only", "seed=0"]
-        run_id = subprocess.run(plan, capture_output=True, text=True, cwd=ROOT).stdout.split()[0]
+        run_id = harness("plan", "--list", "--grid", grid, "--only", "seed=0").out.split()[0]
         claims = Claims(grid.parent / "runs" / "tiny")
         assert claims.take(run_id)
         process = subprocess.Popen(command(grid), env=environment({}), stdout=subprocess.PIPE, text=True)
@@ -230,15 +237,14 @@ class TestProcesses:
         assert process.returncode == 0
 
     def test_run_folder_that_cannot_be_used_costs_that_run(self, grid: Path) -> None:
-        plan = [sys.executable, "-m", "harness", "plan", "--list", "--grid", str(grid), "--only", "seed=1"]
-        run_id = subprocess.run(plan, capture_output=True, text=True, cwd=ROOT).stdout.split()[0]
+        run_id = harness("plan", "--list", "--grid", grid, "--only", "seed=1").out.split()[0]
         folder = grid.parent / "runs" / "tiny"
         folder.mkdir(parents=True)
         (folder / run_id).write_text("not a folder")
         done = call(grid, {})
-        assert done.returncode == 1
-        assert done.stdout.count("✓ train") == 2
-        assert "cannot be used (File exists); move it away" in done.stdout
+        assert done.code == 1
+        assert done.out.count("✓ train") == 2
+        assert "cannot be used (File exists); move it away" in done.out
 
     def test_long_log_costs_no_memory(self, grid: Path) -> None:
         line = command(grid, "--retries", "0", "--only", "seed=1")
@@ -273,7 +279,7 @@ class TestProcesses:
         """Area F or G: TMPDIR of 80 characters and more; a socket's path has 108 at most."""
         long = tmp_path / ("x" * 80)
         long.mkdir()
-        assert call(grid, {}, TMPDIR=str(long)).returncode == 0
+        assert call_apart(grid, TMPDIR=str(long)).returncode == 0
 
 
 class TestChannel:
@@ -324,8 +330,8 @@ class TestChannel:
     )
     def test_a_message_that_is_no_event_ends_that_worker(self, grid: Path, content: str) -> None:
         done = call(grid, {"1": f"bytes:{content}"}, "--retries", "0")
-        assert done.returncode == 1, done.stderr
-        assert done.stdout.count("✓ train") == 2
+        assert done.code == 1, done.err
+        assert done.out.count("✓ train") == 2
         (failure,) = [item for item in Results(grid.parent / "runs" / "tiny") if isinstance(item, Failure)]
         assert failure.reason == "crashed"
         assert "sent a" in failure.message or "sent an event" in failure.message

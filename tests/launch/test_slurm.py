@@ -3,7 +3,6 @@
 import os
 import stat
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from random import Random
@@ -36,6 +35,7 @@ from harness.launch.schedule import guess, parse_shard, shards, written_names, w
 from harness.records import Failure
 from harness.spec import BenchSpec, Data, TrainSpec, Weights
 from tests.conftest import ROOT
+from tests.faults.commands import Done, harness
 
 WriteGrid = Callable[..., Path]
 GOLDEN = Path(__file__).with_name("golden")
@@ -312,11 +312,13 @@ def test_a_refusal_is_not_tried_again(tmp_path: Path, monkeypatch: pytest.Monkey
     assert (tmp_path / "count").read_text().strip() == "1"
 
 
-def _submit(grid: Path, *options: str, path: str | None = None, expect: int = 0) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "harness", "submit", "--grid", str(grid), *options]
-    environment = os.environ | ({"PATH": path} if path else {})
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=grid.parent, timeout=60)
-    assert done.returncode == expect, done.stdout + done.stderr
+def _submit(grid: Path, *options: str, path: str | None = None, expect: int = 0) -> Done:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(grid.parent)
+        if path:
+            patch.setenv("PATH", path)
+        done = harness("submit", "--grid", grid, *options)
+    assert done.code == expect, done
     return done
 
 
@@ -324,7 +326,7 @@ def test_a_dry_run_prints_scripts_and_touches_nothing(write_grid: WriteGrid, tre
     grid = write_grid(tree, axes={"seed": list(range(9))})
     text = _submit(
         grid, "--dry-run", "--shards", "4", "--max-parallel", "2", "--only", "seed=1", "--only", "seed=2"
-    ).stdout
+    ).out
     assert "#SBATCH --array=0-1%2\n" in text  # two of the shards have something to do
     assert text.count("#!/bin/bash") == 2
     assert "set -- " + str(grid) + " --only seed=1 --only seed=2\n" in text
@@ -342,15 +344,15 @@ def test_what_cannot_be_submitted_is_said_before(write_grid: WriteGrid, tree: Pa
         (("--max-parallel", "0"), "--max-parallel: 0 is not possible"),
     ]
     for options, message in cases:
-        error = _submit(grid, *options, path=str(tmp_path / "bin"), expect=2).stderr
+        error = _submit(grid, *options, path=str(tmp_path / "bin"), expect=2).err
         assert message in error
         assert error.count("\n") == 1
     slow = write_grid(tree, defaults={"train.epochs": 100_000, "image_size": 256})
-    error = _submit(slow, "--dry-run", "--sbatch", "time=10", "--sbatch", "gpus-per-node=", expect=2).stderr
+    error = _submit(slow, "--dry-run", "--sbatch", "time=10", "--sbatch", "gpus-per-node=", expect=2).err
     assert "--sbatch time=10: the longest run, stfpm resnet18 data/cloth seed 0, takes about" in error
     (tree / "cloth" / "train" / "good" / "000.png").unlink()
     (tree / "cloth" / "train" / "good" / "000.png").write_bytes(b"")
-    assert "000.png is empty" in _submit(grid, "--dry-run", expect=2).stderr
+    assert "000.png is empty" in _submit(grid, "--dry-run", expect=2).err
 
 
 def test_a_results_folder_that_is_another_one_is_said_at_the_start(
@@ -379,14 +381,13 @@ def test_a_results_folder_that_is_another_one_is_said_at_the_start(
 
 
 def test_init_copies_what_ships_and_keeps_what_is_there(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "harness", "init", str(tmp_path / "new")]
-    assert "files written" in subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert "files written" in harness("init", tmp_path / "new").out
     script = tmp_path / "new" / "slurm" / "sweep.sh"
     assert script.read_text() == (ROOT / "slurm" / "sweep.sh").read_text()
     assert os.access(script, os.X_OK)
     assert (tmp_path / "new" / "benchmarks" / "grids" / "quickstart.yaml").exists()
     script.write_text("edited")
-    output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    output = harness("init", tmp_path / "new").out
     assert output.startswith("0 files written")
     assert "kept slurm/sweep.sh" in output
     assert script.read_text() == "edited"
