@@ -1,5 +1,6 @@
 """`harness methods`"""
 
+import functools
 import re
 import types
 import typing
@@ -40,7 +41,8 @@ def methods(
     image: what an inspection costs. They are counted, not estimated, and nothing is downloaded.
 
     With one name all switches of that method follow, as the dotted keys that a grid takes, with their values, what
-    `recipe: common` and tuned recipes make of those that they change, which values are possible and what they mean.
+    `recipe: common` makes of those that it changes, which values are possible and what they mean; and its tuned
+    recipes.
     """
     plugins.load(plugin or ())
     chosen = [get_method(name) for name in dict.fromkeys(names or METHODS)]
@@ -78,6 +80,8 @@ def methods(
         print_folded(terminal, table)
         if not differs:
             terminal.print(f"{chosen[0].name}: `recipe: common` is its own recipe")
+        for line in _tuned(chosen[0]):
+            terminal.print(line, soft_wrap=True)
 
 
 def _students(method: Method) -> str:
@@ -106,20 +110,28 @@ def _recipe(train: Train) -> str:
 
 
 def _switches(method: Method) -> tuple[Table, bool]:
-    """What a grid can set, with the values of the method's own recipe, and of the other ones where they differ, what
-    else is possible and what it means; and whether the common recipe differs anywhere.
+    """What a grid can set, with the values of the method's own recipe, and of the common one where they differ, what
+    else is possible and what it means; and whether the recipes differ anywhere.
     """
-    names = ["own", "common", *(TUNED_ON + where for where, recipes in TUNED.items() if method.name in recipes)]
-    own, *others = (to_mapping(get_method(method.name, recipe)) for recipe in names)
+    own, common = (to_mapping(get_method(method.name, recipe)) for recipe in ("own", "common"))
     table = Table(title=f"switches of {method.name}", title_justify="left")
-    for column in ("switch", "value", *(f"recipe: {name}" for name in names[1:]), "possible", "what it is"):
+    for column in ("switch", "value", "recipe: common", "possible", "what it is"):
         table.add_column(column)
     about = switches()
     for key in METHOD_KEYS:
-        value, *different = (_written(each, key) for each in (own, *others))
+        value, other = _written(own, key), _written(common, key)
         if key != "recipe":
-            table.add_row(*map(Text, (key, value, *("" if one == value else one for one in different), *about[key])))
-    return table, own != others[0]
+            table.add_row(*map(Text, (key, value, "" if other == value else other, *about[key])))
+    return table, own != common
+
+
+def _tuned(method: Method) -> list[str]:
+    """A line for each of its tuned recipes: where it differs from the own one."""
+    chosen = [(where, recipes[method.name]) for where, recipes in TUNED.items() if method.name in recipes]
+    return [
+        f"recipe: {TUNED_ON}{where}: {', '.join(f'{key} {_yaml(value)}' for key, value in own.items())}"
+        for where, own in chosen
+    ]
 
 
 def switches(config: type = Method, prefix: str = "") -> dict[str, tuple[str, str]]:
@@ -149,7 +161,8 @@ def _possible(kind: Any) -> str:
 
 def _written(mapping: dict[str, Any], key: str) -> str:
     """The value of a dotted key as a grid file has it."""
-    value: Any = mapping
-    for part in key.split("."):
-        value = value[part]
+    return _yaml(functools.reduce(lambda value, part: value[part], key.split("."), mapping))
+
+
+def _yaml(value: Any) -> str:
     return yaml.safe_dump([value], default_flow_style=True, width=1000).strip()[1:-1]
