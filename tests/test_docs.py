@@ -1,9 +1,12 @@
 """The README's commands, run as they stand there (`make quickstart` is CI's own)."""
 
+import io
 import os
 import re
+import shlex
 import subprocess
 import sys
+from contextlib import redirect_stdout
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +17,7 @@ from PIL import Image
 from dskd.methods import METHODS
 from harness.gridfile import METHOD_KEYS, RUN_KEYS
 from tests.conftest import ROOT, save, write_mvtec
+from tests.faults.commands import harness
 
 README = (ROOT / "README.md").read_text()
 
@@ -25,15 +29,27 @@ def blocks(language: str, text: str = README.replace(ON_A_CLUSTER, "")) -> list[
     return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
 
 
-def test_readme_commands(tmp_path: Path) -> None:
+def by_a_shell(command: str) -> tuple[int, str]:
+    done = subprocess.run(command, shell=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    return done.returncode, done.stdout
+
+
+def in_this_process(command: str) -> tuple[int, str]:
+    done = harness(*shlex.split(os.path.expandvars(command))[1:])
+    return done.code, done.out + done.err
+
+
+def test_readme_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first by a shell, as users give it; the others in this process, which has imported what each needs."""
     (grid,) = blocks("yaml")
     document = yaml.safe_load(grid)
     # Only what decides how long it takes, and weights that need no network.
     document["defaults"] = {"image_size": 32, "weights": "random", "train.epochs": 1}
     document["axes"]["seed"], document["bench"]["seconds"], document["bench"]["batch_sizes"] = [0], 0.05, [1]
     (tmp_path / "grid.yaml").write_text(yaml.safe_dump(document, sort_keys=False))
-    environment = os.environ | {"DATA": str(write_mvtec(tmp_path / "data", train=8))}
-    environment["PATH"] = f"{Path(sys.executable).parent}:{environment['PATH']}"
+    monkeypatch.setenv("DATA", str(write_mvtec(tmp_path / "data", train=8)))
+    monkeypatch.setenv("PATH", str(Path(sys.executable).parent), prepend=os.pathsep)
+    monkeypatch.chdir(tmp_path)
     lines = [line.removeprefix("$ ") for block in blocks("console") for line in block.splitlines()]
     commands = [line.split("#")[0].strip() for line in lines if line.startswith("harness")]
     after_quickstart = [command for command in commands if "runs/quickstart" in command]
@@ -41,13 +57,13 @@ def test_readme_commands(tmp_path: Path) -> None:
     assert after_quickstart
     assert all(f".venv/bin/{command}\n" in ci for command in after_quickstart)
     assert len(commands) == 15 + len(after_quickstart)
-    for command in commands[len(after_quickstart) :]:
+    for number, command in enumerate(commands[len(after_quickstart) :]):
         if command.endswith("RUN"):
             run_id = next((tmp_path / "runs" / "tiles").glob("*/record.json")).parent.name
             command = command.replace("RUN", run_id)
-        done = subprocess.run(command, shell=True, cwd=tmp_path, env=environment, capture_output=True, text=True)
-        assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"
-        assert done.stdout
+        code, out = by_a_shell(command) if number == 0 else in_this_process(command)
+        assert code == 0, f"{command}\n{out}"
+        assert out
         if command.startswith("harness init"):
             own = tmp_path / command.split()[-1]
             dataset = yaml.safe_load(own.read_text())["axes"]["dataset"]
@@ -57,8 +73,9 @@ def test_readme_commands(tmp_path: Path) -> None:
     assert len(lines.splitlines()) == 5
     for number, picture in enumerate(sorted((tmp_path / "data").glob("cloth/test/*/*.png"))[:2], start=1):
         save(tmp_path / "new" / f"{number}.png", np.asarray(Image.open(picture)))
-    done = subprocess.run([sys.executable, "-c", lines], cwd=tmp_path, env=environment, capture_output=True, text=True)
-    assert [line.split()[0] for line in done.stdout.splitlines()] == ["new/1.png", "new/2.png"], done.stderr
+    with redirect_stdout(io.StringIO()) as printed:
+        exec(lines, {})
+    assert [line.split()[0] for line in printed.getvalue().splitlines()] == ["new/1.png", "new/2.png"]
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "benchmarks" / "grids").glob("*.yaml")), ids=lambda path: path.name)

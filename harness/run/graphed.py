@@ -138,7 +138,7 @@ class WholeStep:
         other = [name for name in expected if not _equal(found[name], expected[name])]
         if other:
             raise RuntimeError(
-                f"{len(other)} of {len(expected)} tensors are not what plain steps make of them: {', '.join(other)}"
+                f"{len(other)} of {len(expected)} tensors are not what plain steps make of them: {', '.join(other[:3])}"
             )
 
     def _try(self, steps: Mapping[int, Step]) -> None:

@@ -2,8 +2,6 @@
 
 import csv
 import json
-import subprocess
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +15,7 @@ from harness.data.catalog import DataError, Sample, entry_of, get_source
 from harness.data.manifest import describe
 from tests.conftest import save, texture
 from tests.data.test_layouts import write_mtd
+from tests.faults.commands import harness
 
 Rows = Sequence[Mapping[str, Any]]
 FORMATS = ("csv", "jsonl", "parquet")
@@ -173,9 +172,8 @@ def test_metrics_of_magnetic_tiles_as_tables_are_those_of_mtd(
     files = (tmp_path / "tables" / name for name in ("a.csv", "b.parquet"))  # two categories, or they were one run
     entries = [mtd, *(as_table(get_source(mtd), "magnetic_tile", file) for file in files)]
     grid = write_grid(axes={"dataset": entries}, defaults={"train.select": "val_normal"})
-    command = [sys.executable, "-m", "harness", "run", "--grid", str(grid), "--out", str(tmp_path), "--devices", "cpu"]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
+    done = harness("run", "--grid", grid, "--out", tmp_path, "--devices", "cpu")
+    assert done.code == 0, done
     found: dict[str, list[Any]] = {"train": [], "evaluate": []}
     for path in (tmp_path / "tiny").glob("*/record.json"):
         record = json.loads(path.read_text())

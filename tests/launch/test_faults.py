@@ -5,7 +5,6 @@ import os
 import re
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,7 +14,8 @@ import pytest
 from harness.launch import claims
 from harness.launch.claims import Claims
 from harness.records import Failure, Results
-from tests.launch.test_run import DEADLINE_S, WriteGrid, _children, command, metrics, records, run
+from tests.faults.commands import harness
+from tests.launch.test_run import DEADLINE_S, WriteGrid, _children, command, metrics, records, run, run_apart
 
 
 def until(condition: Callable[[], object]) -> None:
@@ -136,7 +136,7 @@ class Hungry(Students):
 def test_a_worker_without_memory_costs_one_attempt(tree: Path, write_grid: WriteGrid, tmp_path: Path) -> None:
     (tmp_path / "hungry.py").write_text(HUNGRY)
     grid = write_grid(tree, axes={"method": ["hungry"], "seed": [0, 1, 2]})
-    output = run(grid, "--plugin", str(tmp_path / "hungry.py"))
+    output = run_apart(grid, "--plugin", str(tmp_path / "hungry.py"))
     assert [line.split()[1] for line in output.splitlines() if line.startswith("↻")] == ["out_of_memory"], output
     assert len(records(grid)) == 3
 
@@ -168,7 +168,7 @@ class Poisoned(Students):
 def test_a_worker_whose_device_failed_does_no_other_run(tree: Path, write_grid: WriteGrid, tmp_path: Path) -> None:
     (tmp_path / "poisoned.py").write_text(POISONED)
     grid = write_grid(tree, axes={"method": ["poisoned"], "seed": [0, 1, 2, 3]})
-    output = run(grid, "--plugin", str(tmp_path / "poisoned.py"))
+    output = run_apart(grid, "--plugin", str(tmp_path / "poisoned.py"))
     assert [line.split()[1] for line in output.splitlines() if line.startswith("↻")] == ["device"], output
     assert len(records(grid)) == 4
 
@@ -213,15 +213,12 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 def test_a_full_disk_stops_the_grid_with_what_is_finished(tree: Path, write_grid: WriteGrid, small_disk: Path) -> None:
     grid = write_grid(tree, axes={"seed": list(range(5))})  # 11 MB of students each: two fit
-    line = [sys.executable, "-m", "harness", "run", "--grid", str(grid), "--out", str(small_disk)]
-    done = subprocess.run(line, capture_output=True, text=True, timeout=DEADLINE_S)
-    assert done.returncode == 1, done.stdout + done.stderr
-    assert re.search(r"error: results folder .* cannot be written \(No space left on device\)", done.stdout), (
-        done.stdout
-    )
+    done = harness("run", "--grid", grid, "--out", small_disk)
+    assert done.code == 1, done
+    assert re.search(r"error: results folder .* cannot be written \(No space left on device\)", done.out), done.out
     kept = [item for item in Results(small_disk / "tiny") if item]
     assert sum(getattr(item, "kind", "") == "evaluate" and not isinstance(item, Failure) for item in kept) == 2
-    assert "Traceback" not in done.stderr
+    assert "Traceback" not in done.err
 
 
 def test_ctrl_c_twice_stops_at_once(tree: Path, write_grid: WriteGrid) -> None:

@@ -16,6 +16,7 @@ import pytest
 from PIL import Image
 
 from harness.records import Failure, Record, Results
+from tests.faults.commands import harness
 
 WriteGrid = Callable[..., Path]
 DEADLINE_S = 120
@@ -26,8 +27,16 @@ def command(grid: Path, *options: str) -> list[str]:
 
 
 def run(grid: Path, *options: str, expect: int = 0) -> str:
+    """The supervisor is this process, its workers are others."""
+    done = harness(*command(grid, *options)[3:])
+    assert done.code == expect, done.out + done.err
+    return done.out
+
+
+def run_apart(grid: Path, *options: str) -> str:
+    """In a process of its own: it loads plug-ins, which would stay in this one."""
     done = subprocess.run(command(grid, *options), capture_output=True, text=True, timeout=DEADLINE_S)
-    assert done.returncode == expect, done.stdout + done.stderr
+    assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
 
@@ -52,17 +61,20 @@ def test_metrics_along_a_training_of_cropped_images(tree: Path, write_grid: Writ
     assert [line["epoch"] for line in lines] == ["2", "3"]
     for key in ("image_auroc", "pixel_auroc", "aupro_0.30"):  # the last epoch is the one that is kept
         assert float(lines[-1][key]) == evaluation.result[key]
-    show = [sys.executable, "-m", "harness", "show", str(folder)]
-    assert "metrics along the training" in subprocess.run(show, capture_output=True, text=True).stdout
+    assert "metrics along the training" in harness("show", folder).out
 
 
+@pytest.fixture
+def undisturbed_throughput(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else the next call measures once more what others disturbed, such as the tests beside this one."""
+    monkeypatch.setattr("harness.cli.run.is_measured_again", lambda *_: False)
+
+
+@pytest.mark.usefixtures("undisturbed_throughput")
 def test_a_grid_becomes_records_and_a_second_call_has_nothing_to_do(tree: Path, write_grid: WriteGrid) -> None:
-    sections = {
-        "axes": {"method": ["dskd", "stfpm"]},
-        "bench": {"batch_sizes": [1, 2], "seconds": 0.05},
-        "save": {"maps": 3},
-    }
-    grid = write_grid(tree, **sections)
+    bench = {"batch_sizes": [1, 2], "seconds": 0.05}
+    sections = {"axes": {"method": ["dskd", "stfpm"]}, "save": {"maps": 3}}
+    grid = write_grid(tree, **sections, bench=bench)
     output = run(grid)
     assert "to do: 2 runs (2 trainings, 2 evaluations), 2 measurements" in output
     assert "image AUROC" in output
@@ -82,12 +94,11 @@ def test_a_grid_becomes_records_and_a_second_call_has_nothing_to_do(tree: Path, 
     assert [batch["batch_size"] for batch in bench.result["offline"]] == [1, 2]
     assert all(len((results / key / "record.json").read_bytes()) < 4096 for key in Results(results).done())
 
-    # Throughput that others disturbed, such as the tests beside this one, is measured again.
-    scored = [*records(grid), *records(grid, "train")]
-    before = {results / key / "record.json": (results / key / "record.json").stat().st_mtime_ns for key in scored}
+    done = Results(results).done()
+    before = {results / key / "record.json": (results / key / "record.json").stat().st_mtime_ns for key in done}
     assert "to do: nothing" in run(grid)
     # A variant that is added later is evaluated from the saved weights: no training.
-    output = run(write_grid(tree, **sections, evaluate=[{}, {"map.sigma": 1}]))
+    output = run(write_grid(tree, **sections, bench=bench, evaluate=[{}, {"map.sigma": 1}]))
     assert "to do: 2 runs (0 trainings, 2 evaluations)" in output
     assert "✓ train" not in output
     assert "✓ evaluate stfpm resnet18 data/cloth seed 0 map.sigma=1 " in output
@@ -105,6 +116,7 @@ def test_a_grid_becomes_records_and_a_second_call_has_nothing_to_do(tree: Path, 
     assert len(changed) == 2  # training and evaluation of stfpm
 
 
+@pytest.mark.usefixtures("undisturbed_throughput")
 def test_strips_from_grid_to_table(tree: Path, write_grid: WriteGrid) -> None:
     """Images of 64 x 96 under three methods; and a square by both its sides is the square."""
     axes = {"method": ["dskd", "stfpm", "reverse_distillation"], "image_size": [[64, 96]]}
@@ -129,8 +141,7 @@ def test_strips_from_grid_to_table(tree: Path, write_grid: WriteGrid) -> None:
         assert all(each.result[key] is not None for key in ("image_auroc", "pixel_auroc", "aupro_0.30"))
     benches = records(grid, "bench").values()
     assert sorted(str(each.spec["image_size"]) for each in benches) == ["64", *["[64, 96]"] * 3]
-    show = [sys.executable, "-m", "harness", "leaderboard", str(results), "--where", "image_size=64x96", "--format"]
-    table = json.loads(subprocess.run([*show, "json"], capture_output=True, text=True, check=True).stdout)
+    table = json.loads(harness("leaderboard", results, "--where", "image_size=64x96", "--format", "json").out)
     assert '"image_size": "64x96"' in json.dumps(table)
     again = write_grid(tree, **sections, include=[square | {"image_size": 64}], defaults=settings)
     assert "to do: nothing" in run(again)
@@ -152,13 +163,9 @@ def test_a_run_that_fails_is_recorded_and_the_rest_goes_on(tree: Path, write_gri
     assert len(records(grid)) == 1
     (failure,) = [item for item in Results(grid.parent / "runs" / "tiny") if isinstance(item, Failure)]
     assert (failure.reason, failure.attempt) == ("diverged", 1)
-    shown = subprocess.run(
-        [sys.executable, "-m", "harness", "show", failure.id[:8], "--out", str(grid.parent / "runs")],
-        capture_output=True,
-        text=True,
-    )
-    assert "failed (diverged, attempt 1)" in shown.stdout
-    assert "a lower train.lr may help" in shown.stdout
+    shown = harness("show", failure.id[:8], "--out", grid.parent / "runs").out
+    assert "failed (diverged, attempt 1)" in shown
+    assert "a lower train.lr may help" in shown
     assert "to do: 1 run (1 training, 1 evaluation);" in run(grid, expect=1)  # tried again
     assert Results(grid.parent / "runs" / "tiny").last_failure(failure.id).attempt == 2
 
@@ -259,15 +266,15 @@ def test_ctrl_c_keeps_what_is_finished(tree: Path, write_grid: WriteGrid) -> Non
     assert len(records(grid)) >= 1
 
 
-def test_workers_that_cannot_start_are_an_error_not_a_loop(tree: Path, write_grid: WriteGrid, tmp_path: Path) -> None:
+def test_workers_that_cannot_start_are_an_error_not_a_loop(
+    tree: Path, write_grid: WriteGrid, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "broken").mkdir()
-    (tmp_path / "broken" / "accelerate.py").write_text("raise ImportError('a broken installation')")
-    grid = write_grid(tree)
-    environment = os.environ | {"PYTHONPATH": str(tmp_path / "broken")}
-    done = subprocess.run(command(grid), capture_output=True, text=True, timeout=DEADLINE_S, env=environment)
-    assert done.returncode == 1
-    assert "workers cannot start" in done.stdout
-    assert "a broken installation" in done.stdout
+    (tmp_path / "broken" / "torch.py").write_text("raise ImportError('a broken installation')")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "broken"), prepend=os.pathsep)
+    output = run(write_grid(tree), expect=1)
+    assert "workers cannot start" in output
+    assert "a broken installation" in output
 
 
 def test_what_a_launcher_has_set_around_the_harness_reaches_no_worker(

@@ -2,8 +2,6 @@
 
 import json
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +17,7 @@ from dskd import Teacher
 from harness.records import Record, Results
 from harness.run_folder import Calibrated, RunFolder, read_scores, write_calibration
 from tests.conftest import save, texture, write_mvtec
+from tests.faults.commands import harness
 
 
 @dataclass
@@ -91,9 +90,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
         "evaluate": [{}, {"score": "mean", "map.sigma": 2, "label": "smooth"}],
     }
     (found.root / "grid.yaml").write_text(yaml.safe_dump(document, sort_keys=False))
-    command = [sys.executable, "-m", "harness", "run", "grid.yaml", "--devices", "cpu"]
-    done = subprocess.run(command, cwd=found.root, capture_output=True, text=True, timeout=200)
-    assert done.returncode == 0, done.stdout + done.stderr
+    done = harness("run", found.root / "grid.yaml", "--out", found.root / "runs", "--devices", "cpu")
+    assert done.code == 0, done
     return found
 
 
