@@ -12,12 +12,12 @@ import json
 import statistics
 import subprocess
 import sys
-from collections.abc import Iterable
 
 import common
 
 from dskd import get_method
 from harness.environment import device_name, thread_count
+from harness.run.throughput import STAGES
 from harness.spec import BenchSpec
 
 BURN = "while True: pass"
@@ -50,7 +50,7 @@ def main() -> None:
     print(f"| of {options.repeats} processes | median | lowest | highest | range / median | beside a load |")
     print("| --- | ---: | ---: | ---: | ---: | ---: |")
     table = {}
-    for title, read in rows(found[0]["best_batch_stages"]):
+    for title, read in rows():
         values = [read(one) for one in found]
         middle = statistics.median(values)
         spread = (max(values) - min(values)) / middle
@@ -58,22 +58,22 @@ def main() -> None:
         print(f"| {title} | {middle:.4g} | {min(values):.4g} | {max(values):.4g} | {spread:.1%} | {read(beside):.4g} |")
     for one in found:
         for stages in (one["single_stream"]["stages"], one["best_batch_stages"]):
-            assert list(stages.values()) == sorted(stages.values()), f"the intervals do not nest: {stages}"
+            values = [stages[f"{name}_ms"] for name in STAGES]
+            assert values == sorted(values), f"the intervals do not nest: {stages}"
     alone, share = [one["disturbed"] for one in found], 100 * beside["foreign_cpu_share"]
     print(f"\nThe nested intervals rise in all of them. `disturbed`: {alone}, beside a load {beside['disturbed']}")
     print(f"(others took {share:.0f} % of the cores).")
     common.save(options.json, {"table": table, "processes": found, "beside_load": beside})
 
 
-def rows(stages: Iterable[str]) -> list[tuple[str, object]]:
+def rows() -> list[tuple[str, object]]:
     single = [("single-stream p50, ms", lambda one: one["single_stream"]["latency_p50_ms"])]
     single += [("single-stream p99, ms", lambda one: one["single_stream"]["latency_p99_ms"])]
     single += [("offline, the best images/s", lambda one: one["images_per_s"])]
-    best = [
-        (f"best batch, {key.removesuffix('_ms')}, ms", lambda one, key=key: one["best_batch_stages"][key])
-        for key in stages
+    stages = [
+        (f"best batch, {name}, ms", lambda one, name=name: one["best_batch_stages"][f"{name}_ms"]) for name in STAGES
     ]
-    return [*single, *best, ("of the device's matrix rate, %", lambda one: 100 * one["share_of_matrix_rate"])]
+    return [*single, *stages, ("of the device's matrix rate, %", lambda one: 100 * one["share_of_matrix_rate"])]
 
 
 def measure(options: argparse.Namespace) -> dict[str, object]:

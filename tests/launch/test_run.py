@@ -72,9 +72,9 @@ def undisturbed_throughput(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("undisturbed_throughput")
 def test_a_grid_becomes_records_and_a_second_call_has_nothing_to_do(tree: Path, write_grid: WriteGrid) -> None:
-    bench = {"batch_sizes": [1, 2], "seconds": 0.05}
+    measured = {"batch_sizes": [1, 2], "seconds": 0.05}
     sections = {"axes": {"method": ["dskd", "stfpm"]}, "save": {"maps": 3}}
-    grid = write_grid(tree, **sections, bench=bench)
+    grid = write_grid(tree, **sections, bench=measured)
     output = run(grid)
     assert "to do: 2 runs (2 trainings, 2 evaluations), 2 measurements" in output
     assert "image AUROC" in output
@@ -98,7 +98,7 @@ def test_a_grid_becomes_records_and_a_second_call_has_nothing_to_do(tree: Path, 
     before = {results / key / "record.json": (results / key / "record.json").stat().st_mtime_ns for key in done}
     assert "to do: nothing" in run(grid)
     # A variant that is added later is evaluated from the saved weights: no training.
-    output = run(write_grid(tree, **sections, bench=bench, evaluate=[{}, {"map.sigma": 1}]))
+    output = run(write_grid(tree, **sections, bench=measured, evaluate=[{}, {"map.sigma": 1}]))
     assert "to do: 2 runs (0 trainings, 2 evaluations)" in output
     assert "✓ train" not in output
     assert "✓ evaluate stfpm resnet18 data/cloth seed 0 map.sigma=1 " in output

@@ -97,18 +97,18 @@ def test_without_a_threshold_it_is_said_what_to_write(tmp_path: Path) -> None:
     folder = calibrated(tmp_path / "runs" / "made", methods=("dskd",))
     asked = ("leaderboard", folder, "--metric", "image_auroc,recall_at_threshold")
     said = "no threshold, as no normal images were held out for one: write `calibrate: 0.2` in the grid"
-    assert said in " ".join(harness(*asked).stdout.split())
-    assert "calibrate: 0.2" not in harness("leaderboard", folder).stdout
+    assert said in " ".join(harness(*asked).out.split())
+    assert "calibrate: 0.2" not in harness("leaderboard", folder).out
     nobody = calibrated(tmp_path / "nobody", methods=())
     for form in ("markdown", "csv", "json", "latex"):
         harness("leaderboard", nobody, "--metric", "recall_at_threshold,fpr_at_threshold", "--format", form)
-    assert said in " ".join(harness("leaderboard", nobody, "--metric", "fpr_at_threshold").stdout.split())
+    assert said in " ".join(harness("leaderboard", nobody, "--metric", "fpr_at_threshold").out.split())
     records = [one for one in Results(folder) if isinstance(one, Record) and one.kind == "evaluate"]
     with_one, without = (
         next(one for one in records if ("threshold" in one.result) is there) for there in (True, False)
     )
-    assert said not in " ".join(harness("show", folder / with_one.id).stdout.split())
-    assert said in " ".join(harness("show", folder / without.id).stdout.split())
+    assert said not in " ".join(harness("show", folder / with_one.id).out.split())
+    assert said in " ".join(harness("show", folder / without.id).out.split())
     few = without.result | {"threshold": None, "false_alarm_rate": 0.05, "calibration_groups": 15}
     Results(folder).publish(replace(without, result=few), replace=True)
-    assert "which needs 19 groups of normal images: 15 were held out" in harness("show", folder / without.id).stdout
+    assert "which needs 19 groups of normal images: 15 were held out" in harness("show", folder / without.id).out
