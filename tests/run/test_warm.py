@@ -54,3 +54,14 @@ def test_features_that_are_kept_hold_nothing_of_the_run_that_made_them() -> None
     gc.collect()
     assert accelerator() is None
     assert kept[np.arange(2)][0].shape[0] == 2
+
+
+def test_recorded_steps_go_before_the_features_that_they_read() -> None:
+    device, warm = open_device("cpu", "fp32"), Warm()
+    teacher, normal = Teacher("resnet18"), np.arange(5)
+    warm.features(job(), teacher, PIXELS.numpy(), normal, device)
+    warm._whole_steps.kept["a shape"] = "why it is not recorded"
+    warm.features(job(seed=1), teacher, PIXELS.numpy(), normal, device)
+    assert warm._whole_steps.kept
+    warm.features(job(data=DATA), teacher, PIXELS.numpy(), normal, device)
+    assert not warm._whole_steps.kept
