@@ -2,7 +2,6 @@
 
 import math
 import re
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -115,21 +114,25 @@ def test_the_choice_is_of_the_records_alone(tmp_path: Path, write_grid: Callable
     del document["defaults"]["train.epochs"]
     document["search"] = {"trials": 2, "rungs": 2, "epochs": 2, "space": space}
 
-    def search(entry: Any) -> subprocess.CompletedProcess[str]:
+    def search(entry: Any, *options: str) -> subprocess.CompletedProcess[str]:
         document["search"]["report"] = [entry]
         file.write_text(yaml.safe_dump(document))
         command = [sys.executable, "-m", "harness", "search", file, "--out", tmp_path / "runs", "--devices", "cpu"]
-        return subprocess.run(command, capture_output=True, text=True)
+        return subprocess.run([*command, *options], capture_output=True, text=True)
 
     refused = search({"name": "folder", "root": str(tmp_path / "data")})
     assert refused.returncode == 2
     assert "search.report: folder and the data that choose have 12 images in common" in refused.stderr
-    shutil.rmtree(tmp_path / "runs")
+    assert not (tmp_path / "runs").exists()
 
     # Its textures are those of the data that choose, so each picture gets a pixel of its own.
     for number, path in enumerate(sorted(report.glob("leather/*/*/*.png"))):
         if "ground_truth" not in path.parts:
             change(path, number)
+    tried = search({"name": "folder", "root": str(report)}, "--dry-run")
+    assert (tried.returncode, tried.stderr) == (0, "")
+    assert "2 trials of 1 epoch, 1 trial of 2 epochs" in tried.stdout
+    assert not (tmp_path / "runs").exists()
     done = search({"name": "folder", "root": str(report)})
     assert done.returncode == 0, done.stdout + done.stderr
     choice = tmp_path / "runs" / "tiny" / "choice.yaml"

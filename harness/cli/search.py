@@ -1,6 +1,7 @@
 """`harness search`"""
 
 import functools
+import tempfile
 from collections.abc import Sequence
 from contextlib import suppress
 from datetime import date
@@ -48,6 +49,15 @@ def search(
         name = parse(rest).name
         left = library.trials(found, rest["axes"]["method"])
     folder, screen = out / name, Terminal()
+    with tempfile.TemporaryDirectory() as scratch:  # a plan is of a file, and what is refused leaves none behind
+        grid = Path(scratch) / "rung-1.yaml"
+        grid.write_bytes(_yaml(library.rung_grid(found, rest, 0, left)))
+        with beginning(file):
+            _, plan = make_plan(grid, devices, None, plugin)
+            _check(found, plan)
+    screen.print("\n".join(_budget(found, plan)), soft_wrap=True)
+    if dry_run:
+        return
     outcomes: list[library.Outcome] = []
     for rung in range(found.rungs):
         grid = folder / f"rung-{rung + 1}.yaml"
@@ -56,11 +66,6 @@ def search(
             write_atomic(grid, _yaml(library.rung_grid(found, rest, rung, left)))
         with beginning(file):
             _, plan = make_plan(grid, devices, None, plugin)
-            if rung == 0:
-                _check(found, plan)
-                screen.print("\n".join(_budget(found, plan)), soft_wrap=True)
-        if dry_run:
-            raise typer.Exit(0)
         length = number_of(found.length(rung), "epoch")
         screen.print(f"rung {rung + 1} of {found.rungs}: {number_of(len(left), 'trial')} of {length}")
         _run(grid, folder, devices, plugin)
@@ -131,10 +136,13 @@ def _budget(found: "library.Search", plan: "Plan") -> list[str]:
     methods, count = len({label.rpartition(" trial ")[0] for label in called}), len(called)
     seen = sum(run.spec.train_images for run in plan.trainings) // count  # by one trial in one epoch, with all seeds
     images = sum(found.size(rung) * found.length(rung) for rung in range(found.rungs)) * seen
-    rungs = [f"{found.size(rung)} trials of {number_of(found.length(rung), 'epoch')}" for rung in range(found.rungs)]
+    rungs = [
+        f"{number_of(found.size(rung), 'trial')} of {number_of(found.length(rung), 'epoch')}"
+        for rung in range(found.rungs)
+    ]
     return [
         f"{number_of(methods, 'method')}, each with {', '.join(rungs)}: about {images:,} images seen by each, "
-        f"{len(plan.trainings) // count} trainings for a trial",
+        f"{number_of(len(plan.trainings) // count, 'training')} for a trial",
         f"best by the mean of {', '.join(found.metrics)}; drawn: {', '.join(found.space)}",
     ]
 
