@@ -99,7 +99,8 @@ def no_threshold(result: Mapping[str, Any]) -> str:
         return NO_THRESHOLD
     return (
         f"no threshold for a false alarm rate of {rate:g}, which needs {units_needed(rate)} groups of normal images: "
-        f"{groups} were held out; write a larger `calibrate` or false_alarm_rate"
+        f"{groups} were there for it; write a larger false_alarm_rate, or give it more (a larger share in `calibrate`, "
+        "or more images)"
     )
 
 

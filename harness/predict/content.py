@@ -173,8 +173,8 @@ def _attainable(weights: np.ndarray) -> str:
     groups = round(float(weights.sum()))
     least = math.ceil(conformal.least_rate(groups) * 1000) / 1000
     return (
-        f"its run held out {len(weights)} normal images in {groups} groups, which allow {least:g} or more; write that, "
-        "or hold out more (calibrate: in its grid)"
+        f"its run had {len(weights)} normal images in {groups} groups for thresholds, which allow {least:g} or more; "
+        "write that, or give it more (a larger share in calibrate: of its grid, or more images)"
     )
 
 

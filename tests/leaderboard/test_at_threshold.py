@@ -111,4 +111,4 @@ def test_without_a_threshold_it_is_said_what_to_write(tmp_path: Path) -> None:
     assert said in " ".join(harness("show", folder / without.id).out.split())
     few = without.result | {"threshold": None, "false_alarm_rate": 0.05, "calibration_groups": 15}
     Results(folder).publish(replace(without, result=few), replace=True)
-    assert "which needs 19 groups of normal images: 15 were held out" in harness("show", folder / without.id).out
+    assert "which needs 19 groups of normal images: 15 were there for it" in harness("show", folder / without.id).out

@@ -115,7 +115,10 @@ def test_a_rate_that_there_is_no_threshold_for_is_refused_at_once(
     (note,) = model.notes
     assert "a false alarm rate of 0.05 is too low" in note
     for rate, message in (
-        (0.05, r"rate: 0\.05 is too low: its run held out 8 normal images in 8 groups, which allow 0\.112 or more"),
+        (
+            0.05,
+            r"rate: 0\.05 is too low: its run had 8 normal images in 8 groups for thresholds, which allow 0\.112 or",
+        ),
         (0.0, "write a number between 0 and 1"),
     ):
         with pytest.raises(dskd.ConfigError, match=message):
