@@ -206,7 +206,7 @@ def check_scores(job: TrainJob, results: Results, one_thread: Callable[[], None]
     """The students that a job on several processes saved give one process the scores that it wrote, to the last bit."""
     spec, device = job.spec, open_device("cpu", "fp32")
     one_thread()
-    model = Distiller(spec.method, "resnet18", Teacher("resnet18")).to(memory_format=torch.channels_last)
+    model = Distiller(spec.method, spec.backbone, Teacher(spec.backbone)).to(memory_format=torch.channels_last)
     model.students.load_state_dict(load_file(results.run_folder(spec.id).path / "students.safetensors"))
     category = images.load(get_source(job.source), spec.data, spec.image_size)
     test, held = category.test.images, divide(category.train.samples, spec).calibration

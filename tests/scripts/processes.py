@@ -13,6 +13,7 @@ import torch
 import torch.distributed
 
 from dskd import METHODS, Distiller, Teacher, get_method, replace
+from dskd.backbones import TRUNKS
 from harness import events
 from harness.job import decode
 from harness.run import attempt, execute
@@ -24,6 +25,7 @@ from harness.run.learner import Learner
 from harness.run.train import train
 from harness.run_folder import RunFolder
 from harness.spec import Data, EvaluateSpec, Strategy, TrainSpec, Weights
+from tests.run.small import SMALL, SmallResNet
 from tests.run.test_checkpoint import StopAfter
 
 RANK = int(os.environ.get("RANK", "0"))
@@ -88,6 +90,7 @@ def inspected(method: str, pixels: np.ndarray, device: Device) -> list[Inspected
 
 def main() -> None:
     scenario, folder = sys.argv[1], Path(sys.argv[2])
+    TRUNKS[SMALL] = SmallResNet
     if scenario == "train":
         pixels = np.load(folder / "pixels.npy")
         for strategy in sys.argv[3:]:
