@@ -93,7 +93,7 @@ def test_grid_files_that_ship(path: Path, tmp_path: Path, monkeypatch: pytest.Mo
         ("scaling.py --parts fixed", "to_first_step_s"),
         ("decoding.py --images 20 --repeats 1 --side 32", "median"),
         ("predict.py --images 40 --repeats 1 --size 32", "median share"),
-        ("throughput.py --repeats 1 --size 32 --seconds 0.02", "The nested intervals rise"),
+        ("throughput.py --repeats 1 --size 32 --seconds 0.02 --batch-sizes 1 2", "The nested intervals rise"),
     ],
 )
 def test_benchmarks_run(script: str, says: str) -> None:

@@ -1,6 +1,7 @@
 """How steady the throughput protocol is: the same measurement in so many fresh processes, and once beside a load.
 
     python benchmarks/speed/throughput.py [--repeats 5] [--method stfpm] [--size 256] [--seconds 10]
+        [--batch-sizes 1 8 32 64]
 
 Prints Markdown: median, minimum and maximum over the processes of the single-stream latency, the best images/s and the
 nested intervals; how near the networks come to the device's own matrix rate; and what the record says of the machine,
@@ -29,6 +30,7 @@ def main() -> None:
     parser.add_argument("--method", default="stfpm")
     parser.add_argument("--size", type=int, default=256)
     parser.add_argument("--seconds", type=float, default=10.0)
+    parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1, 8, 32, 64])
     parser.add_argument("--once", action="store_true", help=argparse.SUPPRESS)
     common.add_json(parser)
     options = parser.parse_args()
@@ -83,7 +85,7 @@ def measure(options: argparse.Namespace) -> dict[str, object]:
 
     model = (get_method(options.method), "resnet18", options.size, "auto", device_name(), thread_count())
     device = open_device("auto", "auto")
-    found = throughput(BenchSpec(*model, batch_sizes=(1, 8, 32, 64), seconds=options.seconds), device)
+    found = throughput(BenchSpec(*model, batch_sizes=tuple(options.batch_sizes), seconds=options.seconds), device)
     flop_per_s = 2e9 * found["gmac"] * found["images_per_s"]
     return found | {"share_of_matrix_rate": flop_per_s / matrix_rate(device)}
 

@@ -18,12 +18,16 @@ def test_the_table_is_what_inspection_finds(name: str) -> None:
     assert table == Backbone(**(vars(found) | {"imagenet": table.imagenet, "gmac": table.gmac}))
 
 
+SMALL = ("resnet18", "efficientnet_b0")
+REARRANGED = {"stfpm", "two_students", "student_ensemble"}  # of parts that dskd has too
+
+
 @pytest.mark.parametrize("backbone", ["resnet18", "resnet50", *TRIED])
 def test_every_method_learns_on_backbones_of_every_family(backbone: str) -> None:
-    """Forward and backward at 64x64 with a random teacher."""
+    """Forward and backward at 64x64 with a random teacher; on large backbones the methods with parts of their own."""
     teacher = Teacher(backbone)
     facts = get_backbone(backbone)
-    for method in map(get_method, METHODS):
+    for method in (get_method(name) for name in METHODS if backbone in SMALL or name not in REARRANGED):
         if method.encoder.backbone == backbone:
             continue  # refused by a plan: it would not be another family
         torch.manual_seed(0)

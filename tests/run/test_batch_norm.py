@@ -15,6 +15,7 @@ from harness.run.batch_norm import put_back, renew, renewal_batches
 from harness.run.batches import to_images
 from harness.run.device import open_device
 from harness.run.features import TeacherFeatures
+from tests.run.small import SMALL
 from tests.run.test_train import PIXELS, mean_of_maps, same, spec, trained
 
 STATISTICS = ("running_mean", "running_var")
@@ -41,7 +42,7 @@ def by_hand(students: nn.Module, batches: Iterable[Tensor]) -> dict[str, Tensor]
 @pytest.mark.parametrize(("method", "ema", "batch"), [("dskd", 0.5, 4), ("stfpm", 0.0, 16)])
 def test_they_are_those_of_a_plain_loop_over_whole_batches(method: str, ema: float, batch: int) -> None:
     device = open_device("cpu", "fp32")
-    recipe = {"train__select": "last", "train__batch_size": batch, "train__ema": ema}
+    recipe = {"backbone": SMALL, "train__select": "last", "train__batch_size": batch, "train__ema": ema}
     plain, curve, _ = trained(spec(method, **recipe), device)
     found, again, _ = trained(spec(method, **recipe, train__renew_batch_norm=True), device)
     order = torch.randperm(11, generator=torch.Generator().manual_seed(0)).numpy()
@@ -65,7 +66,7 @@ def test_they_are_those_of_a_plain_loop_over_whole_batches(method: str, ema: flo
 @pytest.mark.parametrize("ema", [0.0, 0.5])
 def test_what_is_measured_along_the_way_is_what_a_training_of_that_length_keeps(ema: float) -> None:
     device = open_device("cpu", "fp32")
-    recipe = {"train__select": "last", "train__ema": ema, "train__renew_batch_norm": True}
+    recipe = {"backbone": SMALL, "train__select": "last", "train__ema": ema, "train__renew_batch_norm": True}
     seen = {}
     run = dataclasses.replace(spec(**recipe, train__epochs=3), evaluate_at=(1, 2, 3))
     long, *_ = trained(run, device, along=lambda epoch, settle: seen.update({epoch: mean_of_maps(settle())}))
@@ -77,7 +78,7 @@ def test_what_is_measured_along_the_way_is_what_a_training_of_that_length_keeps(
 
 def test_the_epoch_that_is_selected_has_its_own() -> None:
     device = open_device("cpu", "fp32")
-    recipe = {"train__epochs": 4, "train__lr": 0.05}
+    recipe = {"backbone": SMALL, "train__epochs": 4, "train__lr": 0.05}
     _, plain, _ = trained(spec(**recipe), device, held_out=3)
     model, curve, kept = trained(spec(**recipe, train__renew_batch_norm=True), device, held_out=3)
     assert [epoch.loss for epoch in curve] == [epoch.loss for epoch in plain]
@@ -102,7 +103,7 @@ class Odd(nn.Module):
 
 
 def test_nothing_else_moves_and_all_can_be_put_back() -> None:
-    device, model = open_device("cpu", "fp32"), Distiller(spec().method, "resnet18")
+    device, model = open_device("cpu", "fp32"), Distiller(spec().method, SMALL)
     features, batches = TeacherFeatures(model.teacher, PIXELS, 4, device), renewal_batches(np.arange(11), 4)
     for norm, parts in ((nn.BatchNorm2d(4), 3), (nn.GroupNorm(2, 4), 0), (nn.BatchNorm2d(4, affine=False), 3)):
         students = Odd(norm)

@@ -22,6 +22,7 @@ from harness.run.execute import execute
 from harness.run.train import Epoch
 from harness.run_folder import RunFolder
 from harness.spec import Save, TrainSpec
+from tests.run.small import SMALL
 from tests.run.test_train import PIXELS, same, spec, trained
 
 NAME = "checkpoint.pt"
@@ -55,7 +56,8 @@ class StopAfter(Stop):
 def recipe(name: str, **more: object) -> TrainSpec:
     method, changes = RECIPES[name]
     changes = {"epochs": 3, "batch_size": 3} | changes | more
-    return dataclasses.replace(spec(method, **{f"train__{key}": v for key, v in changes.items()}), image_size=32)
+    changes = {f"train__{key}": value for key, value in changes.items()}
+    return dataclasses.replace(spec(method, backbone=SMALL, **changes), image_size=32)
 
 
 def go(

@@ -24,6 +24,7 @@ from harness.run.execute import execute
 from harness.run.warm import Warm
 from harness.spec import Data, TrainSpec
 from tests.conftest import write_mvtec
+from tests.run.small import SMALL
 from tests.run.test_checkpoint import StopAfter, job_of
 from tests.run.test_train import spec
 
@@ -39,10 +40,10 @@ def no_graphs(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     torch._dynamo.reset()
 
 
-def job(write_grid: WriteGrid, tree: Path, seed: int = 0, **defaults: object) -> TrainJob:
+def job(write_grid: WriteGrid, tree: Path, seed: int = 0, backbone: str = SMALL, **defaults: object) -> TrainJob:
     # 6 images: a whole batch and an incomplete one.
     defaults = {"train.batch_size": 4, "train.epochs": 2} | defaults
-    return job_of(write_grid(tree, axes={"seed": [seed]}, defaults=defaults), every_s=600.0)
+    return job_of(write_grid(tree, axes={"seed": [seed], "backbone": [backbone]}, defaults=defaults), every_s=600.0)
 
 
 def trained(done: TrainJob, stop: Any = None, **options: Any) -> tuple[dict[str, Any], list[float]]:
@@ -56,14 +57,14 @@ def trained(done: TrainJob, stop: Any = None, **options: Any) -> tuple[dict[str,
 
 
 @pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize(("precision", "backbone"), [("fp32", "resnet18"), ("bf16", SMALL)])
 def test_losses_are_those_of_plain_steps(
-    backend: str, precision: str, write_grid: WriteGrid, tree: Path, monkeypatch: pytest.MonkeyPatch
+    backend: str, precision: str, backbone: str, write_grid: WriteGrid, tree: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(compiled, "BACKEND", backend)
-    result, expected = trained(job(write_grid, tree, precision=precision))
+    result, expected = trained(job(write_grid, tree, backbone=backbone, precision=precision))
     assert result["compiled"] is False
-    result, losses = trained(job(write_grid, tree, precision=precision, compile=True))
+    result, losses = trained(job(write_grid, tree, backbone=backbone, precision=precision, compile=True))
     assert (result["compiled"], result["graphs"]) == (True, 1)
     assert losses == pytest.approx(expected, rel=0.05 if precision == "bf16" else 1e-3)
 

@@ -121,14 +121,14 @@ def job_of(grid: Path, force: bool = False) -> Any:
 
 
 def attempt(job: Any, stop_in: int = 0) -> list[int]:
-    """Do the job, told to stop at a step of that training; the numbers of the trainings that began."""
+    """Do the job, told to stop at the first step of that training; the numbers of the trainings that began."""
     stop, begun = Stop(), []
 
     def emit(event: events.FromWorker) -> None:
         if isinstance(event, events.Phase) and event.phase == "train":
             begun.append(event.part)
-        if isinstance(event, events.Step) and stop_in and begun[-1:] == [stop_in]:
-            stop.set()
+            if event.part == stop_in:
+                stop.set()
 
     execute(job, emit, stop)
     return begun

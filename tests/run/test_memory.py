@@ -16,6 +16,7 @@ from harness.run.device import DeviceError, open_device
 from harness.run.memory import free_host_bytes, largest_that_fits
 from harness.run.throughput import throughput
 from harness.spec import BenchSpec
+from tests.run.small import SMALL
 from tests.run.test_checkpoint import attempt, job_of
 
 
@@ -130,7 +131,7 @@ def test_a_batch_is_halved_while_it_is_not_below_the_least(least: int, tried: li
 
 def test_throughput_of_the_batches_that_fit(monkeypatch: pytest.MonkeyPatch) -> None:
     small_memory(monkeypatch, "discrepancies", 3)
-    spec = BenchSpec(get_method("stfpm"), "resnet18", 32, "fp32", "cpu", 1, batch_sizes=(1, 5, 8), seconds=0.01)
+    spec = BenchSpec(get_method("stfpm"), SMALL, 32, "fp32", "cpu", 1, batch_sizes=(1, 5, 8), seconds=0.01)
     found = throughput(spec, open_device("cpu", "fp32"))["offline"]
     assert [(batch["batch_size"], batch.get("lowered_from")) for batch in found] == [(1, None), (2, 5)]
 

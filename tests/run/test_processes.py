@@ -48,14 +48,22 @@ def torchrun(*arguments: object, expect: int = 0) -> str:
     return done.stdout
 
 
-@pytest.fixture
-def pixels(tmp_path: Path) -> np.ndarray:
+def write_pixels(folder: Path) -> np.ndarray:
     """11 images, real ones where there are some; in `pixels.npy` too."""
     paths = sorted((SHARED / "data" / "mtd" / "MT_Free" / "Imgs").glob("*.jpg"))[:11]
     found = [np.asarray(Image.open(path).convert("RGB").resize((64, 64))) for path in paths]
     made = np.stack(found) if found else np.random.default_rng(0).integers(256, size=(11, 64, 64, 3), dtype=np.uint8)
-    np.save(tmp_path / "pixels.npy", made)
+    np.save(folder / "pixels.npy", made)
     return made
+
+
+@pytest.fixture(scope="module")
+def together(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, np.ndarray]:
+    """Where two processes left what they trained and what they made of the images, which come with it."""
+    folder = tmp_path_factory.mktemp("together")
+    pixels = write_pixels(folder)
+    torchrun("train,inspect", folder, "ddp")
+    return folder, pixels
 
 
 def reference(recipe: str, pixels: np.ndarray) -> tuple[list[float], State]:
@@ -66,7 +74,7 @@ def reference(recipe: str, pixels: np.ndarray) -> tuple[list[float], State]:
     run, count = spec(recipe, processes=1), RECIPES[recipe][0]
     train = run.method.train
     torch.manual_seed(run.seed)
-    model = Distiller(run.method, "resnet18", Teacher("resnet18"))
+    model = Distiller(run.method, run.backbone, Teacher(run.backbone))
     students = model.students.train()
     optimizer = torch.optim.SGD(students.parameters(), train.lr, train.momentum, weight_decay=train.weight_decay)
     steps = train.epochs * -(-count // train.batch_size)
@@ -109,7 +117,8 @@ def reference(recipe: str, pixels: np.ndarray) -> tuple[list[float], State]:
 def error_of(found: State, expected: State, *names: str) -> float:
     """Of what training changed in the tensors of these names, as a share."""
     torch.manual_seed(0)
-    start = Distiller(spec("longer").method, "resnet18", Teacher("resnet18")).students.state_dict()
+    run = spec("clipped")
+    start = Distiller(run.method, run.backbone, Teacher(run.backbone)).students.state_dict()
     pairs = [(found[key] - expected[key], start[key] - expected[key]) for key in found if key.endswith(names)]
     wrong, moved = (sum(tensor.square().sum().item() for tensor in side) for side in zip(*pairs, strict=True))
     return (wrong / moved) ** 0.5
@@ -136,7 +145,8 @@ def check_trained(folder: Path, strategy: str, pixels: np.ndarray) -> None:
             assert error_of(first[recipe]["state"], state, "running_mean", "running_var") < 0.001
     selected = first["selected"]
     assert selected["kept"] == 1 + int(np.argmin(selected["maps"]))
-    model = Distiller(spec("selected").method, "resnet18", Teacher("resnet18")).eval()
+    run = spec("selected")
+    model = Distiller(run.method, run.backbone, Teacher(run.backbone)).eval()
     model.students.load_state_dict(selected["state"])
     with torch.inference_mode():
         held_out = model.anomaly_map(to_images(torch.from_numpy(pixels[8:]))).mean().item()
@@ -144,22 +154,23 @@ def check_trained(folder: Path, strategy: str, pixels: np.ndarray) -> None:
 
 
 def test_two_processes_train_as_one_that_adds_up_two_micro_batches(
-    tmp_path: Path, pixels: np.ndarray, one_thread: Callable[[], None]
+    together: tuple[Path, np.ndarray], one_thread: Callable[[], None]
 ) -> None:
     one_thread()
-    torchrun("train", tmp_path, "ddp")
-    check_trained(tmp_path, "ddp", pixels)
+    check_trained(together[0], "ddp", together[1])
 
 
 @pytest.mark.slow
-def test_every_method_trains_on_any_of_its_scales(tmp_path: Path, pixels: np.ndarray) -> None:
+def test_every_method_trains_on_any_of_its_scales(tmp_path: Path) -> None:
+    write_pixels(tmp_path)
     said = torchrun("scales", tmp_path)
     assert said.count(" True") == 2 * 5 * len(METHODS), said  # on both processes
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("deepspeed") is None, reason="deepspeed is not installed")
-def test_deepspeed_trains_as_ddp_does(tmp_path: Path, pixels: np.ndarray) -> None:
+def test_deepspeed_trains_as_ddp_does(tmp_path: Path) -> None:
+    pixels = write_pixels(tmp_path)
     strategies = ["deepspeed_zero1", "deepspeed_zero2", "deepspeed_zero3"]
     torchrun("train", tmp_path, *strategies)
     for strategy in strategies:
@@ -167,15 +178,15 @@ def test_deepspeed_trains_as_ddp_does(tmp_path: Path, pixels: np.ndarray) -> Non
 
 
 def test_maps_and_scores_do_not_depend_on_the_processes(
-    tmp_path: Path, pixels: np.ndarray, one_thread: Callable[[], None]
+    together: tuple[Path, np.ndarray], one_thread: Callable[[], None]
 ) -> None:
-    torchrun("inspect", tmp_path)
+    folder, pixels = together
     for precision in ("fp32", "bf16"):
         device = open_device("cpu", precision)
         one_thread()
         for method in ("dskd", "student_ensemble"):
             for i, alone in enumerate(inspected(method, pixels, device)):
-                together = np.load(tmp_path / f"{method}-{precision}-{i}.npz")
+                together = np.load(folder / f"{method}-{precision}-{i}.npz")
                 assert np.array_equal(alone.maps, together["maps"])
                 assert np.array_equal(alone.scores, together["scores"])
 
@@ -206,7 +217,7 @@ def check_scores(job: TrainJob, results: Results, one_thread: Callable[[], None]
     """The students that a job on several processes saved give one process the scores that it wrote, to the last bit."""
     spec, device = job.spec, open_device("cpu", "fp32")
     one_thread()
-    model = Distiller(spec.method, "resnet18", Teacher("resnet18")).to(memory_format=torch.channels_last)
+    model = Distiller(spec.method, spec.backbone, Teacher(spec.backbone)).to(memory_format=torch.channels_last)
     model.students.load_state_dict(load_file(results.run_folder(spec.id).path / "students.safetensors"))
     category = images.load(get_source(job.source), spec.data, spec.image_size)
     test, held = category.test.images, divide(category.train.samples, spec).calibration

@@ -15,18 +15,18 @@ from harness.run.device import open_device
 from harness.run.machine import Watch
 from harness.run.throughput import STAGES, throughput
 from harness.spec import BENCH_REVISION, BenchSpec
+from tests.run.small import SMALL
 
 
-def bench(method: str, size: Size = 64, **settings: object) -> dict[str, object]:
+def bench(method: str, size: Size = 64, backbone: str = SMALL, **settings: object) -> dict[str, object]:
     options = {"batch_sizes": (1, 3), "seconds": 0.05} | settings
-    return throughput(
-        BenchSpec(get_method(method), "resnet18", size, "fp32", "cpu", 1, **options), open_device("cpu", "fp32")
-    )
+    spec = BenchSpec(get_method(method), backbone, size, "fp32", "cpu", 1, **options)
+    return throughput(spec, open_device("cpu", "fp32"))
 
 
-@pytest.mark.parametrize("method", ["dskd", "student_ensemble"])
-def test_what_a_measurement_holds(method: str) -> None:
-    found = bench(method)
+@pytest.mark.parametrize(("method", "backbone"), [("dskd", "resnet18"), ("student_ensemble", SMALL)])
+def test_what_a_measurement_holds(method: str, backbone: str) -> None:
+    found = bench(method, backbone=backbone)
     single = found["single_stream"]
     latencies = [single[f"latency_p{p}_ms"] for p in (50, 90, 95, 99)]
     assert latencies == sorted(latencies)
@@ -43,7 +43,7 @@ def test_what_a_measurement_holds(method: str) -> None:
 
 
 def test_a_strip_is_measured_at_its_size() -> None:
-    found = bench("stfpm", (32, 64), batch_sizes=(1,))
+    found = bench("stfpm", (32, 64), "resnet18", batch_sizes=(1,))
     assert found["gmac"] == pytest.approx(of_method(get_method("stfpm"), "resnet18", (32, 64)).gmac, abs=1e-3)
 
 
@@ -56,7 +56,7 @@ def test_maps_are_smoothed_once_as_deployed(monkeypatch: pytest.MonkeyPatch) -> 
         monkeypatch.setattr(f"harness.run.throughput.{name}", least)
     for changes in ({}, {"map.sigma_share": 1 / 32}):
         method = replace(get_method("dskd"), changes)
-        spec = BenchSpec(method, "resnet18", (64, 96), "fp32", "cpu", 1, batch_sizes=(1,), seconds=0.01)
+        spec = BenchSpec(method, SMALL, (64, 96), "fp32", "cpu", 1, batch_sizes=(1,), seconds=0.01)
         throughput(spec, open_device("cpu", "fp32"))
     assert set(sigmas) == {("harness.run.throughput", 4.0), ("harness.run.throughput", 2.0)}
 

@@ -17,6 +17,7 @@ from harness.run.features import TeacherFeatures
 from harness.run.learner import Average, Learner, make_optimizers, scheduler
 from harness.run.train import DivergedError, Epoch, mean_map, train
 from harness.spec import Data, EvaluateSpec, TrainSpec, Weights
+from tests.run.small import SMALL
 
 PIXELS = torch.randint(256, (11, 64, 64, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 
@@ -28,17 +29,17 @@ def device(request: pytest.FixtureRequest) -> Iterator[Device]:
     torch.set_num_threads(threads)
 
 
-def spec(method: str = "stfpm", seed: int = 0, **values: object) -> TrainSpec:
+def spec(method: str = "stfpm", seed: int = 0, backbone: str = "resnet18", **values: object) -> TrainSpec:
     changes = {key.replace("__", "."): value for key, value in values.items()}
     recipe = replace(get_method(method), {"train.epochs": 2, "train.batch_size": 4} | changes)
-    return TrainSpec(recipe, "resnet18", Weights(), Data("x", "y", "z"), seed, image_size=64)
+    return TrainSpec(recipe, backbone, Weights(), Data("x", "y", "z"), seed, image_size=64)
 
 
 def trained(
     run: TrainSpec, device: Device, keep: str = "device", held_out: int = 0, **options: object
 ) -> tuple[Distiller, list[Epoch], int]:
     torch.manual_seed(run.seed)
-    model = Distiller(run.method, "resnet18", Teacher("resnet18"))
+    model = Distiller(run.method, run.backbone, Teacher(run.backbone))
     model.to(device.place, memory_format=torch.channels_last)
     budgets = {"device": 0.0, "host": 0.0} | {keep: 1e9}
     features = TeacherFeatures(model.teacher, PIXELS, run.method.train.batch_size, device, budgets)
@@ -85,9 +86,11 @@ def test_the_mean_map_is_that_of_all_positions(height: int, width: int) -> None:
     assert mean_map(model, run, features, np.arange(6), device) == pytest.approx(expected, rel=1e-4)
 
 
-@pytest.mark.parametrize("method", ["stfpm", "dskd", "reverse_distillation"])
-def test_the_teacher_cache_cannot_change_a_number(method: str, device: Device) -> None:
-    run = spec(method, train__select="last")
+@pytest.mark.parametrize(
+    ("method", "backbone"), [("stfpm", "resnet18"), ("dskd", SMALL), ("reverse_distillation", SMALL)]
+)
+def test_the_teacher_cache_cannot_change_a_number(method: str, backbone: str, device: Device) -> None:
+    run = spec(method, backbone=backbone, train__select="last")
     cached, curve, _ = trained(run, device)
     for keep in ("host", "recomputed"):
         other, again, _ = trained(run, device, keep)
@@ -97,27 +100,29 @@ def test_the_teacher_cache_cannot_change_a_number(method: str, device: Device) -
 
 def test_the_seed_decides() -> None:
     device = open_device("cpu", "fp32")
-    first, second = (trained(spec(seed=seed, train__epochs=1, train__select="last"), device)[0] for seed in (0, 1))
+    first, second = (
+        trained(spec(seed=seed, backbone=SMALL, train__epochs=1, train__select="last"), device)[0] for seed in (0, 1)
+    )
     assert not same(first, second)
 
 
 def test_the_epoch_with_the_lowest_map_on_held_out_normals_is_kept() -> None:
     device = open_device("cpu", "fp32")
-    model, curve, kept = trained(spec(train__epochs=4, train__lr=0.05), device, held_out=3)
+    model, curve, kept = trained(spec(backbone=SMALL, train__epochs=4, train__lr=0.05), device, held_out=3)
     maps = [epoch.held_out_map for epoch in curve]
     assert kept == 1 + int(np.argmin(maps))
     batch = to_images(PIXELS[-3:])
     with torch.inference_mode():
         assert model.anomaly_map(batch).mean().item() == pytest.approx(min(maps), rel=1e-4)
-    *_, last = trained(spec(train__select="last"), device)
+    *_, last = trained(spec(backbone=SMALL, train__select="last"), device)
     assert last == 2
 
 
 def test_metrics_along_a_training_change_nothing_and_see_the_epochs_model() -> None:
     device = open_device("cpu", "fp32")
-    plain, *_ = trained(spec(train__select="last", train__epochs=3), device)
-    seen = {}
-    along = dataclasses.replace(spec(train__select="last", train__epochs=3), evaluate_at=(2, 3))
+    run, seen = spec(backbone=SMALL, train__select="last", train__epochs=3), {}
+    plain, *_ = trained(run, device)
+    along = dataclasses.replace(run, evaluate_at=(2, 3))
     watched, *_ = trained(along, device, along=lambda epoch, settle: seen.update({epoch: mean_of_maps(settle())}))
     assert same(plain, watched)
     assert list(seen) == [2, 3]
@@ -134,7 +139,7 @@ def test_the_average_of_the_students_is_what_is_kept() -> None:
     device = open_device("cpu", "fp32")
     states = []
     for epochs in (1, 2):  # one step an epoch
-        recipe = {"train__select": "last", "train__batch_size": 11, "train__epochs": epochs}
+        recipe = {"backbone": SMALL, "train__select": "last", "train__batch_size": 11, "train__epochs": epochs}
         states.append(trained(spec(**recipe), device)[0].students.state_dict())
     averaged = trained(spec(**recipe, train__ema=0.75), device)[0].students.state_dict()
     for key in ("encoder.trunk.conv1.weight", "encoder.trunk.bn1.running_mean"):
@@ -143,7 +148,7 @@ def test_the_average_of_the_students_is_what_is_kept() -> None:
 
 def test_the_average_is_torchs_bit_for_bit_and_takes_over_its_checkpoints() -> None:
     torch.manual_seed(0)
-    students = Distiller(get_method("dskd"), "resnet18").students.to(memory_format=torch.channels_last)
+    students = Distiller(get_method("dskd"), SMALL).students.to(memory_format=torch.channels_last)
     theirs = AveragedModel(students, multi_avg_fn=get_ema_multi_avg_fn(0.9), use_buffers=True)
     ours = Average(students, 0.9)
     for step in range(8):
@@ -183,13 +188,13 @@ def test_schedules_of_the_learning_rate(schedule: str, expected: list[float]) ->
 
 def test_clip_bounds_each_step_and_split_has_two_optimizers() -> None:
     device = open_device("cpu", "fp32")
-    one_step = {"train__select": "last", "train__batch_size": 11, "train__epochs": 1}
+    one_step = {"backbone": SMALL, "train__select": "last", "train__batch_size": 11, "train__epochs": 1}
     torch.manual_seed(0)
-    before = Distiller(get_method("stfpm"), "resnet18").students.state_dict()
+    before = Distiller(get_method("stfpm"), SMALL).students.state_dict()
     after = trained(spec(**one_step, train__clip=1e-3, train__weight_decay=0.0), device)[0].students
     moved = sum((p - before[name]).square().sum() for name, p in after.named_parameters()) ** 0.5
     assert moved.item() == pytest.approx(0.4 * 1e-3, rel=0.01)  # SGD's first step: lr times the clipped gradient
-    students = Distiller(get_method("dskd"), "resnet18").students
+    students = Distiller(get_method("dskd"), SMALL).students
     sgd, adam = make_optimizers(students, replace(get_method("dskd").train, {"optimizer": "split"}))
     assert (type(sgd), sgd.param_groups[0]["lr"]) == (torch.optim.SGD, 0.4)
     assert (type(adam), adam.param_groups[0]["lr"]) == (torch.optim.Adam, 0.005)
@@ -199,8 +204,9 @@ def test_clip_bounds_each_step_and_split_has_two_optimizers() -> None:
 
 
 def test_divergence_stops_the_run() -> None:
+    run = spec("dskd", backbone=SMALL, train__optimizer="sgd", train__lr=1e30, train__epochs=5)
     with pytest.raises(DivergedError, match=r"the loss of epoch \d is"):
-        trained(spec("dskd", train__optimizer="sgd", train__lr=1e30, train__epochs=5), open_device("cpu", "fp32"))
+        trained(run, open_device("cpu", "fp32"))
 
 
 def test_maps_do_not_depend_on_how_the_test_set_divides() -> None:

@@ -1,4 +1,4 @@
-"""Run by tests/run/test_processes.py under torchrun: `python -m tests.scripts.processes SCENARIO FOLDER [...]`.
+"""Run by tests/run/test_processes.py under torchrun: `python -m tests.scripts.processes SCENARIO[,...] FOLDER [...]`.
 
 What a scenario needs lies in the folder (`pixels.npy`, jobs), and each rank leaves there what it came to.
 """
@@ -13,6 +13,7 @@ import torch
 import torch.distributed
 
 from dskd import METHODS, Distiller, Teacher, get_method, replace
+from dskd.backbones import TRUNKS
 from harness import events
 from harness.job import decode
 from harness.run import attempt, execute
@@ -24,6 +25,7 @@ from harness.run.learner import Learner
 from harness.run.train import train
 from harness.run_folder import RunFolder
 from harness.spec import Data, EvaluateSpec, Strategy, TrainSpec, Weights
+from tests.run.small import SMALL, SmallResNet
 from tests.run.test_checkpoint import StopAfter
 
 RANK = int(os.environ.get("RANK", "0"))
@@ -42,14 +44,15 @@ RECIPES = {
 def spec(recipe: str, processes: int = 2, strategy: Strategy = "ddp") -> TrainSpec:
     method = replace(get_method("stfpm"), RECIPES[recipe][1])
     data = Data("x", "y", "z")
-    return TrainSpec(method, "resnet18", Weights(), data, image_size=64, processes=processes, strategy=strategy)
+    backbone = "resnet18" if recipe == "longer" else SMALL
+    return TrainSpec(method, backbone, Weights(), data, image_size=64, processes=processes, strategy=strategy)
 
 
 def trained(
     run: TrainSpec, images: int, pixels: np.ndarray, device: Device, checkpointing: Checkpointing | None = None
 ) -> dict[str, object]:
     torch.manual_seed(run.seed)
-    model = Distiller(run.method, "resnet18", Teacher("resnet18"))
+    model = Distiller(run.method, run.backbone, Teacher(run.backbone))
     model.to(memory_format=torch.channels_last)
     features = TeacherFeatures(model.teacher, torch.from_numpy(pixels), run.process_batch_size, device)
     positions = np.arange(len(pixels))
@@ -87,10 +90,18 @@ def inspected(method: str, pixels: np.ndarray, device: Device) -> list[Inspected
 
 
 def main() -> None:
-    scenario, folder = sys.argv[1], Path(sys.argv[2])
+    TRUNKS[SMALL] = SmallResNet
+    for scenario in sys.argv[1].split(","):
+        do(scenario, Path(sys.argv[2]), sys.argv[3:])
+    # Together: gloo may abort a rank whose peer has gone.
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
+
+
+def do(scenario: str, folder: Path, arguments: list[str]) -> None:
     if scenario == "train":
         pixels = np.load(folder / "pixels.npy")
-        for strategy in sys.argv[3:]:
+        for strategy in arguments:
             device = open_device("cpu", "fp32", 2, strategy)
             found = {
                 recipe: trained(spec(recipe, strategy=strategy), images, pixels, device)
@@ -126,7 +137,7 @@ def main() -> None:
                     np.savez(folder / f"{method}-{precision}-{i}.npz", maps=one.maps, scores=one.scores)
     elif scenario == "execute":
         attempt.GRACE_S = 1.0
-        for path in sys.argv[3:]:
+        for path in arguments:
             execute.execute(decode(Path(path).read_bytes()), emit)
     elif scenario == "fail":
         attempt.GRACE_S = 1.0
@@ -136,10 +147,7 @@ def main() -> None:
                 raise MemoryError("nothing left")
 
             execute.train = fail
-        execute.execute(decode(Path(sys.argv[3]).read_bytes()), emit)
-    # Together: gloo may abort a rank whose peer has gone.
-    torch.distributed.barrier()
-    torch.distributed.destroy_process_group()
+        execute.execute(decode(Path(arguments[0]).read_bytes()), emit)
 
 
 def emit(event: events.FromWorker) -> None:
