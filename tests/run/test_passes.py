@@ -92,6 +92,9 @@ def test_what_is_measured_by_recorded_passes_is_what_plain_ones_measure(
     together = len(variants(run)) > 1  # two batches of normal images more
     assert look.facts() == {"graphed_passes": 3 * 1 + 3 * (3 + 2 + 2 * together)}
     assert not equal(found[:1], found[1:2])  # the students went on in between
+    model = recorded.learner.distiller  # other students than the average's, whatever epoch was kept
+    model.students.load_state_dict(Distiller(run.method, "resnet18", model.teacher).students.state_dict())
+    assert equal([inspected(recorded, model, run, look)], [inspected(plain, model, run, plain.look())])
 
 
 def test_few_batches_are_not_worth_a_recording(plain: Worker, recorded: Worker) -> None:  # noqa: F811
