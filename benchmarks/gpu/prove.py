@@ -33,7 +33,7 @@ from sheet import Sheet  # noqa: E402
 # Module, seconds that it may take, whether it needs CUDA; the most wanted first.
 BLOCKS: dict[str, tuple[str, float, bool]] = {
     "compiled": ("compiled_steps", 100, False),
-    "whole_step": ("whole_step", 120, False),
+    "whole_step": ("whole_step", 130, False),
     "anatomy": ("anatomy", 60, False),
     "metrics": ("exact", 40, False),
     "determinism": ("determinism", 80, False),

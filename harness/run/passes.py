@@ -121,6 +121,7 @@ class Passes:
     def has(self, distiller: Distiller) -> bool:
         return any(one.students is distiller.students and one.teacher is distiller.teacher for one in self.models)
 
+    @torch.inference_mode(False)  # CUDA's generators keep tensors from a capture on, which a step's replay writes
     def of(self, distiller: Distiller, given: Sequence[Tensor], together: bool) -> Pass | str:
         """The pass for such a batch; why there is none, empty where it is not worth it yet."""
         key = id(distiller.students), tuple(each.shape for each in given), together
