@@ -1,8 +1,10 @@
-"""Recorded steps of the harness (`compile: graph`), against steps launched one by one: the same bits, and how fast.
+"""Recorded steps of the harness (`compile: graph`) and passes over images that are measured, against those launched one
+by one: the same bits, and how fast.
 
 On a CPU the recorder only calls the steps: the logic is tried, and there is nothing to gain.
 """
 
+import itertools
 import time
 from typing import Any
 
@@ -12,9 +14,11 @@ from scene import Pace, Scene, pace
 from sheet import Sheet, figures
 from torch import Tensor
 
+from dskd import Distiller
 from harness.run.features import TeacherFeatures
 from harness.run.graphed import GraphedLearner, WholeSteps
 from harness.run.learner import Learner
+from harness.run.passes import UNRECORDED, Look
 from harness.run.recorder import Calls
 
 TARGETS = {"dskd 256": 3000, "stfpm 256": 7500, "dskd 128": 5500}  # images/s of one run, bf16
@@ -35,7 +39,7 @@ def run(sheet: Sheet) -> None:
         [("stfpm", 32)] if sheet.small else [("dskd", 256), ("stfpm", 256), ("dskd", 128), ("stfpm", 128)]
     ):
         name = f"{method} {side}"
-        if sheet.enough(f"rate of {name}", 8):
+        if sheet.enough(f"rate of {name}", 10):
             with sheet.trying(f"rate of {name}"):
                 scene = Scene(sheet.kind, method, side, 16 if sheet.small else 1024, 8 if sheet.small else None)
                 rates[name] = rate(sheet, scene, name)
@@ -114,7 +118,8 @@ def rate(sheet: Sheet, scene: Scene, name: str) -> float:
     plain = pace_of(scene, scene.learner(), features, steps // 4)
     sheet.row("pace", setting=f"{name}, batch {scene.batch}", steps="plain", **vars(plain[0]), launch_ms=plain[1])
     began = time.perf_counter()
-    learner, failure = recorded(scene, features, steps_of(sheet))
+    kept = steps_of(sheet)
+    learner, failure = recorded(scene, features, kept)
     scene.device.synchronize()
     took = round(time.perf_counter() - began, 2)
     sheet.check(f"{name}: steps are recorded", isinstance(learner, GraphedLearner), failure)
@@ -129,7 +134,34 @@ def rate(sheet: Sheet, scene: Scene, name: str) -> float:
         target_images_per_s=TARGETS.get(name),
         target_launch_ms=HOST_MS,
     )
+    passes(sheet, scene, features, kept, learner.measured, name)
     return found.images_per_s
+
+
+def passes(
+    sheet: Sheet, scene: Scene, features: TeacherFeatures, kept: WholeSteps, model: Distiller, name: str
+) -> None:
+    """Recorded passes over images that are measured, beside plain ones: of held-out images, whose features are kept,
+    and of test images; the same discrepancies, and how fast.
+    """
+    count, (first, second) = 8 if sheet.small else 100, np.split(np.arange(2 * scene.batch) % scene.images, 2)
+    for which, is_known in (("held out", True), ("test", False)):
+        batches = [(features.pixels[at], features[at] if is_known else ()) for at in (first, second)]
+        for look in (plain := Look(scene.device), Look(scene.device, kept.passes)):
+            look.begin(model)
+            for number in range(UNRECORDED + 1):  # so that it is recorded from here on
+                look(model, *batches[number % 2])
+            turns = itertools.cycle(batches)
+            found = pace(scene, lambda look=look, turns=turns: look(model, *next(turns)), count, count * scene.batch)
+            launched = "plain" if look is plain else "recorded"
+            sheet.row("passes", setting=f"{name}, batch {scene.batch}", images=which, passes=launched, **vars(found))
+        other = 0
+        for batch in batches:
+            expected = plain(model, *batch)
+            seen = look(model, *batch)
+            other += sum(not all(map(torch.equal, seen[key], expected[key])) for key in expected)
+        why = look.failure or (f"{other} of 2 batches differ" if other else "")
+        sheet.check(f"{name}: recorded passes over {which} images are plain ones", look.replayed > 0 and not why, why)
 
 
 def pace_of(scene: Scene, learner: Learner, features: TeacherFeatures, steps: int) -> tuple[Pace, float]:

@@ -1,15 +1,21 @@
-"""Whether steps recorded as CUDA graphs end with the bits of plain ones, which `compile: auto` rests on."""
+"""Whether steps recorded as CUDA graphs end with the bits of plain ones, and recorded passes over images that are
+measured see those of plain passes, which `compile: auto` rests on.
+"""
 
 from dataclasses import replace as with_fields
 from typing import Any
 
-from dskd import replace
-from harness.doctor.compute import TRUNKS, features_of, hash_of, model_of, spec_of, teacher_of
+import numpy as np
+
+from dskd import Distiller, replace
+from harness.doctor.compute import BATCH, TRUNKS, features_of, hash_of, model_of, spec_of, teacher_of
 from harness.doctor.findings import Finding, Where, failed, passed, skipped
 from harness.run.device import Device, open_device
 from harness.run.features import TeacherFeatures
 from harness.run.graphed import WholeSteps
 from harness.run.learner import Learner
+from harness.run.passes import UNRECORDED, Look
+from harness.run.recorder import equal
 from harness.spec import TrainSpec
 
 SCHEDULES = ("constant", "cosine", "one_cycle")
@@ -43,16 +49,19 @@ def compared(
             spec = with_fields(spec, method=replace(spec.method, {**changes, "train.schedule": schedule}))
             if schedule not in other and (why := _differs(spec, features, device, steps)):
                 other[schedule] = f"{name}: {why}"
-    equal = [schedule for schedule in SCHEDULES if schedule not in other]
+    proven = [schedule for schedule in SCHEDULES if schedule not in other]
     details = "; ".join(f"{schedule}: {why}" for schedule, why in other.items())
-    if not equal:
+    if not proven:
         return failed(f"recorded steps are not plain ones: {details}", "compile: auto stays with plain steps")
-    said = f"{epochs} epochs of {len(recipes)} recipes end with the bits of plain steps, rates {', '.join(equal)}"
-    return passed(said + (f"; not so {details}" if other else ""), schedules=equal)
+    said = f"{epochs} epochs of {len(recipes)} recipes end with the bits and the maps of plain steps"
+    said += f", rates {', '.join(proven)}"
+    return passed(said + (f"; not so {details}" if other else ""), schedules=proven)
 
 
 def _differs(spec: TrainSpec, features: TeacherFeatures, device: Device, steps: WholeSteps) -> str:
-    """What tells a training by recorded steps, in which another seed was trained before, from a plain one."""
+    """What tells a training by recorded steps, in which another seed was trained before, from a plain one; and then its
+    maps.
+    """
     before = with_fields(spec, seed=spec.seed + 1)
     hash_of(_learner(before, features, device, steps)[0], features, IMAGES)
     learner, failure = _learner(spec, features, device, steps)
@@ -60,7 +69,24 @@ def _differs(spec: TrainSpec, features: TeacherFeatures, device: Device, steps: 
         return failure
     plain = Learner(model_of(spec, features.teacher, device), spec, device, IMAGES)
     same = hash_of(learner, features, IMAGES) == hash_of(plain, features, IMAGES)
-    return "" if same else "it ends with other bits"
+    if not same:
+        return "it ends with other bits"
+    models = [learner.distiller] if learner.measured is learner.distiller else [learner.measured, learner.distiller]
+    return next((why for model in models if (why := _sees_other(model, features, device, steps))), "")
+
+
+def _sees_other(model: Distiller, features: TeacherFeatures, device: Device, steps: WholeSteps) -> str:
+    """What tells recorded passes from plain ones: of held-out images and of test images, batch after batch."""
+    look, plain = Look(device, steps.passes), Look(device)
+    look.begin(model)
+    for is_known in (True, False):
+        for number in range(UNRECORDED + 3):
+            positions = (number + np.arange(BATCH)) % IMAGES
+            given = model, features.pixels[positions], features[positions] if is_known else ()
+            found, expected = look(*given), plain(*given)
+            if not all(all(map(equal, found[name], expected[name])) for name in expected):
+                return "recorded passes see other discrepancies"
+    return look.failure or ("" if look.replayed else "its passes are not recorded")
 
 
 def _learner(spec: TrainSpec, features: TeacherFeatures, device: Device, steps: WholeSteps) -> tuple[Learner, str]:

@@ -18,9 +18,10 @@ from dskd.anomaly_map import Calibration, Discrepancies, anomaly_map, calibrate,
 from dskd.distiller import Distiller, needs_features
 from harness.data import held_out, images
 from harness.run import metrics, operating, streaming
-from harness.run.batches import deal, index_of, received, to_images, whole_batches
+from harness.run.batches import deal, index_of, received, whole_batches
 from harness.run.device import Device
 from harness.run.memory import largest_that_fits
+from harness.run.passes import Look
 from harness.run.sections import section
 from harness.run_folder import Calibrated, Score
 from harness.spec import EvaluateSpec, TrainSpec
@@ -78,6 +79,7 @@ def inspect(
     normal: np.ndarray,
     scratch: Path | None = None,
     calibration: np.ndarray | None = None,
+    look: Look | None = None,
 ) -> tuple[int, list[Inspected]]:
     """Run the test images (uint8 (N, H, W, 3)) once through the networks and make each variant's maps and scores.
 
@@ -92,23 +94,26 @@ def inspect(
         scratch: folder where the maps of variants with `metrics: histogram` lie while they are used; None for the
             system's.
         calibration: the normal images for thresholds, seen after the test images in batches of their own.
+        look: how batches pass through the networks; None for plainly, as they do where memory is too small.
 
     Returns:
         The batch size that it was done with, and on rank 0 what each variant sees.
     """
 
     sets = [pixels] if calibration is None or not len(calibration) else [pixels, calibration]
+    look = look or Look(device)
 
     def attempt(size: int) -> list[Inspected]:
         if size != batch_size:
             log.warning("out of memory; evaluating in batches of %d", size)
-        seen, *held = _inspect(distiller, sets, variants, size, device, report, normal, scratch)
+            look.plainly(distiller)
+        seen, *held = _inspect(distiller, sets, variants, size, look, report, normal, scratch)
         return [replace(one, calibration=own) for one, own in zip(seen, *held, strict=True)] if held else seen
 
     return largest_that_fits(batch_size, attempt, least=1 if device.processes == 1 else batch_size)
 
 
-Look = Callable[[np.ndarray, np.ndarray], Discrepancies]
+Through = Callable[[np.ndarray, np.ndarray], Discrepancies]
 
 
 @torch.inference_mode()
@@ -117,27 +122,27 @@ def _inspect(
     sets: Sequence[np.ndarray],
     variants: Sequence[EvaluateSpec],
     batch_size: int,
-    device: Device,
+    look: Look,
     report: Callable[[int, int], None],
     normal: np.ndarray,
     scratch: Path | None,
 ) -> list[list[Inspected]]:
     """Of each set of images what each variant sees."""
-    distiller.students.eval()
-    together = any(needs_features(variant.map) for variant in variants)
+    look.begin(distiller)
+    device, together = look.device, any(needs_features(variant.map) for variant in variants)
 
-    def look(pixels: np.ndarray, positions: np.ndarray) -> Discrepancies:
+    def through(pixels: np.ndarray, positions: np.ndarray) -> Discrepancies:
         with section("transfer"):
             batch = index_of(pixels[positions], device.place)
-        with section("inspect", batch_size), device.autocast():
-            return distiller.discrepancies(to_images(batch), together=together)
+        with section("inspect", batch_size):
+            return look(distiller, batch, together=together)
 
     standard = None
     standardised = [variant.map.student_fuse == "error_disagreement" for variant in variants]
     if any(standardised):
         # The last batch is filled up with its last image: of hundreds of images that weighs nothing.
         batches = whole_batches(len(normal), batch_size)
-        standard = calibrate(look(normal, positions) for positions, _ in batches)
+        standard = calibrate(through(normal, positions) for positions, _ in batches)
     found, done, total = [], 0, sum(map(len, sets))
     for pixels in sets:
         rooms = [room(variant, pixels.shape[:3], scratch) for variant in (variants if device.main else ())]
@@ -145,7 +150,7 @@ def _inspect(
             Inspected(room, np.empty(len(pixels), np.float64), standardisation=standard if own else None)
             for room, own in zip(rooms, standardised, strict=False)
         ]
-        for count in _passed(look, pixels, variants, batch_size, device, standard, seen):
+        for count in _passed(through, pixels, variants, batch_size, device, standard, seen):
             report(done + count, total)
         found.append(seen)
         done += len(pixels)
@@ -153,7 +158,7 @@ def _inspect(
 
 
 def _passed(
-    look: Look,
+    through: Through,
     pixels: np.ndarray,
     variants: Sequence[EvaluateSpec],
     batch_size: int,
@@ -177,7 +182,7 @@ def _passed(
     last = None  # kept when the next batch has been launched, so that a GPU is at that while the host waits and copies
     for turn, numbers in enumerate(zip(*hands, strict=True), start=1):
         positions, real = batches[numbers[device.rank]]
-        found, on_the_way = look(pixels, positions), []
+        found, on_the_way = through(pixels, positions), []  # found: until the next batch
         for variant in variants:
             with section("maps"):
                 maps = anomaly_map(found, variant.map, tuple(size), standard)
@@ -289,10 +294,11 @@ class Along:
 
     Args:
         test: gives the test set, when there is something to measure.
+        look: as of `inspect`.
     """
 
-    def __init__(self, spec: TrainSpec, device: Device, test: Callable[[], TestSet]) -> None:
-        self.spec, self.device, self.test = spec, device, test
+    def __init__(self, spec: TrainSpec, device: Device, test: Callable[[], TestSet], look: Look | None = None) -> None:
+        self.spec, self.device, self.test, self.look = spec, device, test, look
         self.rows: list[dict[str, Any]] = []
         self.seconds = 0.0
 
@@ -303,7 +309,8 @@ class Along:
             return
         variant = EvaluateSpec(spec, spec.method.map, spec.method.score)
         size = spec.eval_batch_size
-        _, inspected = inspect(settle(), test.pixels, [variant], size, device, lambda *_: None, test.normal)
+        given = settle(), test.pixels, [variant], size, device, lambda *_: None, test.normal
+        _, inspected = inspect(*given, look=self.look)
         for seen in inspected:
             self.rows.append({"epoch": epoch, **measure(seen, test, variant, device.place)})
         self.seconds += time.perf_counter() - started

@@ -35,6 +35,7 @@ from harness.run.evaluate import Along, TestSet, calibrated_of, decided, inspect
 from harness.run.folds import inspect_folds, train_folds
 from harness.run.machine import wait_for_quiet
 from harness.run.memory import peak_memory, reset_peak_memory
+from harness.run.passes import Look
 from harness.run.sections import section
 from harness.run.throughput import throughput
 from harness.run.tracking import tracked
@@ -125,7 +126,7 @@ def _train_and_evaluate(job: TrainJob, work: Work, device: Device, warm: Warm) -
         discard(folder)
     if job.evaluations:
         work.emit(events.Phase("evaluate"))
-        _evaluate(job, work, device, distiller, category, test())
+        _evaluate(job, work, warm.look(device), distiller, category, test())
     if device.main and not job.save.weights:
         folder.students.unlink(missing_ok=True)
         shutil.rmtree(folder.folds, ignore_errors=True)
@@ -180,11 +181,12 @@ def _train(
             work.emit(events.Epoch(epoch.epoch, epochs, loss, rate))
 
     positions = np.searchsorted(normal, chosen), np.searchsorted(normal, val)
-    along = Along(spec, device, test)
+    look = warm.look(device)
+    along = Along(spec, device, test, look)
     folder = work.results.run_folder(spec.id)
     checkpointing = Checkpointing(folder, spec.id, device, job.checkpoint_every_s, work.stop, {"along": along})
     learner, of_steps = warm.learner(job, distiller, features, device, len(chosen))
-    curve, kept = train(learner, features, *positions, report, along, checkpointing)
+    curve, kept = train(learner, features, *positions, report, along, checkpointing, look)
     seconds = checkpointing.seconds - along.seconds
     resumed = sum((each.get("resumed", 0) for each in of_folds), checkpointing.resumed)
     if device.main:
@@ -206,6 +208,7 @@ def _train(
         **({"resumed": resumed} if resumed else {}),
         "teacher_features": features.kept,
         **of_steps(),
+        **look.facts(),
         **_sizes(distiller),
         **peak_memory(),
         **device.facts(),
@@ -251,8 +254,9 @@ def _sizes(distiller: Distiller) -> dict[str, float]:
 
 
 def _evaluate(
-    job: TrainJob, work: Work, device: Device, distiller: Distiller, category: images.Category, test: TestSet
+    job: TrainJob, work: Work, look: Look, distiller: Distiller, category: images.Category, test: TestSet
 ) -> None:
+    device = look.device
     started, total = time.perf_counter(), len(test.samples) + len(test.calibration_samples)
 
     def report(done: int, _: int = 0) -> None:
@@ -261,9 +265,8 @@ def _evaluate(
             raise Interrupted(f"stopped after {done} of {total} images; the next call evaluates them again")
 
     asked, scratch, folder = job.spec.eval_batch_size, work.results.folder, work.results.run_folder(job.spec.id)
-    size, inspected = inspect(
-        distiller, test.pixels, job.evaluations, asked, device, report, test.normal, scratch, test.calibration
-    )
+    given = distiller, test.pixels, job.evaluations, asked, device, report, test.normal, scratch, test.calibration
+    size, inspected = inspect(*given, look)
     if test.folds:
         by_folds = inspect_folds(
             distiller,
@@ -275,6 +278,7 @@ def _evaluate(
             device,
             lambda done: report(len(test.samples) + done),
             scratch,
+            look,
         )
         inspected = [dataclasses.replace(own, calibration=of) for own, of in zip(inspected, by_folds, strict=True)]
     shared_s = (time.perf_counter() - started) / len(job.evaluations)
@@ -285,7 +289,7 @@ def _evaluate(
         with work.attempting(evaluation), work.recording(evaluation, device) as result:
             result |= measure(seen, test, evaluation, device.place) | decided(seen, test, evaluation)
             result |= {"inspect_s": round(shared_s, 3)}
-            result |= lowered | device.facts()
+            result |= lowered | look.facts() | device.facts()
             result |= {"standardisation": seen.standardisation} if seen.standardisation else {}
             folder = work.results.run_folder(evaluation.id)
             with section("files"):

@@ -28,6 +28,7 @@ from harness.run.checkpoint import Checkpointing, Interrupted, discard
 from harness.run.device import Device
 from harness.run.evaluate import Inspected, inspect, room
 from harness.run.features import TeacherFeatures
+from harness.run.passes import Look
 from harness.run.sections import section
 from harness.run.train import DivergedError, train
 from harness.run.warm import Warm
@@ -123,6 +124,7 @@ def _trained(
             *(np.searchsorted(normal, positions) for positions in (chosen, division.val)),
             lambda step, steps, _: work.step(step, steps),
             checkpointing=checkpointing,
+            look=warm.look(device),
         )
     return model, {
         "train_images": len(chosen),
@@ -145,13 +147,14 @@ def inspect_folds(
     device: Device,
     report: Callable[[int], None],
     scratch: Path | None,
+    look: Look,
 ) -> list[Inspected]:
     """Each normal image of the training split, in the order of the data set, as the students see it that were trained
     without its fold, for each variant.
 
     Args:
         distiller: gets the students of one fold after the other.
-        batch_size, scratch: as of `inspect`; report: called with how many of the images are done.
+        batch_size, scratch, look: as of `inspect`; report: called with how many of the images are done.
     """
     pixels, normals, done = category.train.images, category.train.indices("train"), 0
     pooled = [
@@ -166,7 +169,8 @@ def inspect_folds(
         def told(count: int, _: int, before: int = done) -> None:
             report(before + count)
 
-        _, seen = inspect(distiller, pixels[own], variants, batch_size, device, told, pixels[rest], scratch)
+        given = distiller, pixels[own], variants, batch_size, device, told, pixels[rest], scratch
+        _, seen = inspect(*given, look=look)
         for into, found in zip(pooled, seen, strict=True):
             into.maps[rows], into.scores[rows] = found.maps, found.scores
         done += len(rows)

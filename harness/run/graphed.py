@@ -34,7 +34,8 @@ from harness.run.device import Device, autocast
 from harness.run.features import TeacherFeatures
 from harness.run.learner import Average, Learner, make_optimizers, scheduler, with_students
 from harness.run.memory import free_memory
-from harness.run.recorder import Recorder, Step, recorder_of
+from harness.run.passes import Passes
+from harness.run.recorder import Recorder, Step, equal, reason_of, recorder_of, require_in_place
 from harness.run.sections import is_watched, section
 from harness.spec import TrainSpec
 
@@ -57,6 +58,7 @@ class WholeStep:
     Attributes:
         sizes: of batches, each with the number of the step within an epoch that its trial is.
         replays: by size, after `record`.
+        passes: of the same students, over batches that are measured.
     """
 
     def __init__(
@@ -78,6 +80,8 @@ class WholeStep:
         self.autocast = functools.partial(autocast, device.place.type, device.precision)
         self.optimizers = capturable(self.students, self.recipe, self.place)
         self.average = Average(self.students, self.recipe.ema) if self.recipe.ema else None
+        averaged = [with_students(distiller, self.average.module)] if self.average is not None else []
+        self.passes = Passes([self.model, *averaged], self.autocast, recorder)
         self.order = torch.arange(images, device=self.place)
         self.within = torch.arange(batch, device=self.place)
         self.done = torch.zeros(1, dtype=torch.int64, device=self.place)  # steps of the epoch
@@ -117,7 +121,7 @@ class WholeStep:
                 self._record(start)
         except Exception as error:  # whatever stands in a recording's way, the training does not need it
             self.replays.clear()
-            return " ".join(f"{type(error).__name__}: {error}".split())[:300]
+            return reason_of(error)
         finally:
             self.begin(start)
             self.students.train(mode)
@@ -135,7 +139,7 @@ class WholeStep:
         self._try(self.replays)
         self.check()
         found = dict(self.changed())
-        other = [name for name in expected if not _equal(found[name], expected[name])]
+        other = [name for name in expected if not equal(found[name], expected[name])]
         if other:
             raise RuntimeError(
                 f"{len(other)} of {len(expected)} tensors are not what plain steps make of them: {', '.join(other[:3])}"
@@ -177,11 +181,7 @@ class WholeStep:
 
     def check(self) -> None:
         """Raises RuntimeError for a tensor that is not where it was when the steps were recorded."""
-        known = {name: tensor.data_ptr() for name, tensor in self.held.items()}  # held, or others could get their place
-        now = {name: tensor.data_ptr() for name, tensor in self.used()}
-        moved = [name for name in known.keys() | now.keys() if known.get(name) != now.get(name)]
-        if moved:
-            raise RuntimeError(f"recorded steps know memory by its address, and it moved: {', '.join(sorted(moved))}")
+        require_in_place(self.held, self.used())
 
     def changed(self) -> Iterator[tuple[str, Tensor]]:
         """All that a step writes, by name."""
@@ -245,11 +245,6 @@ def rates_of(students: torch.nn.Module, recipe: Train, steps: int) -> list[np.nd
             schedule.step()
         found.append(rates)
     return found
-
-
-def _equal(found: Tensor, expected: Tensor) -> bool:
-    """Bit for bit, but for the sign of 0; a training that diverges has NaN, which equals itself here."""
-    return torch.equal(found, expected) or torch.allclose(found, expected, rtol=0.0, atol=0.0, equal_nan=True)
 
 
 class GraphedLearner(Learner):
@@ -333,6 +328,11 @@ class WholeSteps:
     def forget(self) -> None:
         """Before the features go that the steps read."""
         self.kept.clear()
+
+    def passes(self, distiller: Distiller) -> Passes | None:
+        """Those of the model's students, if these are a shape's."""
+        shapes = (one for one in self.kept.values() if isinstance(one, WholeStep))
+        return next((one.passes for one in shapes if one.passes.has(distiller)), None)
 
     def learner(
         self, spec: TrainSpec, distiller: Distiller, device: Device, features: TeacherFeatures, images: int

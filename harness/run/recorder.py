@@ -2,10 +2,11 @@
 
 import warnings
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Protocol
 
 import torch
+from torch import Tensor
 
 Step = Callable[[], None]
 
@@ -71,3 +72,27 @@ class CudaGraphs:
 def recorder_of(kind: str) -> Recorder | None:
     """For a kind of device; None where there are no such graphs."""
     return CudaGraphs() if kind == "cuda" else None
+
+
+def require_in_place(held: Mapping[str, Tensor], used: Iterable[tuple[str, Tensor]]) -> None:
+    """Raises RuntimeError for a tensor that is not where it was when something that uses it was recorded.
+
+    Args:
+        held: the tensors of then, by name; held, since others could get their place.
+        used: those of now.
+    """
+    known = {name: tensor.data_ptr() for name, tensor in held.items()}
+    now = {name: tensor.data_ptr() for name, tensor in used}
+    moved = [name for name in known.keys() | now.keys() if known.get(name) != now.get(name)]
+    if moved:
+        raise RuntimeError(f"what is recorded knows memory by its address, and it moved: {', '.join(sorted(moved))}")
+
+
+def equal(found: Tensor, expected: Tensor) -> bool:
+    """Bit for bit, but for the sign of 0; a training that diverges has NaN, which equals itself here."""
+    return torch.equal(found, expected) or torch.allclose(found, expected, rtol=0.0, atol=0.0, equal_nan=True)
+
+
+def reason_of(error: Exception) -> str:
+    """One line for a log and a record."""
+    return " ".join(f"{type(error).__name__}: {error}".split())[:300]

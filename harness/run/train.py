@@ -13,11 +13,12 @@ import torch
 
 from dskd.anomaly_map import anomaly_map
 from dskd.distiller import Distiller
-from harness.run.batches import index_of, to_images, whole_batches
+from harness.run.batches import index_of, whole_batches
 from harness.run.checkpoint import Checkpointing, OfRank, Parts
 from harness.run.device import Device
 from harness.run.features import TeacherFeatures
 from harness.run.learner import Learner
+from harness.run.passes import Look
 from harness.spec import TrainSpec
 
 log = logging.getLogger(__name__)
@@ -116,16 +117,16 @@ def train(
     report: Report,
     along: Along = lambda _epoch, _settle: None,
     checkpointing: Checkpointing | None = None,
+    look: Look | None = None,
 ) -> tuple[list[Epoch], int]:
     """Train the students in place; they end at the epoch that the recipe selects, in eval mode.
 
     Args:
         features: the teacher's features of all normal images, and the images' pixels.
-        chosen: positions in `features` to train on.
-        held_out: positions to select the epoch by (`select: val_normal`).
+        chosen: positions in `features` to train on; held_out: to select the epoch by (`select: val_normal`).
         report: called as (steps done, steps in all, the epoch if one just ended).
         along: called as (epoch, what gives the model as it then is) after each epoch of `evaluate_at`.
-        checkpointing: saves the training now and then; if it has one that was stopped, that one goes on.
+        checkpointing: saves the training now and then; one that was stopped goes on. look: at held-out images.
 
     Returns:
         The learning curve, and the epoch that was kept, from 1; the same on all ranks.
@@ -157,11 +158,11 @@ def train(
         if not math.isfinite(found):
             raise DivergedError(f"the loss of epoch {epoch} is {found}; a lower train.lr may help")
         held_out_map = None
-        if recipe.select == "val_normal" or epoch == recipe.epochs:
-            learner.settle(features, chosen)
         if recipe.select == "val_normal":
-            held_out_map = mean_map(learner.measured, spec, features, held_out, device)
+            held_out_map = mean_map(learner.settle(features, chosen), spec, features, held_out, device, look)
             progress.select(held_out_map, learner.measured.students)
+        elif epoch == recipe.epochs:
+            learner.settle(features, chosen)
         progress.end_epoch(Epoch(epoch, found, held_out_map, seconds, len(chosen)), order.get_state())
         report(epoch * steps, recipe.epochs * steps, progress.curve[-1])
         if epoch in spec.evaluate_at:
@@ -172,17 +173,22 @@ def train(
 
 @torch.inference_mode()
 def mean_map(
-    distiller: Distiller, spec: TrainSpec, features: TeacherFeatures, positions: np.ndarray, device: Device
+    distiller: Distiller,
+    spec: TrainSpec,
+    features: TeacherFeatures,
+    positions: np.ndarray,
+    device: Device,
+    look: Look | None = None,
 ) -> float:
     """Mean of the anomaly maps of the positions (normal images): what official STFPM selects its epoch by. Batches are
-    dealt to the ranks, and all know the result.
+    dealt to the ranks, and all know the result. `look`: as of `train`.
     """
-    distiller.students.eval()
+    look = look or Look(device)
+    look.begin(distiller)
     total = torch.zeros((), device=device.place, dtype=torch.float64)
     for batch, real in whole_batches(len(positions), spec.process_batch_size)[device.rank :: device.processes]:
-        images = to_images(features.pixels[index_of(positions[batch], device.place)])
-        with device.autocast():
-            discrepancies = distiller.discrepancies(images, features[positions[batch]])
-        maps = anomaly_map(discrepancies, spec.method.map, tuple(images.shape[-2:]))
+        pixels = features.pixels[index_of(positions[batch], device.place)]
+        discrepancies = look(distiller, pixels, features[positions[batch]])
+        maps = anomaly_map(discrepancies, spec.method.map, tuple(pixels.shape[1:3]))
         total += maps[:real].double().sum()
     return (device.sum(total) / (len(positions) * math.prod(spec.sides))).item()

@@ -20,6 +20,7 @@ from harness.run.device import Device
 from harness.run.features import TeacherFeatures
 from harness.run.graphed import WholeSteps
 from harness.run.learner import Learner
+from harness.run.passes import Look
 from harness.run.sections import section
 from harness.spec import TrainSpec, Weights
 from harness.weights import check_unchanged
@@ -103,6 +104,10 @@ class Warm:
             return self._whole_steps.learner(job.spec, distiller, device, features, images)
         forward, facts = self.forward(job.spec, distiller, features, device, images)
         return Learner(distiller, job.spec, device, images, forward), facts
+
+    def look(self, device: Device) -> Look:
+        """How a piece of work passes batches that it measures through the networks."""
+        return Look(device, self._whole_steps.passes)
 
     def forward(
         self, spec: TrainSpec, distiller: Distiller, features: TeacherFeatures, device: Device, images: int

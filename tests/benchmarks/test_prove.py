@@ -69,3 +69,30 @@ def test_a_block_that_fails_or_hangs_costs_itself_alone(
     assert script.attempt("good", "cpu", 3.0)["verdict"] == "SKIPPED"
     text = script.page({"about": {"device": "x", "date": "", "commit": "", "packages": {}}, "blocks": found}, "prove")
     assert "| hangs | FAIL |" in text
+
+
+@pytest.mark.slow
+def test_a_grid_of_several_categories(tmp_path: Path) -> None:
+    done = prove("--device", "cpu", "--only", "mvtec", "--out", str(tmp_path))
+    assert done.returncode == 0, done.stdout + done.stderr
+    (found,) = tmp_path.glob("gpu-*.json")
+    tables = json.loads(found.read_text())["blocks"]["mvtec"]["tables"]
+    assert [(row["method"], row["runs"]) for row in tables["trainings"]] == [
+        ("stfpm", 2),
+        ("reverse_distillation", 2),
+        ("dskd", 2),
+    ]
+    assert tables["the grid"][0]["runs"] == "6 of 6"
+    assert "15 categories" not in tables  # small inputs say nothing of them
+
+
+def test_what_takes_all_the_time_runs_where_it_is_named(
+    script: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried: list[str] = []
+    nothing = {"verdict": "PASS", "seconds": 0.0, "line": ""}
+    monkeypatch.setattr(script, "attempt", lambda name, *_: tried.append(name) or nothing)
+    for more in ([], ["--only", "mvtec"]):
+        monkeypatch.setattr("sys.argv", ["prove.py", "--device", "cpu", "--out", str(tmp_path), *more])
+        assert script.main() == 0
+    assert tried == [*(name for name in script.BLOCKS if name != "mvtec"), "mvtec"]

@@ -22,7 +22,7 @@ from harness.run.metrics import evaluate
 from harness.run.train import train
 from harness.run.warm import Warm
 from tests.launch.test_run import records, run
-from tests.run import test_graphed
+from tests.run import test_graphed, test_passes
 from tests.run.test_checkpoint import assert_same, go, job_of, recipe
 from tests.run.test_metrics import example
 from tests.run.test_train import PIXELS, assert_kept_features_are_recomputed_ones, same, spec, trained
@@ -158,6 +158,25 @@ def test_graphed_steps_are_plain_ones_bit_for_bit(name: str, precision: str, on_
     found = graphed.train(run)
     assert graphed.facts == {"compiled": False, "graphed": True, "graphed_batches": [3, 2]}
     assert test_graphed.same(found, plain.train(run))
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("name", ["adam, clip, ema, renewed", "split, cosine, val_normal"])
+def test_replayed_passes_are_plain_ones_bit_for_bit(
+    name: str, precision: str, on_the_gpu: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between steps that share the memory of their recordings: of held-out images, along a training and after it."""
+    monkeypatch.setattr("harness.run.passes.UNRECORDED", 0)
+    plain, graphed = on_the_gpu(precision, None), on_the_gpu(precision, WholeSteps())
+    run = dataclasses.replace(test_graphed.recipe(name, select="val_normal"), evaluate_at=(1, 3))
+    test_passes.measured(graphed, dataclasses.replace(run, seed=1))
+    (curve, found, look), (expected_curve, expected, _) = (
+        test_passes.measured(worker, run) for worker in (graphed, plain)
+    )
+    assert graphed.facts["graphed"]
+    assert list(look.facts()) == ["graphed_passes"]
+    assert curve == expected_curve
+    assert test_passes.equal(found, expected)
 
 
 def test_no_graphed_step_waits_and_runs_of_a_shape_take_no_more_memory(on_the_gpu: Callable[..., Any]) -> None:

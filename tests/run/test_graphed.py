@@ -18,6 +18,7 @@ from harness.run.device import Device, open_device
 from harness.run.features import TeacherFeatures
 from harness.run.graphed import GraphedLearner, WholeStep, WholeSteps
 from harness.run.learner import Learner
+from harness.run.passes import Look
 from harness.run.recorder import Calls, Step
 from harness.run.sections import take_sections
 from harness.run.train import DivergedError, train
@@ -88,12 +89,15 @@ class Worker:
         self.facts = facts()
         return learner
 
+    def look(self) -> Look:
+        return Look(self.device) if self.steps is None else Look(self.device, self.steps.passes)
+
     def train(self, run: TrainSpec, checkpointing: Checkpointing | None = None, report: Any = None) -> Result:
         """The students that it ends with, the learning curve and the epoch that was kept."""
         self.learner = learner = self.learner_of(run)
         positions = np.arange(len(PIXELS))
         given = learner, self.features, positions[HELD_OUT:], positions[:HELD_OUT], report or (lambda *_: None)
-        curve, kept = train(*given, checkpointing=checkpointing)
+        curve, kept = train(*given, checkpointing=checkpointing, look=self.look())
         state = {name: tensor.clone() for name, tensor in learner.distiller.students.state_dict().items()}
         return state, numbers(curve), kept
 
@@ -233,7 +237,7 @@ class Moves(Calls):
     [
         (FailsInTheMiddle, "RuntimeError: no room for it"),
         (ForgetsEveryFourth, "tensors are not what plain steps make of them: students.encoder.trunk.conv1.weight, "),
-        (Moves, "RuntimeError: recorded steps know memory by its address, and it moved: students.encoder.trunk."),
+        (Moves, "RuntimeError: what is recorded knows memory by its address, and it moved: students.encoder.trunk."),
     ],
 )
 def test_what_cannot_be_recorded_runs_plain(

@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,8 @@ from harness.run import graphed
 from harness.run.device import Device, open_device
 from harness.run.features import TeacherFeatures
 from harness.run.graphed import GraphedLearner, WholeSteps
-from harness.run.recorder import Calls
+from harness.run.passes import Pass
+from harness.run.recorder import Calls, Step
 from harness.run.warm import Warm
 from harness.spec import Save
 from tests.faults.commands import refusal
@@ -124,6 +126,15 @@ def test_auto_says_what_it_rests_on() -> None:
     assert graphs("cpu") == ((), "")
 
 
+class SoonStale(Calls):
+    """A pass is right when it is compared and once more."""
+
+    def capture(self, step: Step) -> Step:
+        calls = itertools.count()
+        is_pass = isinstance(getattr(step, "__self__", None), Pass)
+        return (lambda: step() if next(calls) < 3 else None) if is_pass else step
+
+
 def test_the_doctor_compares_each_schedule(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "SCHEDULES", ("constant", "cosine"))
     monkeypatch.setattr(doctor, "RECIPES", doctor.RECIPES[:1])
@@ -138,6 +149,8 @@ def test_the_doctor_compares_each_schedule(monkeypatch: pytest.MonkeyPatch) -> N
     found = doctor.compared(device, WholeSteps(lambda _: Calls()), 1, doctor.RECIPES)
     assert (found.state, found.facts) == ("PASS", {"schedules": ["constant"]})
     assert found.said.endswith("rates constant; not so cosine: stfpm: it ends with other bits")
+    found = doctor.compared(device, WholeSteps(lambda _: SoonStale()), 1, doctor.RECIPES)
+    assert "constant: stfpm: recorded passes see other discrepancies" in found.said
     found = doctor.compared(device, WholeSteps(), 1, doctor.RECIPES)
     assert (found.state, found.facts) == ("FAIL", {})
     assert "constant: stfpm: nothing records steps on a cpu" in found.said
