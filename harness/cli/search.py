@@ -73,9 +73,7 @@ def search(
         left = library.survivors(found, rung, outcomes) if rung + 1 < found.rungs else left
     chosen = library.choices(outcomes)
     where = folder / "choice.yaml"
-    write_atomic(
-        where, yaml.safe_dump(_choice(file, found, plan, chosen), sort_keys=False, allow_unicode=True).encode()
-    )
+    write_atomic(where, _yaml(_choice(file, found, plan, chosen)))
     _print(screen, found, outcomes, where)
     missing = {trial.method for trial in left} - {each.trial.method for each in chosen}
     if missing:

@@ -113,7 +113,7 @@ def test_one_method_is_shown_with_its_switches(harness: Harness) -> None:
     assert row(output, "train.lr") == ["train.lr", "0.4", "0.005", "number", "learning rate, with `split` of its Adam."]
     assert row(output, "map.scale_fuse")[:4] == ["map.scale_fuse", "mul", "sum", "sum, mul"]
     assert row(output, "embedding.blocks")[3] == "whole number or null"
-    assert "\nrecipe: tuned_on_mtd: train.lr 0.11, " in output
+    assert "\nrecipe: tuned_on_mtd: train.lr 0.675, " in output
     assert "`recipe: common` is its own recipe" in harness("methods", "dskd")
     both = harness("methods", "dskd", "stfpm")
     assert "embedding.source" not in both
