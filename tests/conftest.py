@@ -33,7 +33,8 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @contextmanager
 def jobs_in_this_process() -> Iterator[None]:
     """`harness run` without workers, which take seconds to import torch: where what a grid leaves is what is tested,
-    not who does it. The jobs come one after the other as a worker would get them, and none is tried again.
+    not who does it. The jobs come one after the other as a worker would get them, and none is tried again. Throughput
+    is measured by a few passes, whose numbers say nothing.
     """
 
     def supervise(phases: Any, listeners: Any, *_: object) -> bool:
@@ -41,6 +42,8 @@ def jobs_in_this_process() -> Iterator[None]:
         from harness.run.execute import execute
         from harness.run.warm import Warm
 
+        patch.setattr("harness.run.throughput.WARM_UP", 1)
+        patch.setattr("harness.run.throughput.LEAST", 2)
         warm = Warm()
         for job in (decode(encode(job)) for phase in phases for job, _ in phase.jobs):
             execute(job, lambda event, job=job: [listen(job, event) for listen in listeners], Stop(), warm)
