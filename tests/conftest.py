@@ -3,7 +3,9 @@
 import os
 import signal
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -26,6 +28,36 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("cache")
     os.environ["HARNESS_CACHE"] = str(folder)
     return folder
+
+
+@contextmanager
+def jobs_in_this_process() -> Iterator[None]:
+    """`harness run` without workers, which take seconds to import torch: where what a grid leaves is what is tested,
+    not who does it. The jobs come one after the other as a worker would get them, and none is tried again. Throughput
+    is measured by a few passes, whose numbers say nothing.
+    """
+
+    def supervise(phases: Any, listeners: Any, *_: object) -> bool:
+        from harness.job import Stop, decode, encode
+        from harness.run.execute import execute
+        from harness.run.warm import Warm
+
+        patch.setattr("harness.run.throughput.WARM_UP", 1)
+        patch.setattr("harness.run.throughput.LEAST", 2)
+        warm = Warm()
+        for job in (decode(encode(job)) for phase in phases for job, _ in phase.jobs):
+            execute(job, lambda event, job=job: [listen(job, event) for listen in listeners], Stop(), warm)
+        return False
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("harness.launch.supervisor.supervise", supervise)
+        yield
+
+
+@pytest.fixture
+def without_workers() -> Iterator[None]:
+    with jobs_in_this_process():
+        yield
 
 
 @pytest.fixture

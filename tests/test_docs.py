@@ -39,6 +39,7 @@ def in_this_process(command: str) -> tuple[int, str]:
     return done.code, done.out + done.err
 
 
+@pytest.mark.usefixtures("without_workers")
 def test_readme_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The first by a shell, as users give it; the others in this process, which has imported what each needs."""
     (grid,) = blocks("yaml")

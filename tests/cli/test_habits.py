@@ -103,6 +103,7 @@ def test_a_dry_run_says_how_much_it_would_do_apart_from_the_scripts(write_grid: 
     assert '#SBATCH --mail-user="a b"\n' in done.out
 
 
+@pytest.mark.usefixtures("without_workers")
 def test_a_run_says_how_to_go_on(write_grid: WriteGrid, tree: Path, tmp_path: Path) -> None:
     out = tmp_path / "my runs"
     done = harness("run", write_grid(tree), "--out", out, "--devices", "cpu")

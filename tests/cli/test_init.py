@@ -45,6 +45,7 @@ def factory(here: Path) -> Path:
     return write_factory(here / "Teile Ä", good, bad)
 
 
+@pytest.mark.usefixtures("without_workers")
 def test_a_factorys_folder_in_two_commands(factory: Path, here: Path) -> None:
     text = said("--data", "Teile Ä")
     assert "Teile Ä: folders of normal and abnormal pictures normal: gut abnormal: schlecht" in text

@@ -66,6 +66,7 @@ def test_the_lower_one_of_grid_and_data_set_counts(write_grid: WriteGrid, tree: 
         assert training.spec.data.train_images == counts
 
 
+@pytest.mark.usefixtures("without_workers")
 def test_a_smoke_run_stands_in_no_table_of_the_whole(write_grid: WriteGrid, tree: Path, tmp_path: Path) -> None:
     out, grid = tmp_path / "runs", write_grid(tree)
     for options in ([], ["--limit", 2]):

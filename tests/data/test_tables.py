@@ -163,6 +163,7 @@ def as_table(source: Any, category: str, file: Path) -> dict[str, Any]:
     return {"name": "table", "file": str(file), "root": source.root, "mask_threshold": source.mask_threshold}
 
 
+@pytest.mark.usefixtures("without_workers")
 @pytest.mark.parametrize("real", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_metrics_of_magnetic_tiles_as_tables_are_those_of_mtd(
     real: bool, tmp_path: Path, write_grid: Callable[..., Path], request: pytest.FixtureRequest

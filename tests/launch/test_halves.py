@@ -4,6 +4,8 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 from harness.data.catalog import get_source
 from harness.data.manifest import describe
 from harness.grid import expand, resolve
@@ -21,6 +23,7 @@ def one_more(tree: Path, name: str = "009") -> None:
     save(tree / f"cloth/ground_truth/hole/{name}_mask.png", mask.astype("uint8") * 255)
 
 
+@pytest.mark.usefixtures("without_workers")
 def test_one_more_test_picture_evaluates_anew_and_trains_nothing(tree: Path, write_grid: WriteGrid) -> None:
     grid = write_grid(tree, axes={"seed": [0, 1]})
     run(grid)

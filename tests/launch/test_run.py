@@ -130,7 +130,7 @@ def test_a_grid_becomes_records_and_a_second_call_has_nothing_to_do(tree: Path, 
     assert len(changed) == 2  # training and evaluation of stfpm
 
 
-@pytest.mark.usefixtures("undisturbed_throughput")
+@pytest.mark.usefixtures("undisturbed_throughput", "without_workers")
 def test_strips_from_grid_to_table(tree: Path, write_grid: WriteGrid) -> None:
     """Images of 64 x 96 under two methods of all students; and a square by both its sides is the square."""
     axes = {"method": ["dskd", "reverse_distillation"], "image_size": [[64, 96]]}

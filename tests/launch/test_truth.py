@@ -3,6 +3,8 @@
 import shutil
 from pathlib import Path
 
+import pytest
+
 from tests.conftest import write_mvtec
 from tests.faults.commands import harness
 from tests.launch.test_run import records, run
@@ -39,6 +41,7 @@ save: {{scores: true, maps: 4, weights: false}}
     return grid
 
 
+@pytest.mark.usefixtures("without_workers")
 def test_what_is_measured_without_masks_and_what_is_said_of_it(tmp_path: Path) -> None:
     grid = write(tmp_path)
     said = run(grid)
@@ -79,6 +82,7 @@ def test_what_is_measured_without_masks_and_what_is_said_of_it(tmp_path: Path) -
     assert all(line in page.read_text() for line in (*LINES, UNSCORED))
 
 
+@pytest.mark.usefixtures("without_workers")
 def test_normal_images_alone_have_no_table(tmp_path: Path) -> None:
     grid = write(tmp_path)
     said = run(grid, "--only", "category=normal")

@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from dskd import Teacher
 from harness.records import Record, Results
 from harness.run_folder import Calibrated, RunFolder, read_scores, write_calibration
-from tests.conftest import save, texture, write_mvtec
+from tests.conftest import jobs_in_this_process, save, texture, write_mvtec
 from tests.faults.commands import harness
 
 
@@ -90,7 +90,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
         "evaluate": [{}, {"score": "mean", "map.sigma": 2, "label": "smooth"}],
     }
     (found.root / "grid.yaml").write_text(yaml.safe_dump(document, sort_keys=False))
-    done = harness("run", found.root / "grid.yaml", "--out", found.root / "runs", "--devices", "cpu")
+    with jobs_in_this_process():
+        done = harness("run", found.root / "grid.yaml", "--out", found.root / "runs", "--devices", "cpu")
     assert done.code == 0, done
     return found
 
