@@ -117,6 +117,23 @@ def _near(pynvml: Any, handle: Any) -> frozenset[int]:
     return frozenset(64 * word + bit for word, mask in enumerate(masks) for bit in range(64) if mask >> bit & 1)
 
 
+def free_memory_mib(uuids: Collection[str]) -> dict[str, float]:
+    """Of each of these GPUs that tells: the memory that nobody has."""
+    found: dict[str, float] = {}
+    with suppress(Exception):  # no library of NVML, no driver
+        import pynvml
+
+        pynvml.nvmlInit()
+        try:
+            for uuid in uuids:
+                with suppress(pynvml.NVMLError):
+                    handle = pynvml.nvmlDeviceGetHandleByUUID(uuid)
+                    found[uuid] = pynvml.nvmlDeviceGetMemoryInfo(handle).free / 2**20
+        finally:
+            pynvml.nvmlShutdown()
+    return found
+
+
 def by_topology(cores: Collection[int]) -> list[int]:
     """Cores in an order in which the threads of one core stand side by side, and the cores of one processor."""
 

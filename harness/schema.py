@@ -45,7 +45,7 @@ _TRAIN = {
     "eval_batch_size": COUNT,
     "called?": CALLED,
 }
-_FACTS = {"device?": str, "device_type?": str}
+_FACTS = {"device?": str, "device_type?": str, "mps?": bool}
 _MEMORY = {"peak_device_memory_mib?": Null(NOT_NEGATIVE), "peak_host_memory_mib?": Null(NOT_NEGATIVE)}
 _METRICS = (f"{level}_{metric}?" for level in ("image", "pixel") for metric in ("auroc", "ap", "f1_max"))
 _RATE = Null(Number("a share between 0 and 1 or null", low=0, high=1))

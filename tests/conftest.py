@@ -1,9 +1,12 @@
 """Shared by all tests: a cache of their own, tiny data sets, and the folder beside the checkout, where there is one."""
 
 import os
+import shutil
 import signal
+import sys
+import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +14,8 @@ import numpy as np
 import pytest
 import yaml
 from PIL import Image
+
+from harness import mps
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 for number in (signal.SIGINT, signal.SIGHUP):  # ignored under nohup and in the background, by all that tests start too
@@ -142,3 +147,37 @@ def write_grid(tmp_path: Path) -> Callable[..., Path]:
         return path
 
     return write
+
+
+@pytest.fixture
+def mps_place(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The folder for MPS daemons, stand-ins of `tests/scripts/mps`, of which nothing is left when a test ends."""
+    short = Path(tempfile.mkdtemp(prefix="mps-"))  # pytest's own is too long for a socket
+    monkeypatch.setattr(tempfile, "tempdir", str(short))
+    monkeypatch.setattr(mps, "PIPES", short / "system")
+    monkeypatch.setenv("TMPDIR", str(short))
+    monkeypatch.setenv("PATH", f"{ROOT / 'tests' / 'scripts' / 'mps'}:{os.environ['PATH']}")
+    monkeypatch.setenv("FAKE_MPS_LOG", str(short / "log"))
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
+    monkeypatch.delenv(mps.PIPE_DIRECTORY, raising=False)
+    yield short
+    left = mps_processes(short)
+    for pid in left:
+        with suppress(OSError):
+            os.kill(pid, signal.SIGKILL)
+    folders = [path.name for path in short.iterdir() if path.name.startswith("harness-mps")]
+    shutil.rmtree(short)
+    assert not left
+    assert not folders
+
+
+def mps_processes(place: Path) -> list[int]:
+    """Daemons of MPS, their servers and guards that have to do with the place."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            words = (path / "cmdline").read_bytes()
+            around = (path / "environ").read_bytes()
+            if str(place).encode() in words + around and (b"nvidia-cuda-mps" in words or b"harness.mps" in words):
+                found.append(int(path.name))
+    return found

@@ -1,19 +1,21 @@
 """Several runs on one card at a time, with and without MPS, plain and recorded: images per second in sum.
 
-The MPS daemon is an own one, with its pipes and logs in a folder of its own, and ends with the block; the system's is
-left alone, and no share of the card is set.
+The MPS daemon is one as supervisors have it, with a guard and a folder by user and GPU, and ends with each row; the
+system's is left alone, and no share of the card is set.
 """
 
 import shutil
 import tempfile
 import time
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import grids
 from sheet import Sheet, figures
 
-from harness.doctor.sharing import DAEMON, daemon
+from harness.environment import gpus
+from harness.mps import DAEMON, PIPE_DIRECTORY, Daemons, folder_of
 
 SIDE, TRAIN = 128, 512
 # Workers, with MPS, recorded steps: of four recorded at a time 10,000 images/s in sum are wanted.
@@ -44,10 +46,24 @@ def run(sheet: Sheet) -> None:
             if mps and shutil.which(DAEMON) is None:
                 sheet.fact("MPS", f"there is no {DAEMON}")
                 continue
-            with sheet.trying(name), daemon(folder / name.replace(" ", "-")) if mps else nullcontext({}) as own:
+            with sheet.trying(name), around(sheet, name, mps) as own:
                 place = folder / "grids" / name.replace(" ", "-").replace(",", "")
                 sums[name] = together(sheet, place, root, side, workers, graph, mps, own)
             sheet.say(", ".join(f"{name}: {figures(found)} images/s" for name, found in sums.items()))
+
+
+@contextmanager
+def around(sheet: Sheet, name: str, mps: bool) -> Iterator[dict[str, str]]:
+    """The environment of `harness run` on the first card, with a daemon of its own or without."""
+    if not mps:
+        yield {}
+        return
+    gpu = gpus()[0].uuid
+    with Daemons([gpu]) as daemons:
+        if gpu in daemons.failures:
+            raise RuntimeError(daemons.failures[gpu])
+        yield {PIPE_DIRECTORY: daemons.pipes[gpu]}
+    sheet.check(f"{name}: its daemon has ended", not folder_of(gpu).exists())
 
 
 def together(
@@ -57,15 +73,22 @@ def together(
     recipe = {"train.epochs": 2 if sheet.small else 40 if graph else 10, "compile": "graph" if graph else False}
     grid = grids.write_grid(folder, root, side, {"method": ["dskd"], "seed": list(range(workers))}, **recipe)
     started = time.perf_counter()
-    done = grids.run(
-        grid, "--devices", sheet.kind, "--runs-per-device", str(workers), seconds=sheet.left_s - 12, **environment
-    )
+    device = "cuda:0" if sheet.kind == "cuda" else "cpu"
+    options = [
+        "--devices",
+        device,
+        "--runs-per-device",
+        str(workers),
+        "--no-mps",
+    ]  # that of `around` serves all the same
+    done = grids.run(grid, *options, seconds=sheet.left_s - 12, **environment)
     found = grids.trainings(grid)
     rates = [record.result["images_per_s"] for record in found]
     sheet.row(
         "runs at a time",
         workers=workers,
         mps=mps,
+        served=[record.result.get("mps", False) for record in found],
         recorded=[record.result.get("graphed", False) for record in found],
         images_per_s=round(sum(rates), 1),
         each=rates,

@@ -37,7 +37,16 @@ RunsPerDeviceOption = Annotated[
     str,
     typer.Option(
         metavar="N|auto",
-        help="Runs at a time on each device: small ones leave a GPU idle. auto: what `harness doctor` found best.",
+        help="Runs at a time on each device: small ones leave a GPU idle. auto: what `harness doctor` found best, as "
+        "far as memory, cores and the pace of these runs allow.",
+    ),
+]
+NoMpsOption = Annotated[
+    bool,
+    typer.Option(
+        "--no-mps",
+        help="Start no MPS daemon for GPUs that several runs share; else `run` does where `harness doctor` found that "
+        "it pays.",
     ),
 ]
 OnlyOption = Annotated[

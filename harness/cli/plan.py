@@ -12,6 +12,7 @@ from harness.cli.common import (
     GridArgument,
     GridOption,
     LimitOption,
+    NoMpsOption,
     OnlyOption,
     OutOption,
     PluginOption,
@@ -21,7 +22,8 @@ from harness.cli.common import (
     the_grid,
 )
 from harness.cli.folded import print_folded
-from harness.doctor.proven import runs_per_device as sharing_of
+from harness.doctor.proven import count_of
+from harness.launch.devices import kind_of
 
 if TYPE_CHECKING:
     from harness.data.catalog import Source
@@ -38,20 +40,21 @@ def plan(
     plugin: PluginOption = None,
     limit: LimitOption = None,
     runs_per_device: RunsPerDeviceOption = "1",
+    no_mps: NoMpsOption = False,
     list_runs: Annotated[
         bool, typer.Option("--list", help="One line for each training, evaluation and measurement, with its id.")
     ] = False,
 ) -> None:
     """Show what `harness run` would do: runs done, failed and to do, and about how long it takes. Nothing is run."""
+    from harness.cli import sharing
     from harness.launch import pace, schedule
-    from harness.launch.devices import kind_of
     from harness.launch.load import Load
     from harness.migration import earlier_line
     from harness.naming import labels_of
     from harness.records import Results, damage_line
 
-    path, load, kind = the_grid(grid_file, grid), Load(), kind_of(devices)
-    _, why = sharing_of(runs_per_device, kind)
+    path, load, wanted = the_grid(grid_file, grid), Load(), count_of(runs_per_device)
+    kind = kind_of(devices)
     parsed, made = make_plan(path, devices, only, plugin, limit)
     results = Results(out / parsed.name)
     survey = results.survey()
@@ -80,7 +83,8 @@ def plan(
     print_folded(terminal, images_table(made.chosen_looks(), called), 2)
     left = made.counted({spec.id for spec in made.works()} - done)
     terminal.print(f"{made.counted()}; to do: {left}, about {schedule.duration(sum(seconds.values()))}", soft_wrap=True)
-    for remark in [why, *made.remarks()] if why else made.remarks():
+    shared = sharing.lines(wanted, devices, made.trainings, done, results, paces, no_mps)
+    for remark in [*shared, *made.remarks()]:
         terminal.print(remark, soft_wrap=True, style="yellow" if "warning" in remark else None)
     earlier = earlier_line(results, done, {spec.id for spec in made.works()})
     for remark in filter(None, [*earlier, load.remark(kind) if any(seconds.values()) else None]):

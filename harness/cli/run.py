@@ -4,8 +4,9 @@ import importlib.util
 import math
 import os
 import shlex
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -18,6 +19,7 @@ from harness.cli.common import (
     GridArgument,
     GridOption,
     LimitOption,
+    NoMpsOption,
     OnlyOption,
     OutOption,
     PluginOption,
@@ -28,9 +30,9 @@ from harness.cli.common import (
     the_grid,
 )
 from harness.cli.screen import Screen
+from harness.cli.sharing import share
 from harness.disturbance import is_measured_again
-from harness.doctor.proven import graphs
-from harness.doctor.proven import runs_per_device as sharing_of
+from harness.doctor.proven import count_of, graphs
 from harness.files import write_atomic
 from harness.foreign import Damaged, check_links, opening
 from harness.grid import Plan, check_processes
@@ -38,12 +40,13 @@ from harness.gridfile import Grid
 from harness.job import Job
 from harness.launch import pace, schedule
 from harness.launch.cluster import check_submission, node_count
-from harness.launch.devices import Kind, apart, find_slots, kind_of, whole_machine
+from harness.launch.devices import Kind, Slot, apart, find_slots, gpus_of, whole_machine
 from harness.launch.index import write_index
 from harness.launch.load import Load
 from harness.launch.progress import Reporter, planned, supervisor_name, write_plan, written_shards
 from harness.launch.verdict import Limits
 from harness.migration import earlier_line
+from harness.mps import Daemons
 from harness.records import RecordError, Results
 from harness.run_folder import ResultsFolder
 from harness.text import number_of, one_line
@@ -81,6 +84,7 @@ def run(
     checkpoint_every: _CheckpointEvery = 10.0,
     shard: _Shard = None,
     nodes: _Nodes = 1,
+    no_mps: NoMpsOption = False,
 ) -> None:
     """Run what is missing of a grid on all devices, and print the leaderboard.
 
@@ -91,9 +95,8 @@ def run(
     stands in the results folder's `logs/` too. Exit codes: 0 all done, 1 some runs failed, 2 wrong usage or input,
     130 interrupted.
     """
-    path, load = the_grid(grid_file, grid), Load()
-    at_a_time, why = sharing_of(runs_per_device, kind_of(devices))
-    slots = find_slots(devices, at_a_time)
+    path, load, at_a_time = the_grid(grid_file, grid), Load(), count_of(runs_per_device)
+    slots = find_slots(devices, at_a_time or 1)
     _check_options(retries, timeout, checkpoint_every, nodes)
     part, parts = schedule.parse_shard(shard) if shard else (0, 0)
     parsed, whole = make_plan(path, devices, only, plugin, limit)
@@ -106,20 +109,23 @@ def run(
     damaged, done = results.set_aside(wanted, survey), survey.done
     disturbed = _disturbed(results, plan, done, load)
     todo = _todo(parsed, plan, results, done, disturbed, slots[0].kind, force, checkpoint_every)
-    costs = _costs(todo.jobs, results, slots[0].kind, load, () if force else done)
-    log = ResultsFolder(results.folder).logs / f"{supervisor_name()}.txt"
-    screen = Screen(Terminal(file=Unbreakable()), costs, log)
+    paces = _paces(todo.jobs, results, slots[0].kind, load)
+    costs = [(job, pace.estimate_s(job, paces, () if force else done)) for job in todo.jobs]
+    sharing, room = share(at_a_time, gpus_of(slots), todo.jobs, results, paces, no_mps)
+    screen = _screen(costs, results)
     screen.say(f"{parsed.name}: {plan.counted()}; to do: {plan.counted(todo.left)}; results in {where}")
     earlier = earlier_line(results, done, wanted) if todo.jobs else []
     again = [] if force else _disturbed_lines(disturbed)
     for remark in filter(None, [*plan.remarks(), *_aside(damaged), *earlier, *again, load.remark(slots[0].kind)]):
         screen.say((remark, "yellow"))
-    for line in filter(None, [why, graphs(slots[0].kind)[1] if todo.jobs else ""]):
+    for line in filter(None, [*sharing.lines, graphs(slots[0].kind)[1] if todo.jobs else ""]):
         screen.say(line)
     reporter = Reporter(results.folder, shard or "", len(costs))
     limits = Limits(retries, None if timeout is None else 60 * timeout)
-    phases = schedule.phases(costs, slots, whole_machine(slots), nodes)
-    interrupted = _supervise(phases, screen, reporter, results, limits, load)
+    slots = find_slots(devices, sharing.count)
+    with Daemons(gpus_of(slots) if sharing.own else ()) as own:
+        phases = schedule.phases(costs, _served(slots, own, screen), whole_machine(slots), nodes, room, own)
+        interrupted = _supervise(phases, screen, reporter, results, limits, load)
     _write_index(results, None if only else whole, bool(todo.jobs))
     _print_outcome(screen.console, plan, results, where)
     raise typer.Exit(130 if interrupted else 1 if screen.failures else 0)
@@ -181,14 +187,20 @@ def _todo(
     )
 
 
-def _costs(
-    jobs: Sequence[Job], results: Results, kind: Kind, load: Load, done: Collection[str]
-) -> list[tuple[Job, float]]:
-    """Jobs with the seconds that each takes, about."""
-    if not jobs:
-        return []
-    paces = pace.learn(results, kind).slower(load.look().slowdown(kind))
-    return [(job, pace.estimate_s(job, paces, done)) for job in jobs]
+def _screen(costs: Sequence[tuple[Job, float]], results: Results) -> Screen:
+    log = ResultsFolder(results.folder).logs / f"{supervisor_name()}.txt"
+    return Screen(Terminal(file=Unbreakable()), costs, log)
+
+
+def _paces(jobs: Sequence[Job], results: Results, kind: Kind, load: Load) -> pace.Paces:
+    return pace.learn(results, kind).slower(load.look().slowdown(kind)) if jobs else pace.prior(kind)
+
+
+def _served(slots: Sequence[Slot], daemons: Daemons, screen: Screen) -> list[Slot]:
+    """The slots with the daemons of their GPUs; what has none is said."""
+    for gpu, why in daemons.failures.items():
+        screen.say((f"MPS: none on {gpu} ({why})", "yellow"))
+    return [replace(slot, pipes=daemons.pipes.get(slot.visible or "", "")) for slot in slots]
 
 
 def _supervise(

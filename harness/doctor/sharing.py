@@ -1,73 +1,84 @@
 """Several runs on one GPU at a time, with and without MPS: images per second in sum.
 
-Run as a module this is one of the runs: `python -m harness.doctor.sharing KIND SECONDS`. It says `ready` when it has
-begun, trains on for so many seconds after a line comes in, and tells its rate.
+Run as a module this is one of the runs: `python -m harness.doctor.sharing KIND SECONDS [recorded]`. It says `ready`
+when it has begun, trains on for so many seconds after a line comes in, and tells its rate.
 """
 
+import itertools
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from harness.doctor.findings import Finding, Where, passed, skipped
 from harness.doctor.proven import best
 from harness.environment import thread_count
+from harness.mps import DAEMON, PIPE_DIRECTORY, TROUBLE, daemon
 
-DAEMON = "nvidia-cuda-mps-control"
 COUNTS = (1, 2, 4)
 SECONDS = 4.0
 PATIENCE_S = 120.0  # for so many processes to start, and to train
 
 
 def runs_per_device(where: Where) -> Finding:
-    """What `--runs-per-device auto` rests on: small eager trainings on the first GPU."""
+    """What `--runs-per-device auto` and an own MPS daemon rest on: small trainings on the first GPU, by plain steps and
+    by recorded ones.
+    """
     if where.devices == "cpu":
         return skipped("on a CPU runs would share its threads, which decide numbers")
     if where.quick:
-        return skipped("takes a minute: harness doctor without --quick")
+        return skipped("takes minutes: harness doctor without --quick")
     gpu = {"CUDA_VISIBLE_DEVICES": os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]}
+    rates: dict[str, dict[int, float]] = {}
+    why: list[str] = []
+
+    def measure(around: Mapping[str, str], how: str) -> None:
+        rates[f"images_per_s{how}"] = {count: rate("cuda", count, SECONDS, around) for count in COUNTS}
+        try:
+            found = {count: rate("cuda", count, SECONDS, around, recorded=True) for count in COUNTS}
+            rates[f"recorded_images_per_s{how}"] = found
+        except TROUBLE as error:
+            why.append(f"no recorded steps here ({error})")
+
     with tempfile.TemporaryDirectory() as empty:  # no daemon is there
-        alone = gpu | {"CUDA_MPS_PIPE_DIRECTORY": empty}
-        plain = {count: rate("cuda", count, SECONDS, alone) for count in COUNTS}
-    shared, why = {}, ""
+        measure(gpu | {PIPE_DIRECTORY: empty}, "")
     try:
         with tempfile.TemporaryDirectory() as folder, daemon(Path(folder)) as own:
-            shared = {count: rate("cuda", count, SECONDS, gpu | own) for count in COUNTS}
-    except (OSError, RuntimeError, subprocess.SubprocessError) as error:
-        why = f"no MPS here ({error})" if shutil.which(DAEMON) else f"no MPS here (there is no {DAEMON})"
-    return told(plain, shared, why)
+            measure(gpu | own, "_with_mps")
+    except TROUBLE as error:
+        why.append(f"no MPS here ({error if shutil.which(DAEMON) else f'there is no {DAEMON}'})")
+    return told(rates, why)
 
 
-def told(plain: Mapping[int, float], shared: Mapping[int, float], why: str) -> Finding:
-    """The finding of rates by the number of runs, without and with MPS. Pure."""
+def told(rates: Mapping[str, Mapping[int, float]], why: Sequence[str]) -> Finding:
+    """The finding of rates by the number of runs: see `proven.rates_of`. Pure.
 
-    def listed(rates: Mapping[int, float]) -> str:
-        return ", ".join(f"{count}: {rates[count]:.0f}" for count in sorted(rates))
+    Args:
+        why: there are none of other kinds.
+    """
+    said = []
+    for key, found in rates.items():
+        how = "recorded " * key.startswith("recorded") + "with MPS " * key.endswith("mps")
+        listed = ", ".join(f"{count}: {found[count]:.0f}" for count in sorted(found))
+        said.append(f"{how}{listed} (best {best(found)})")
+    facts = {key: {str(count): round(value, 1) for count, value in found.items()} for key, found in rates.items()}
+    return passed(f"images/s in sum by runs at a time {'; '.join([*said, *dict.fromkeys(why)])}", **facts)
 
-    after = f"; with MPS {listed(shared)}" if shared else f"; {why}"
-    said = f"images/s in sum by runs at a time {listed(plain)}{after}; best {best(plain)}"
-    facts = {
-        key: {str(count): round(value, 1) for count, value in rates.items()}
-        for key, rates in (("images_per_s", plain), ("images_per_s_with_mps", shared))
-    }
-    return passed(said + (f", with MPS {best(shared)}" if shared else ""), **facts)
 
-
-def rate(kind: str, count: int, seconds: float, around: Mapping[str, str]) -> float:
+def rate(kind: str, count: int, seconds: float, around: Mapping[str, str], recorded: bool = False) -> float:
     """Images per second in sum of so many equal trainings at the same time, each in a process of its own.
 
     Raises:
         RuntimeError: one of them did not come to its end.
     """
-    command = [sys.executable, "-m", "harness.doctor.sharing", kind, str(seconds)]
+    command = [sys.executable, "-m", "harness.doctor.sharing", kind, str(seconds), *(["recorded"] if recorded else [])]
     environment = {**os.environ, "OMP_NUM_THREADS": str(max(1, thread_count() // count)), **around}
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
     processes: list[subprocess.Popen[str]] = []
@@ -103,58 +114,41 @@ def _read(process: "subprocess.Popen[str]", beginning: str) -> str:
     raise RuntimeError(f"a training beside others ends early: {last[:200]}")
 
 
-@contextmanager
-def daemon(folder: Path) -> Iterator[dict[str, str]]:
-    """The environment of clients of an own MPS daemon, which has its pipes and logs in the folder and has ended when
-    the block has. The system's is left alone.
-
-    Raises:
-        OSError, subprocess.SubprocessError: there is none, or it does not start.
-    """
-    pipes, logs = folder / "pipes", folder / "logs"
-    pipes.mkdir(parents=True)
-    logs.mkdir()
-    own = {"CUDA_MPS_PIPE_DIRECTORY": str(pipes), "CUDA_MPS_LOG_DIRECTORY": str(logs)}
-    how = {"env": os.environ | own, "timeout": 20, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    try:
-        subprocess.run([DAEMON, "-d"], check=True, **how)
-        yield own
-    finally:
-        with suppress(OSError, subprocess.SubprocessError):
-            subprocess.run([DAEMON], input=b"quit -t 5\n", check=False, **how)
-        with suppress(OSError, ValueError):  # if it did not obey
-            pid = int((pipes / f"{DAEMON}.pid").read_text())
-            if DAEMON.encode() in Path(f"/proc/{pid}/cmdline").read_bytes():
-                os.kill(pid, signal.SIGKILL)
-
-
 def main() -> None:
     import numpy as np
 
     from harness.doctor import compute
     from harness.run.device import open_device
+    from harness.run.graphed import WholeSteps
 
     kind, seconds = sys.argv[1], float(sys.argv[2])
     device = open_device(kind, "auto")
     images, batch = 64, 16
     spec = compute.spec_of("dskd", compute.TRUNKS[0], device, 128 if kind == "cuda" else 32, 100_000, batch)
-    learner, features = compute.learner_of(spec, compute.teacher_of(compute.TRUNKS[0], device), device, images)
-    learner.students.train()
+    teacher, order = compute.teacher_of(compute.TRUNKS[0], device), np.arange(images)
+    learner, features = compute.learner_of(spec, teacher, device, images)
+    if "recorded" in sys.argv:
+        whole = WholeSteps()
+        learner, facts = whole.learner(spec, compute.model_of(spec, teacher, device), device, features, images)
+        if why := facts().get("graph_failure"):
+            sys.exit(why)
+    epochs = itertools.count(1)
 
-    def steps(count: int) -> None:
-        for step in range(count):
-            learner.step(features, np.arange(batch) + batch * step % images)
+    def epoch() -> None:
+        learner.begin_epoch(features, order, next(epochs))
+        for _ in range(images // batch):
+            learner.next_step()
         device.synchronize()
 
-    steps(4 if kind == "cuda" else 1)
+    epoch()
     sys.stdout.write("ready\n")
     sys.stdout.flush()
     if not sys.stdin.readline():
         return
     began, done = time.perf_counter(), 0
     while (took := time.perf_counter() - began) < seconds or not done:
-        steps(4)
-        done += 4 * batch
+        epoch()
+        done += images
     sys.stdout.write(f"{json.dumps({'images_per_s': done / took})}\n")
     sys.stdout.flush()
 

@@ -4,7 +4,7 @@ import itertools
 import os
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from dskd.config import ConfigError, quoted, require
@@ -23,6 +23,7 @@ class Slot:
         cpus: the cores that it is pinned to.
         threads: so many it computes with.
         node: of a SLURM job whose runs span nodes, 0 for this machine.
+        pipes: of the MPS daemon through which it shares its GPU; empty where none is ours.
     """
 
     name: str
@@ -31,6 +32,7 @@ class Slot:
     cpus: tuple[int, ...]
     threads: int
     node: int = 0
+    pipes: str = ""
 
 
 def kind_of(devices: str) -> Kind:
@@ -64,7 +66,12 @@ def find_slots(devices: str, runs_per_device: int = 1) -> list[Slot]:
 
 def apart(slots: Sequence[Slot]) -> list[Slot]:
     """One slot of each GPU, or all of a CPU: what the ranks of one run may have, which cannot share a GPU."""
-    return list({slot.visible or i: slot for i, slot in enumerate(slots)}.values())
+    return list({slot.visible or i: replace(slot, pipes="") for i, slot in enumerate(slots)}.values())
+
+
+def gpus_of(slots: Sequence[Slot]) -> list[str]:
+    """What names each GPU of the slots to CUDA; none of a CPU."""
+    return list(dict.fromkeys(slot.visible for slot in slots if slot.visible))
 
 
 def whole_machine(slots: Sequence[Slot]) -> Slot:

@@ -22,6 +22,7 @@ from harness.job import GroupKind, Job, encode_stop
 from harness.launch import channel, cluster, slurm
 from harness.launch.devices import Slot
 from harness.launch.load import PASSIVE
+from harness.mps import PIPE_DIRECTORY
 
 # A training step allocates and frees the same large tensors again and again. By default glibc maps and unmaps each of
 # them, and the kernel clears every page every time: kept on the heap, in huge pages, a step on a CPU is a tenth faster.
@@ -228,6 +229,7 @@ def start(slots: tuple[Slot, ...], kind: GroupKind, door: channel.Door, scratch:
     if nodes == 1 or not slots[0].visible:  # on several nodes it is for SLURM to say
         # Empty for a CPU: DeepSpeed would take a GPU that it sees.
         environment["CUDA_VISIBLE_DEVICES"] = ",".join(slot.visible or "" for slot in slots) if slots[0].visible else ""
+    environment |= {PIPE_DIRECTORY: slots[0].pipes} if slots[0].pipes else {}
     command = [*(launcher(kind.processes, nodes) if kind.processes > 1 else [sys.executable]), *WORKER]
     with log.open("wb") as output:
         process = subprocess.Popen(

@@ -1,7 +1,7 @@
 """Where groups of workers run, and what their failures say of the device there."""
 
 import os
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -10,10 +10,12 @@ from harness.job import Job
 from harness.launch.devices import Slot
 from harness.launch.group import Group
 from harness.launch.load import Load
+from harness.launch.memory import Room
 from harness.launch.schedule import Item
 from harness.launch.verdict import Device
 
 T = TypeVar("T")
+UNKNOWN = Room()
 
 # Groups in a row that die before they can take a job, until their place is given up: one where none ever could, and
 # one where some did.
@@ -65,31 +67,53 @@ class Place:
         """The other places on its device."""
         return [place for place in places if place.device is self.device and place is not self]
 
+    def beside(self, places: "Sequence[Place]") -> set[int]:
+        """The numbers of the jobs that its device is at in other places."""
+        return {place.job for place in self.neighbours(places)} - {None}
+
     def offered(
         self,
         pending: Mapping[int, T],
         jobs: Mapping[int, Job],
         places: "Sequence[Place]",
         suspects: Collection[int] = frozenset(),
+        room: Room = UNKNOWN,
     ) -> Mapping[int, T]:
         """Of the pending jobs those that it may take now, to find out soon whether a device or a run is at fault.
 
         After a failure of its device that is a run of another method if there is one, else another run; the same one
-        only if no other device is left on which it did not fail yet. `suspects` have a device for themselves.
+        only if no other device is left on which it did not fail yet. `suspects` have a device for themselves. What has
+        no `room` beside others waits.
         """
-        beside = {place.job for place in self.neighbours(places)} - {None}
+        beside = self.beside(places)
         if self.is_given_up or (beside and (self.device.doubtful or not beside.isdisjoint(suspects))):
             return {}
         unlucky = self.device.unlucky
         others = [place.device for place in places if place.device is not self.device and not place.is_given_up]
         doubts = {
             number: 2 if number in unlucky else int(jobs[number].spec.method in unlucky.values())
-            for number in pending
+            for number in self.fitting(pending, jobs, places, room)
             if not (beside and number in suspects)
             and (number not in unlucky or all(number in device.unlucky for device in others))
         }
         least = min(doubts.values(), default=0)
         return {number: pending[number] for number, doubt in doubts.items() if doubt == least}
+
+    def fitting(
+        self, pending: Iterable[int], jobs: Mapping[int, Job], places: "Sequence[Place]", room: Room
+    ) -> list[int]:
+        """Of the pending jobs those whose memory there is room for beside the others on its device."""
+        gpu, beside = self.slots[0].visible, [jobs[number].spec.id for number in self.beside(places)]
+        return [number for number in pending if room.has(gpu, jobs[number].spec.id, beside)]
+
+    def is_in_the_way(
+        self, pending: Collection[int], jobs: Mapping[int, Job], places: "Sequence[Place]", room: Room
+    ) -> bool:
+        """Whether its worker is idle since no pending job has room there: it keeps memory of what it did before, which
+        others are given.
+        """
+        is_idle = self.group is not None and self.group.job is None and self.group.number >= 0
+        return is_idle and bool(pending) and not self.fitting(pending, jobs, places, room)
 
     @property
     def name(self) -> str:

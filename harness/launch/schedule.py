@@ -4,7 +4,8 @@ import heapq
 import operator
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field, replace
 
 from dskd.config import quoted, require
 from harness.data.catalog import entry_of
@@ -12,6 +13,7 @@ from harness.grid import Plan, Training
 from harness.job import BenchJob, Job, TrainJob, affinity, group_of, is_compiled, shape_of
 from harness.launch import pace
 from harness.launch.devices import Slot, apart
+from harness.launch.memory import Room
 from harness.spec import BenchSpec, Save, TrainSpec
 
 MOST_SHARDS = 100_000
@@ -34,14 +36,29 @@ def item_of(job: Job, seconds: float) -> Item:
 
 @dataclass(frozen=True)
 class Phase:
-    """Jobs with their estimated seconds, and the places that can be at them at the same time, each of some slots."""
+    """Jobs with their estimated seconds, and the places that can be at them at the same time, each of some slots.
+
+    Args:
+        room: of memory, for runs that share a GPU.
+        around: is left when the phase has ended.
+    """
 
     jobs: list[tuple[Job, float]]
     places: list[tuple[Slot, ...]]
+    room: Room = field(default_factory=Room)
+    around: AbstractContextManager[object] = field(default_factory=nullcontext, compare=False)
 
 
-def phases(jobs: Sequence[tuple[Job, float]], slots: Sequence[Slot], whole: Slot, nodes: int = 1) -> list[Phase]:
-    """Runs of many processes first, each on as many slots; then the others; then bench, one by one, on `whole`. Pure.
+def phases(
+    jobs: Sequence[tuple[Job, float]],
+    slots: Sequence[Slot],
+    whole: Slot,
+    nodes: int = 1,
+    room: Room | None = None,
+    around: AbstractContextManager[object] | None = None,
+) -> list[Phase]:
+    """Runs of many processes first, each on as many slots; then the others, which may share GPUs and have `room` and
+    `around` for themselves; then bench, one by one, on `whole`. Pure.
 
     With `nodes` above 1 each run is on equally many slots of every node, which are alike. `grid.check_processes` has
     seen that there are enough devices.
@@ -54,7 +71,8 @@ def phases(jobs: Sequence[tuple[Job, float]], slots: Sequence[Slot], whole: Slot
         places = [tuple(usable[i * size : (i + 1) * size]) for i in range(len(usable) // size)]
         if nodes > 1:
             places = [tuple(replace(slot, node=node) for node in range(nodes) for slot in place) for place in places]
-        found.append(Phase(chosen, places))
+        alone = Phase(chosen, places)
+        found.append(alone if processes > 1 else Phase(chosen, places, room or Room(), around or nullcontext()))
     found.append(Phase([pair for pair in jobs if isinstance(pair[0], BenchJob)], [(whole,)]))
     return [phase for phase in found if phase.jobs]
 

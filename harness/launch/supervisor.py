@@ -65,10 +65,11 @@ def supervise(
         try:
             for phase in phases:
                 supervisor = _Supervisor(phase, listeners, results, limits, load, door, Path(scratch), signals)
-                try:
-                    supervisor.run()
-                finally:
-                    supervisor.end()
+                with phase.around:
+                    try:
+                        supervisor.run()
+                    finally:
+                        supervisor.end()
                 if supervisor.stopping:
                     return True
         finally:
@@ -92,7 +93,7 @@ class _Supervisor:
         scratch: Path,
         signals: int,
     ) -> None:
-        self.places = places_of(phase.places)
+        self.places, self.room = places_of(phase.places), phase.room
         self.jobs: dict[int, Job] = dict(enumerate(job for job, _ in phase.jobs))
         self.pending = {i: item_of(job, seconds) for i, (job, seconds) in enumerate(phase.jobs)}
         self.elsewhere: dict[int, Item] = {}  # claimed by another supervisor
@@ -144,9 +145,11 @@ class _Supervisor:
                     waiting += 1
             elif group.job is None and group.is_ready:
                 self._give(place, group)
+                if place.is_in_the_way(self.pending, self.jobs, self.places, self.room):
+                    place.clear()
 
     def _offered(self, place: Place) -> Mapping[int, Item]:
-        return place.offered(self.pending, self.jobs, self.places, self.cases.suspects)
+        return place.offered(self.pending, self.jobs, self.places, self.cases.suspects, self.room)
 
     def _start(self, place: Place, job: Job) -> None:
         place.group = None

@@ -146,6 +146,7 @@ def _environment(record: Record) -> tuple[str, str, str, str]:
     about, result = record.environment, record.result
     packages = {"python": about.get("python", "?"), **about.get("packages", {})}
     device = f"{result.get('device', '?')}, {result.get('threads', '?')} threads, {result.get('precision', '?')}"
+    device += ", MPS" if result.get("mps") else ""
     versions = ", ".join(f"{name} {version}" for name, version in packages.items())
     plugins = "".join(f", plug-in {name}" for name in about.get("plugins", []))
     return about.get("commit") or "unknown", device, about.get("os", "?"), versions + plugins

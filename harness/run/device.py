@@ -14,6 +14,7 @@ from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 
 from harness.environment import cpu_flags, cpu_name, openmp_waiting, thread_count
+from harness.mps import with_mps
 from harness.run.processes import PATIENCE, accelerator_of, expected_type
 from harness.spec import Strategy
 
@@ -148,7 +149,7 @@ class Device:
         """For a record: the device's name, what `auto` became, threads (of each process) and how they wait."""
         kind = self.place.type
         waiting = openmp_waiting() if kind == "cpu" else None
-        mps = os.environ.get("CUDA_MPS_ACTIVE_THREAD_PERCENTAGE")  # fewer multiprocessors: other kernels
+        share = os.environ.get("CUDA_MPS_ACTIVE_THREAD_PERCENTAGE")  # fewer multiprocessors: other kernels
         together = {"processes": self.processes, "distributed_type": self.accelerator.distributed_type.value}
         return {
             "device": torch.cuda.get_device_name() if kind == "cuda" else cpu_name(),
@@ -156,7 +157,8 @@ class Device:
             "precision": self.precision,
             "threads": thread_count(),
             **({"waiting": waiting} if waiting else {}),
-            **({"mps_thread_percentage": mps} if kind == "cuda" and mps else {}),
+            **({"mps": True} if kind == "cuda" and with_mps() else {}),
+            **({"mps_thread_percentage": share} if kind == "cuda" and share else {}),
             **(together if self.processes > 1 else {}),
         }
 

@@ -5,6 +5,7 @@ FAKE["start"] is what it does at its first starts instead of connecting, as ofte
 FAKE["broken"]: on devices of so many threads every run fails; FAKE["log"]: a file for (process, threads, seed) of each;
 FAKE["after"]: until so many of such devices are in it the other runs wait. FAKE["mps"]: a file that a run of the
 behaviour "poison" touches when FAKE["clients"] runs have begun, which breaks the device of every worker that was there.
+FAKE["pipes"]: a file for (process, kind, pipes of MPS) of each job. A run of the behaviour "takes:S" takes S seconds.
 """
 
 import json
@@ -41,7 +42,10 @@ def main() -> None:
             continue
         job = decode(message)
         begun = begun or time.time()  # with its device
-        how = HOW.get(str(job.spec.seed), "good")
+        how = HOW.get(str(getattr(job.spec, "seed", job.kind)), "good")
+        if "pipes" in HOW:
+            with open(HOW["pipes"], "a") as log:
+                log.write(f"{os.getpid()} {job.kind} {os.environ.get('CUDA_MPS_PIPE_DIRECTORY')}\n")
         if "log" in HOW:
             with open(HOW["log"], "a") as log:
                 log.write(f"{os.getpid()} {os.environ['OMP_NUM_THREADS']} {job.spec.seed}\n")
@@ -71,6 +75,7 @@ def main() -> None:
         elif "mps" in HOW and not _shares_the_device(how == "poison", begun):
             send(events.Failed(job.spec.id, "device", "CUDA error: the MPS client was terminated"))
         else:
+            time.sleep(float(how.removeprefix("takes:")) if how.startswith("takes:") else 0.0)
             _wait_for_failures()
             send(events.Epoch(1, 1, 0.5, 10.0))
             send(events.Recorded("train", job.spec.id, 0.1, {"loss_last": 0.5}))
