@@ -141,6 +141,7 @@ def test_the_choice_is_of_the_records_alone(tmp_path: Path, write_grid: Callable
     assert yaml.safe_load(chosen)["chosen_on"] == ["folder"]
     assert entry["name"] == "stfpm"
     assert "rung 2 of 2: 1 trial of 2 epochs" in done.stdout
+    assert "image_size" not in done.stdout  # what stands below a leaderboard
 
     for number in range(4):  # the good ones are the defective ones now
         first, second = (report / "leather" / "test" / kind / f"{number:03d}.png" for kind in ("good", "hole"))

@@ -67,6 +67,7 @@ _Shard = Annotated[
 _Nodes = Annotated[
     int, typer.Option(help="In a SLURM job: nodes that each run spans, with equally many processes on each.")
 ]
+_Table = Annotated[bool, typer.Option("--table/--no-table", help="Print the leaderboard at the end.")]
 
 
 def run(
@@ -85,15 +86,15 @@ def run(
     shard: _Shard = None,
     nodes: _Nodes = 1,
     no_mps: NoMpsOption = False,
+    table: _Table = True,
 ) -> None:
     """Run what is missing of a grid on all devices, and print the leaderboard.
 
     Every run leaves a record the moment it ends; finished runs are skipped by the next call and failed ones tried
     again; a training that was stopped goes on from its last checkpoint, to the same numbers. Several calls may share
-    one results folder: they share the work. Ctrl-C once lets running trainings write a checkpoint and keeps what is
-    finished; twice stops at once; SIGTERM does the same, SIGHUP and SIGUSR1 what Ctrl-C does once. What is printed
-    stands in the results folder's `logs/` too. Exit codes: 0 all done, 1 some runs failed, 2 wrong usage or input,
-    130 interrupted.
+    a results folder and its work. Ctrl-C once lets running trainings write a checkpoint and keeps what is finished;
+    twice stops at once; SIGTERM does the same, SIGHUP and SIGUSR1 what Ctrl-C does once. What is printed stands in
+    the folder's `logs/` too. Exit codes: 0 all done, 1 some runs failed, 2 wrong usage or input, 130 interrupted.
     """
     path, load, at_a_time = the_grid(grid_file, grid), Load(), count_of(runs_per_device)
     slots = find_slots(devices, at_a_time or 1)
@@ -127,7 +128,7 @@ def run(
         phases = schedule.phases(costs, _served(slots, own, screen), whole_machine(slots), nodes, room, own)
         interrupted = _supervise(phases, screen, reporter, results, limits, load)
     _write_index(results, None if only else whole, bool(todo.jobs))
-    _print_outcome(screen.console, plan, results, where)
+    _print_outcome(screen.console, plan, results, where, table)
     raise typer.Exit(130 if interrupted else 1 if screen.failures else 0)
 
 
@@ -279,8 +280,10 @@ def _write_index(results: Results, whole: Plan | None, changed: bool) -> None:
         write_index(results, whole)
 
 
-def _print_outcome(terminal: Console, plan: Plan, results: Results, where: Path) -> None:
-    """The table of the plan's runs that have a record, those that failed with their reason, and how to go on."""
+def _print_outcome(terminal: Console, plan: Plan, results: Results, where: Path, table: bool) -> None:
+    """The table of the plan's runs that have a record, if it is wanted, with how to go on; and those that failed, with
+    their reason.
+    """
     from harness.leaderboard.frame import load
     from harness.leaderboard.render import print_failures, print_sections
     from harness.leaderboard.sections import make_sections
@@ -292,13 +295,15 @@ def _print_outcome(terminal: Console, plan: Plan, results: Results, where: Path)
     wanted = {spec.id for spec in plan.works() if spec.kind != "train" or spec.id not in done}
     wanted |= {training.spec.id for training in plan.trainings if not training.evaluations}
     found = load([results.folder], wanted)
-    if found.evaluations:
+    if not table:
+        pass
+    elif found.evaluations:
         print_sections(terminal, make_sections(boards(found, allow_mixed=True)))
     else:
         for line in unscored(found.trainings):
             terminal.print(line, soft_wrap=True)
     print_failures(terminal, found.failures, plan.names)
-    if found.evaluations:
+    if table and found.evaluations:
         shown = one_line(shlex.quote(str(where)))
         terminal.print(f"next: harness report {shown}    one page of charts, curves and anomaly maps", soft_wrap=True)
         terminal.print(f"      harness leaderboard {shown} --table all    how sure it is", soft_wrap=True)

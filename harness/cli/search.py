@@ -97,7 +97,7 @@ def _run(grid: Path, folder: Path, devices: str, plugin: list[str] | None) -> No
     from harness.cli.run import run
 
     try:
-        run(grid_file=grid, out=folder, devices=devices, plugin=plugin)
+        run(grid_file=grid, out=folder, devices=devices, plugin=plugin, table=False)  # one of all trials tells little
     except typer.Exit as end:
         if end.exit_code not in (0, 1):
             raise
