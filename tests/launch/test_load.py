@@ -69,17 +69,16 @@ def test_the_load_is_what_others_do_of_late(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 class Changing:
-    """A load that comes after the first job has been given."""
+    """A load that comes when the first job has left a record."""
 
-    def __init__(self) -> None:
-        self.looks = 0
+    def __init__(self, results: Results) -> None:
+        self.results = results
 
     @property
     def passive(self) -> bool:
-        return self.looks > 2  # at the worker's start and before its first job it is not there
+        return bool(self.results.done())
 
     def look(self, _workers: object, _threads: int) -> "Changing":
-        self.looks += 1
         return self
 
 
@@ -93,14 +92,14 @@ def test_a_worker_is_replaced_where_waiting_must_change_and_no_number_moves(
     grid = write_grid(tree, axes={"seed": [0, 1]})
     parsed, plan = make_plan(grid, "cpu", None)
     found = {}
-    for name, watch in (("busy", Changing()), ("quiet", None)):
+    for name, watch in (("busy", Changing), ("quiet", Steady)):
         results = Results(tree.parent / name)
         results.folder.mkdir()
         options = {"save": parsed.save, "device": "cpu", "force": False, "grid": "tiny", "checkpoint_every_s": 600.0}
         todo = schedule.remaining(plan, set(), results=str(results.folder), **options)
         slot = Slot("cpu", "cpu", None, tuple(os.sched_getaffinity(0)), 2)
         phases = schedule.phases([(job, 1.0) for job in todo.jobs], [slot], slot)
-        assert not supervise(phases, [], results, Limits(0, None), watch or Steady())
+        assert not supervise(phases, [], results, Limits(0, None), watch(results))
         found[name] = {item.id: item for item in results if isinstance(item, Record) and item.kind == "evaluate"}
     ways = sorted(str(record.result["waiting"]) for record in found["busy"].values())
     assert ways == (["GOMP_SPINCOUNT=30000"] * 2 if given else ["passive", "spin"])
