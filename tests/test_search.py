@@ -2,8 +2,6 @@
 
 import math
 import re
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +16,7 @@ from harness.gridfile import parse as parse_grid
 from harness.gridfile import read_document
 from harness.search import Outcome, Search, Trial, choices, chosen_entry, parse, rung_grid, survivors, trials
 from tests.conftest import ROOT, save, write_mvtec
+from tests.faults.commands import Done, harness
 
 SPACE = {"train.lr": {"times": [0.1, 10]}, "train.weight_decay": {"log": [1e-6, 1e-2]}, "train.ema": [0, 0.9]}
 
@@ -103,6 +102,7 @@ def change(path: Path, number: int) -> None:
     save(path, pixels)
 
 
+@pytest.mark.usefixtures("without_workers")
 def test_the_choice_is_of_the_records_alone(tmp_path: Path, write_grid: Callable[..., Path]) -> None:
     """What it is reported on has no part in it: with its labels shuffled the choice is the same, and nothing is
     trained again.
@@ -114,15 +114,14 @@ def test_the_choice_is_of_the_records_alone(tmp_path: Path, write_grid: Callable
     del document["defaults"]["train.epochs"]
     document["search"] = {"trials": 2, "rungs": 2, "epochs": 2, "space": space}
 
-    def search(entry: Any, *options: str) -> subprocess.CompletedProcess[str]:
+    def search(entry: Any, *options: str) -> Done:
         document["search"]["report"] = [entry]
         file.write_text(yaml.safe_dump(document))
-        command = [sys.executable, "-m", "harness", "search", file, "--out", tmp_path / "runs", "--devices", "cpu"]
-        return subprocess.run([*command, *options], capture_output=True, text=True)
+        return harness("search", file, "--out", tmp_path / "runs", "--devices", "cpu", *options)
 
     refused = search({"name": "folder", "root": str(tmp_path / "data")})
-    assert refused.returncode == 2
-    assert "search.report: folder and the data that choose have 12 images in common" in refused.stderr
+    assert refused.code == 2
+    assert "search.report: folder and the data that choose have 12 images in common" in refused.err
     assert not (tmp_path / "runs").exists()
 
     # Its textures are those of the data that choose, so each picture gets a pixel of its own.
@@ -130,18 +129,18 @@ def test_the_choice_is_of_the_records_alone(tmp_path: Path, write_grid: Callable
         if "ground_truth" not in path.parts:
             change(path, number)
     tried = search({"name": "folder", "root": str(report)}, "--dry-run")
-    assert (tried.returncode, tried.stderr) == (0, "")
-    assert "2 trials of 1 epoch, 1 trial of 2 epochs" in tried.stdout
+    assert (tried.code, tried.err) == (0, "")
+    assert "2 trials of 1 epoch, 1 trial of 2 epochs" in tried.out
     assert not (tmp_path / "runs").exists()
     done = search({"name": "folder", "root": str(report)})
-    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.code == 0, done.out + done.err
     choice = tmp_path / "runs" / "tiny" / "choice.yaml"
     chosen = choice.read_text()
     (entry,) = yaml.safe_load(chosen)["method"]
     assert yaml.safe_load(chosen)["chosen_on"] == ["folder"]
     assert entry["name"] == "stfpm"
-    assert "rung 2 of 2: 1 trial of 2 epochs" in done.stdout
-    assert "image_size" not in done.stdout  # what stands below a leaderboard
+    assert "rung 2 of 2: 1 trial of 2 epochs" in done.out
+    assert "image_size" not in done.out  # what stands below a leaderboard
 
     for number in range(4):  # the good ones are the defective ones now
         first, second = (report / "leather" / "test" / kind / f"{number:03d}.png" for kind in ("good", "hole"))
@@ -150,7 +149,7 @@ def test_the_choice_is_of_the_records_alone(tmp_path: Path, write_grid: Callable
         second.write_bytes(content)
     records = {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").rglob("record.json")}
     again = search({"name": "folder", "root": str(report)})
-    assert again.returncode == 0, again.stdout + again.stderr
+    assert again.code == 0, again.out + again.err
     assert choice.read_text() == chosen
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").rglob("record.json")} == records
 
