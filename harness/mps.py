@@ -93,7 +93,7 @@ def _stop(folder: Path) -> None:
     pid = _pid(folder / "pipes")
     if pid is None:
         return
-    family = [(DAEMON, pid), *((SERVER, child) for child in _children(pid))]
+    family = [(DAEMON, pid), *((SERVER, child) for child in children(pid))]
     how = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "timeout": 2 * QUIT_S}
     with suppress(OSError, subprocess.SubprocessError):
         words = f"quit -t {QUIT_S:.0f}\n".encode()
@@ -109,7 +109,8 @@ def _stop(folder: Path) -> None:
         time.sleep(0.02)
 
 
-def _children(pid: int) -> list[int]:
+def children(pid: int) -> list[int]:
+    """The processes that a process started itself."""
     found = []
     for path in Path("/proc").glob("[0-9]*/stat"):
         with suppress(OSError, ValueError):

@@ -11,9 +11,10 @@ from contextlib import suppress
 from pathlib import Path
 
 import grids
-from grids import children, command, last_line, reasons, trainings, write_grid, write_tree
+from grids import command, last_line, reasons, trainings, write_grid, write_tree
 from sheet import Sheet
 
+from harness.mps import children
 from harness.run_folder import RunFolder, read_curve
 
 PLUGIN = '''

@@ -92,13 +92,3 @@ def last_line(done: subprocess.CompletedProcess[str]) -> str:
     """Of what a command printed; its complaint, if it had one."""
     lines = (done.stderr.strip() or done.stdout.strip()).splitlines()
     return " ".join(lines[-1].split())[:300] if lines else ""
-
-
-def children(pid: int) -> list[int]:
-    """The processes that a process started itself."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        with suppress(OSError, ValueError):
-            if int(path.read_text().rsplit(")", 1)[1].split()[1]) == pid:
-                found.append(int(path.parent.name))
-    return found

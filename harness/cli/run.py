@@ -295,11 +295,9 @@ def _print_outcome(terminal: Console, plan: Plan, results: Results, where: Path,
     wanted = {spec.id for spec in plan.works() if spec.kind != "train" or spec.id not in done}
     wanted |= {training.spec.id for training in plan.trainings if not training.evaluations}
     found = load([results.folder], wanted)
-    if not table:
-        pass
-    elif found.evaluations:
+    if table and found.evaluations:
         print_sections(terminal, make_sections(boards(found, allow_mixed=True)))
-    else:
+    elif table:
         for line in unscored(found.trainings):
             terminal.print(line, soft_wrap=True)
     print_failures(terminal, found.failures, plan.names)

@@ -64,8 +64,9 @@ def search(
         with opening(folder):
             folder.mkdir(parents=True, exist_ok=True)
             write_atomic(grid, _yaml(library.rung_grid(found, rest, rung, left)))
-        with beginning(file):
-            _, plan = make_plan(grid, devices, None, plugin)
+        if rung:  # the first one's is made
+            with beginning(file):
+                _, plan = make_plan(grid, devices, None, plugin)
         length = number_of(found.length(rung), "epoch")
         screen.print(f"rung {rung + 1} of {found.rungs}: {number_of(len(left), 'trial')} of {length}")
         _run(grid, folder, devices, plugin)
