@@ -79,6 +79,7 @@ _RESULTS = {
         "train_s?": POSITIVE,
         "images_per_s?": NOT_NEGATIVE,
         "epochs?": COUNT,
+        "step?": COUNT,
         "parameters_students?": NOT_NEGATIVE,
         "pictures?": dict.fromkeys(("width", "height", "aspect"), (NOT_NEGATIVE, NOT_NEGATIVE)),
     },

@@ -20,6 +20,7 @@ from dskd.switches import Map, Method, Score
 
 METRIC_REVISION = 1  # raised by hand when a fix in `harness.run` changes metrics or maps; part of the ids
 BENCH_REVISION = 2  # of the throughput protocol (docs/protocol.md)
+STEP = 2  # of a training's steps on a GPU: `step` in its record, which those by earlier steps lack; in no id
 MOST_SIDE = 16_384  # pixels: a batch of one such square is 3 GiB
 MOST_IMAGES = 65_536  # of a batch
 MOST_FOLDS = 20

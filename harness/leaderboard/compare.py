@@ -29,6 +29,7 @@ from harness.leaderboard.sections import Section
 from harness.leaderboard.speed import speeds
 from harness.leaderboard.table import SPREAD, Cell, Column, Table, disturbed_note, label
 from harness.leaderboard.verdict import Verdict
+from harness.spec import STEP
 
 AFTER = " after"  # ends the names of the second side's columns
 NEVER = ("images", "aupro_limits")  # `manifest` says which images; a metric's name says its limit
@@ -139,7 +140,7 @@ def _check(option: str, words: Sequence[str], known: Sequence[str]) -> None:
 
 def _comparable(lines: pd.DataFrame, settings: Sequence[str]) -> pd.DataFrame:
     """With every setting as a column, and weights by their hash alone."""
-    missing = {name: "" for name in settings if name not in lines}
+    missing = {name: str(STEP) if name == "step" else "" for name in settings if name not in lines}
     return lines.assign(**missing, weights=lines["weights"].str.extract(r"([^ ()]+)\)?$", expand=False))
 
 

@@ -15,7 +15,7 @@ from harness.leaderboard import truth
 from harness.naming import LATER, defaults_of, names_of, recorded_settings, tell_apart, variant
 from harness.records import Failure, FolderError, Record, Results
 from harness.run_folder import ResultsFolder, RunFolder, is_at_threshold, is_metric
-from harness.spec import TrainSpec, settings
+from harness.spec import STEP, TrainSpec, settings
 
 LABELS = ("method", "backbone", "dataset", "category", "seed")
 METRICS = {  # in the order of tables; those of AUPRO are in a record by the limits of its evaluation
@@ -40,10 +40,11 @@ SPEED = "images_per_s"
 CALLED = ("method", "backbone", "dataset")  # what a grid's entries may have a `label` of
 _BESIDE = ("manifest", "degenerate", "id", "model", "older", "row", "variant", "label", "own")
 _GROUPS = ("configuration", "training")  # numbers that are equal for equal settings
-# What decides whether two numbers may stand in one table; `images` tells apart test sets of one name, and what belongs
-# to a data set alone (`data.split`) is its protocol too. The rest are settings of a model: rows of their own.
+# What decides whether two numbers may stand in one table; `step` is there where trainings on a GPU are of earlier ones,
+# `images` tells apart test sets of one name, and what belongs to a data set alone (`data.split`) is its protocol too.
+# The rest are settings of a model: rows of their own.
 _PROTOCOL = sorted((each.protocol, each.key) for each in settings(TrainSpec).values() if each.protocol)
-PROTOCOL = (*(key for _, key in _PROTOCOL), "images")
+PROTOCOL = (*(key for _, key in _PROTOCOL), "step", "images")
 # Of a training's spec what makes no row of a table: labels, and what moves no number of its evaluations.
 _NO_ROW = {"data", "called", *(name for name, each in settings(TrainSpec).items() if not each.column)}
 
@@ -131,22 +132,23 @@ def frame(found: Found) -> pd.DataFrame:
     called = _Called()
     lines = []
     metrics = _metrics(found.evaluations)
+    earlier = _earlier_steps(found.trainings)
     for record in sorted(found.evaluations, key=lambda record: record.started_at):
         train, result = record.spec["train"], record.result
         data = train["data"]
         rest = {key: value for key, value in train.items() if key not in _NO_ROW}
         own = {key: value for key, value in record.spec.items() if key not in ("train", "label")}
-        key = marshal.dumps([rest, data["options"], result["precision"], own], 2)
+        steps = {"step": str(earlier.get(training_key(train), STEP))} if earlier else {}
+        trained = [rest, data["options"], result["precision"], steps]
+        key = marshal.dumps([*trained, own], 2)
         if key not in known:  # a grid of 10,000 runs has few
             known[key] = len(configurations)
-            trained = trainings.setdefault(
-                marshal.dumps([rest, data["options"], result["precision"]], 2), len(trainings)
-            )
             configurations.append(
                 {
                     **_settings(record, names),
+                    **steps,
                     "model": model_key(train, result),
-                    "training": trainings.setdefault(trained, len(trainings)),
+                    "training": trainings.setdefault(marshal.dumps(trained, 2), len(trainings)),
                     "own": (own["map"], own["score"]) == (train["method"]["map"], train["method"]["score"]),
                 }
             )
@@ -328,6 +330,16 @@ def _settings(record: Record, names: dict[str, str]) -> dict[str, str]:
         "precision": record.result["precision"],  # what `auto` became
     }
     return recorded_settings(record.spec | {"train": train | known})
+
+
+def _earlier_steps(trainings: Iterable[Record]) -> dict[str, int]:
+    """By their key those of trainings on a GPU that are not as they are now. Those on a CPU are what they were."""
+    found = ((record, record.result.get("step", 1)) for record in trainings)
+    return {
+        training_key(record.spec): step
+        for record, step in found
+        if record.result.get("device_type") == "cuda" and step != STEP
+    }
 
 
 def _weights(name: str, sha256: str | None, names: dict[str, str]) -> str:

@@ -87,7 +87,7 @@ class Checkpointing:
 
     Args:
         folder: of the training.
-        run_id: its id. A file of another run, kind of device, precision or version of torch is not loaded.
+        run_id: its id. A file of another run, kind of device, precision, version of torch or of steps is not loaded.
         every_s: seconds from one save to the next.
         stop: once it is set, the next step is the last one.
         parts: what the caller wants to be saved and restored with the training.
@@ -109,6 +109,7 @@ class Checkpointing:
             "device": device.place.type,
             "precision": device.precision,
             "torch": str(torch.__version__),
+            **device.steps,
         }
         self.device, self.every_s, self.stop = device, every_s, stop or threading.Event()
         self.parts = {**(parts or {}), "generators": OfRank(_Generators(device.place), device)}

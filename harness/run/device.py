@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from harness.environment import cpu_flags, cpu_name, openmp_waiting, thread_count
 from harness.mps import with_mps
 from harness.run.processes import PATIENCE, accelerator_of, expected_type
-from harness.spec import Strategy
+from harness.spec import STEP, Strategy
 
 T = TypeVar("T")
 
@@ -144,6 +144,11 @@ class Device:
 
     def autocast(self) -> torch.autocast:
         return autocast(self.place.type, self.precision)
+
+    @property
+    def steps(self) -> dict[str, int]:
+        """For a training's record and its checkpoints: which steps it is of. On a CPU there is one kind only."""
+        return {"step": STEP} if self.place.type == "cuda" else {}
 
     def facts(self) -> dict[str, object]:
         """For a record: the device's name, what `auto` became, threads (of each process) and how they wait."""

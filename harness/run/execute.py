@@ -207,7 +207,7 @@ def _train(
         "train_s": max(0.001, round(seconds, 3)),  # 0 would be no time that anything can be divided by
         **({"resumed": resumed} if resumed else {}),
         "teacher_features": features.kept,
-        **of_steps(),
+        **(device.steps | of_steps()),
         **look.facts(),
         **_sizes(distiller),
         **peak_memory(),

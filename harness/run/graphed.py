@@ -32,7 +32,7 @@ from harness.run.checkpoint import Parts
 from harness.run.compiled import MOST_SHAPES, State, is_shared, put_state, state_of
 from harness.run.device import Device, autocast
 from harness.run.features import TeacherFeatures
-from harness.run.learner import Average, Learner, make_optimizers, scheduler, with_students
+from harness.run.learner import Average, Learner, make_optimizers, rate_type, scheduler, with_students
 from harness.run.memory import free_memory
 from harness.run.passes import Passes
 from harness.run.recorder import Recorder, Step, equal, reason_of, recorder_of, require_in_place
@@ -41,8 +41,6 @@ from harness.spec import TrainSpec
 
 Facts = Callable[[], dict[str, Any]]
 TRIAL = 3  # steps of each size, before and after the recording: the second is the first that finds a state
-# Torch's fused optimizers read a rate on the GPU as float32; on a CPU they take the number that a plain step has.
-RATES = {"cpu": torch.float64}
 BETWEEN_STEPS = {"lr", "encoder_lr", "schedule", "epochs", "select", "holdout"}  # of a recipe: in no recorded step
 log = logging.getLogger(__name__)
 
@@ -211,7 +209,7 @@ def capturable(students: torch.nn.Module, recipe: Train, place: torch.device) ->
     made = make_optimizers(students, recipe)
     for optimizer in made:
         (group,) = optimizer.param_groups
-        group["lr"] = torch.tensor(group["lr"], dtype=RATES.get(place.type, torch.float32), device=place)
+        group["lr"] = torch.tensor(group["lr"], dtype=rate_type(place), device=place)
         if "capturable" in group:  # SGD has no such switch, since it counts nothing
             group["capturable"] = True
     return made
@@ -230,7 +228,7 @@ def states(optimizer: Optimizer) -> Iterator[tuple[int, str, Tensor]]:
 
 
 def rates_of(students: torch.nn.Module, recipe: Train, steps: int) -> list[np.ndarray]:
-    """Of each optimizer the rate of every step of a training, as plain steps have it."""
+    """Of each optimizer the rate of every step of a training, exact."""
     found = []
     for optimizer in make_optimizers(students, recipe):
         schedule = scheduler(optimizer, recipe, steps)

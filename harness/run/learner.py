@@ -22,6 +22,10 @@ from harness.run.processes import dense_copy, fit_to_recipe, gather_parameters, 
 from harness.run.sections import section
 from harness.spec import TrainSpec
 
+# Torch's fused optimizers read a rate that is a tensor on the GPU as float32, and then count with it as with a number
+# (aten/src/ATen/native/cuda/FusedSgdKernel.cu, fused_adam_utils.cuh). On a CPU they read it as it is.
+RATES = {"cpu": torch.float64}
+
 
 class Learner:
     """Students with optimizers, schedules of their rates and, if the recipe asks for it, their moving average.
@@ -57,6 +61,8 @@ class Learner:
         self.average = Average(distiller.students, recipe.ema) if recipe.ema else None
         self.plain = distiller.students if device.strategy == "ddp" else dense_copy(distiller.students)
         optimizers = make_optimizers(self.plain, recipe)
+        for one in optimizers:
+            read_rate_as(rate_type(device.place), one)
         self.schedules = [scheduler(one, recipe, recipe.epochs * self.steps_per_epoch) for one in optimizers]
         fit_to_recipe(accelerator, recipe, spec.process_batch_size)
         if accelerator.ddp_handler is not None:  # what comes after the last scale that counts has no gradient
@@ -193,6 +199,30 @@ def make_optimizers(students: torch.nn.Module, recipe: Train) -> list[torch.opti
         torch.optim.SGD([named[name] for name in named if name in encoder], lr=recipe.encoder_lr, **sgd),
         torch.optim.Adam([named[name] for name in named if name not in encoder], **adam),
     ]
+
+
+def rate_type(place: torch.device) -> torch.dtype:
+    """As what the optimizers read their rate, be it a number or a tensor: then both give the same bits."""
+    return RATES.get(place.type, torch.float32)
+
+
+def read_rate_as(kind: torch.dtype, optimizer: torch.optim.Optimizer) -> None:
+    """Let its steps have the rate rounded to that type. Schedules and checkpoints keep the exact one."""
+    if kind == torch.float64:  # as numbers are
+        return
+    exact: list[float] = []
+
+    def before(*_: object) -> None:
+        for group in optimizer.param_groups:
+            exact.append(group["lr"])
+            group["lr"] = torch.tensor(group["lr"], dtype=kind).item()
+
+    def after(*_: object) -> None:
+        for group in optimizer.param_groups:
+            group["lr"] = exact.pop(0)
+
+    optimizer.register_step_pre_hook(before)
+    optimizer.register_step_post_hook(after)
 
 
 def scheduler(optimizer: torch.optim.Optimizer, recipe: Train, steps: int) -> LRScheduler | None:

@@ -115,3 +115,13 @@ def test_other_settings_do_not_match_unless_ignored(tmp_path: Path) -> None:
     Results(tmp_path / "c").publish(evaluation("dskd", "other", 0, 0.8))
     with pytest.raises(ConfigError, match=r"they differ in category \(x and other\)$"):
         cells_of((str(tmp_path / "a"), str(tmp_path / "c")))
+    record = evaluation("dskd", "x", 0, 0.8)
+    training = dataclasses.replace(
+        record, kind="train", id="0", spec=record.spec["train"], result={"device_type": "cuda"}
+    )
+    for each in (record, training):  # on a GPU, by a harness whose steps read their rate otherwise
+        Results(tmp_path / "d").publish(each)
+    folders = str(tmp_path / "d"), str(tmp_path / "a")
+    with pytest.raises(ConfigError, match=r"they differ in step \(1 and 2\); write --ignore step to"):
+        cells_of(folders)
+    assert cells_of(folders, ignore=["step"])["set", "image_auroc", "dskd", "resnet18"]["difference"].value == 0

@@ -16,7 +16,7 @@ from harness.leaderboard.render import FORMATS, print_sections, remarks
 from harness.leaderboard.sections import NAMES, make_sections
 from harness.leaderboard.table import boards, protocol_line, scores
 from harness.records import Failure, Record, Results
-from harness.spec import BenchSpec, Data, EvaluateSpec, TrainSpec, Weights
+from harness.spec import BenchSpec, Data, EvaluateSpec, TrainSpec, Weights, digest
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -130,6 +130,27 @@ def test_mixed_protocols_are_refused_or_split(folder: Path) -> None:
         "precision fp32 · images 1",
         "precision fp32 · images 2",
     ]
+
+
+def test_trainings_by_earlier_steps_on_a_gpu_are_a_protocol_of_their_own(folder: Path) -> None:
+    results, ids = Results(folder), set()
+    for category, facts in (("a", {"device_type": "cuda"}), ("b", {"device_type": "cuda", "step": 2})):
+        record = evaluation("reverse_distillation", category, 0, 0.9)
+        spec, about = record.spec["train"], (record.environment, record.started_at, 1.0)
+        training = Record("train", digest(spec), spec, facts, *about)
+        for each in (record, training):
+            results.publish(each)
+            ids |= {each.id} if category == "b" else set()
+    with pytest.raises(ConfigError, match="mixed protocols: step is 1 and 2; write --where step=1"):
+        boards(load([folder]))
+    earlier, now = boards(load([folder]), allow_mixed=True)
+    assert (earlier.protocol, now.protocol) == ("step 1", "step 2")
+    assert earlier.lines[["method", "category"]].to_numpy().tolist() == [["reverse_distillation", "a"]]
+    assert len(now.lines) == 12  # those on a CPU too
+    (board,) = boards(load([folder]), where=["step=1"])
+    assert protocol_line(board).startswith("image_size 64 · weights random · precision fp32 · step 1 ·")
+    (board,) = boards(load([folder], ids))
+    assert "step" not in protocol_line(board)
 
 
 def test_each_backbone_has_weights_of_its_own(folder: Path) -> None:

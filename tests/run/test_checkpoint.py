@@ -17,7 +17,7 @@ from harness.job import Stop, TrainJob
 from harness.launch import schedule
 from harness.records import Failure, Record, Results
 from harness.run.checkpoint import Checkpointing, Interrupted, discard
-from harness.run.device import open_device
+from harness.run.device import Device, open_device
 from harness.run.execute import execute
 from harness.run.train import Epoch
 from harness.run_folder import RunFolder
@@ -185,6 +185,17 @@ def test_a_checkpoint_that_cannot_be_used_is_ignored(tmp_path: Path, caplog: pyt
         assert "cannot be used, the training starts anew" in caplog.text, name
         assert_same(found, expected)
         assert found[3].resumed == 0
+
+
+def test_steps_of_an_earlier_version_begin_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = recipe("ema, cosine", epochs=1, batch_size=8)
+    with pytest.raises(Interrupted):
+        go(run, tmp_path, 1)
+    monkeypatch.setattr(Device, "steps", {"step": 2})  # as on a GPU
+    assert go(run, tmp_path)[3].resumed == 0
+    assert "the training starts anew: ValueError: its step is None, not 2" in caplog.text
 
 
 def test_a_save_that_fails_costs_no_training(

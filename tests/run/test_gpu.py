@@ -100,6 +100,7 @@ def test_compiled_steps_are_close_to_plain_ones(precision: str, tree: Path, writ
         run(write_grid(tree, defaults=defaults), "--devices", "cuda", "--force")
     for record in records(tree.parent / "grid.yaml", "train").values():
         losses.append(record.result["loss_last"])
+        assert record.result["step"] == 2
         assert record.result["compiled"] is record.spec["compile"], record.result
         if record.result["compiled"]:
             assert (record.result["deterministic"], record.result["cudagraph_skips"]) == (True, 0)

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from dskd import Distiller, Teacher, methods
-from harness.run import graphed
+from harness.run import graphed, learner
 from harness.run.checkpoint import Checkpointing, Interrupted
 from harness.run.device import Device, open_device
 from harness.run.features import TeacherFeatures
@@ -122,6 +122,25 @@ def test_recorded_steps_are_plain_ones_bit_for_bit(name: str, plain: Worker, rec
     recorded.train(recipe(name, 1, epochs=1))
     assert same(recorded.train(recipe(name)), plain.train(recipe(name)))
     assert recorded.facts == {"compiled": False, "graphed": True, "graphed_batches": [3, 2]}
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_plain_steps_read_their_rate_as_recorded_ones_do(
+    name: str, plain: Worker, recorded: Worker, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """On a GPU that is as float32; the schedule goes on from the exact rate, and so does a checkpoint."""
+    run = recipe(name)
+    exact = plain.train(run)
+    schedules = [optimizer.param_groups[0]["lr"] for optimizer in plain.learner.optimizers]
+    monkeypatch.delitem(learner.RATES, "cpu")
+    expected = recorded.train(run)
+    assert same(plain.train(run), expected)
+    assert same(exact, expected) == name.startswith("sgd")  # which on a CPU computes in float32 anyway
+    assert [optimizer.param_groups[0]["lr"] for optimizer in plain.learner.optimizers] == schedules
+    for worker, done in ((plain, 2), (recorded, 3)):
+        with pytest.raises(Interrupted):
+            worker.train(run, Checkpointing(RunFolder(tmp_path), run.id, plain.device, 1000.0, StopAfter(done)))
+    assert same(plain.train(run, Checkpointing(RunFolder(tmp_path), run.id, plain.device, 1000.0)), expected)
 
 
 def test_bf16_steps_too(plain: Worker, recorded: Worker) -> None:

@@ -73,7 +73,9 @@ def test_a_step_takes_nothing_from_the_host(
         assert sum(seen.counts.values()) > 200
 
 
-def test_a_job_that_records_its_steps_has_the_numbers_of_one_that_does_not(write_grid: WriteGrid, tree: Path) -> None:
+def test_a_job_that_records_its_steps_has_the_numbers_of_one_that_does_not(
+    write_grid: WriteGrid, tree: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     _, expected = trained(job(write_grid, tree, compile=False), warm=Warm())
     warm = Warm()
     warm._whole_steps = WholeSteps(lambda _: Calls())
@@ -81,11 +83,14 @@ def test_a_job_that_records_its_steps_has_the_numbers_of_one_that_does_not(write
         result, losses = trained(job(write_grid, tree, seed, compile="graph"), warm=warm)
     assert (result["compiled"], result["graphed"], result["graphed_batches"]) == (False, True, [4, 2])
     assert losses == expected
+    assert "step" not in result
     (whole,) = warm._whole_steps.kept.values()
     assert whole.features is next(iter(warm._features.made.values()))
     again = dataclasses.replace(job(write_grid, tree, compile="graph"), force=True)
+    monkeypatch.setattr(Device, "steps", {"step": 2})  # as on a GPU
     result, losses = trained(again, warm=Warm())  # on a CPU nothing records
     assert (result["graphed"], result["graph_failure"]) == (False, "nothing records steps on a cpu")
+    assert result["step"] == 2
     assert losses == expected
 
 
