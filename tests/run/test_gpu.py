@@ -1,6 +1,5 @@
 """On a CUDA device: a run end to end, and the same promises as on a CPU."""
 
-import copy
 import dataclasses
 import itertools
 from collections.abc import Callable
@@ -12,6 +11,7 @@ import pytest
 import torch
 from scipy import ndimage
 
+from dskd import Teacher
 from dskd.anomaly_map import gaussian_filter
 from harness.records import Results
 from harness.run.checkpoint import Interrupted
@@ -138,7 +138,8 @@ def test_a_stopped_training_ends_with_the_same_numbers(tmp_path: Path, monkeypat
 @pytest.fixture
 def on_the_gpu(monkeypatch: pytest.MonkeyPatch) -> Callable[..., test_graphed.Worker]:
     """A worker on the GPU, which keeps `steps`."""
-    teacher = copy.deepcopy(test_graphed.teacher()).cuda()
+    teacher = Teacher("resnet18").to("cuda", memory_format=torch.channels_last)
+    monkeypatch.setattr(test_graphed, "BACKBONE", "resnet18")
     monkeypatch.setattr(test_graphed, "PIXELS", PIXELS.cuda())
     monkeypatch.setattr(test_graphed, "teacher", lambda: teacher)
 

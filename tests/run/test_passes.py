@@ -93,7 +93,7 @@ def test_what_is_measured_by_recorded_passes_is_what_plain_ones_measure(
     assert look.facts() == {"graphed_passes": 3 * 1 + 3 * (3 + 2 + 2 * together)}
     assert not equal(found[:1], found[1:2])  # the students went on in between
     model = recorded.learner.distiller  # other students than the average's, whatever epoch was kept
-    model.students.load_state_dict(Distiller(run.method, "resnet18", model.teacher).students.state_dict())
+    model.students.load_state_dict(Distiller(run.method, run.backbone, model.teacher).students.state_dict())
     assert equal([inspected(recorded, model, run, look)], [inspected(plain, model, run, plain.look())])
 
 
@@ -178,7 +178,7 @@ def test_other_students_and_other_teachers_are_seen_plainly(
     measured(recorded, run)
     measured(plain, recipe("sgd, val_normal", 1, epochs=1))
     torch.manual_seed(1)
-    other = Distiller(run.method, "resnet18", Teacher("resnet18").to(memory_format=torch.channels_last))
+    other = Distiller(run.method, run.backbone, Teacher(run.backbone).to(memory_format=torch.channels_last))
     other.students = recorded.learner.distiller.students
     for model in (plain.learner.distiller, other):
         assert equal([inspected(plain, model, run, look)], [inspected(plain, model, run, plain.look())])
