@@ -35,6 +35,7 @@ class Search:
         keep: one in so many goes on to the next rung, with so many times the epochs.
         epochs: of the last rung.
         metrics: higher is better; a trial is as good as their mean over metrics, categories and seeds.
+        spread: so many standard deviations over seeds are taken off that mean.
         seed: of the draws.
         space: by setting of a method a list of values; `{times: [a, b]}`, the method's own value times a factor from a
             to b; or `{log: [a, b]}`, a number from a to b. Both are drawn evenly on a logarithmic scale.
@@ -46,6 +47,7 @@ class Search:
     keep: int = 2
     epochs: int = 8
     metrics: tuple[str, ...] = ("image_auroc", "pixel_auroc")
+    spread: float = 0.0
     seed: int = 0
     space: dict[str, Any] = field(default_factory=dict)
     report: list[Any] = field(default_factory=list)
@@ -64,6 +66,7 @@ class Search:
             self.trials >= factor,
             f"search.trials: {self.trials} leaves none for the last of {self.rungs} rungs; write {factor} or more",
         )
+        require(0 <= self.spread < math.inf, f"search.spread: {self.spread} is not possible; write 0 or more")
         require(bool(self.metrics), "search.metrics: none is named; write image_auroc, for instance")
         require(
             bool(self.space), "search.space: it is empty; write settings and their values, such as train.ema: [0, 0.9]"
@@ -78,6 +81,21 @@ class Search:
     def size(self, rung: int) -> int:
         """Trials of each method in a rung, from 0."""
         return self.trials // self.keep**rung
+
+    @property
+    def criterion(self) -> str:
+        """In words."""
+        less = f", less {self.spread:g} of the standard deviation over seeds" if self.spread else ""
+        return f"mean of {', '.join(self.metrics)} over categories and seeds{less}"
+
+    def merit(self, outcome: "Outcome") -> float:
+        """What is compared: the more the better."""
+        deviation = outcome.deviation
+        return outcome.mean - (0.0 if math.isnan(deviation) else self.spread * deviation)
+
+    def rank(self, outcome: "Outcome", among: Sequence["Outcome"]) -> tuple[bool, float]:
+        """Less is better. One whose values are not all there (a run failed) is behind all others."""
+        return outcome.count < max(1, *(each.count for each in among)), -self.merit(outcome)
 
 
 def _check_axis(key: str, values: Any) -> None:
@@ -234,19 +252,19 @@ def rung_grid(search: Search, rest: Mapping[str, Any], rung: int, left: Sequence
 
 def survivors(search: Search, rung: int, outcomes: Sequence[Outcome]) -> list[Trial]:
     """The trials that go on from this rung: of each method the best ones, each by its best variant; of equals the
-    first. One whose values are not all there (a run failed) is behind all others.
+    first.
     """
     left: list[Trial] = []
     for own in _by_method(outcomes):
         here = [each for each in own if each.rung == rung]
-        ranked = sorted(here, key=lambda each: _rank(each, here))
+        ranked = sorted(here, key=lambda each: search.rank(each, here))
         numbers = list(dict.fromkeys(each.trial.number for each in ranked))[: search.size(rung + 1)]
         trials = {each.trial.number: each.trial for each in here}
         left += [trials[number] for number in numbers]
     return left
 
 
-def choices(outcomes: Sequence[Outcome]) -> list[Outcome]:
+def choices(search: Search, outcomes: Sequence[Outcome]) -> list[Outcome]:
     """Of each method what is chosen: among the trials of its last rung the best in any rung, so that the length is
     chosen too. Methods of which nothing is whole are left out.
     """
@@ -256,18 +274,13 @@ def choices(outcomes: Sequence[Outcome]) -> list[Outcome]:
         finalists = {each.trial.number for each in own if each.rung == last}
         here = [each for each in own if each.trial.number in finalists and each.count]
         if here:
-            chosen.append(min(here, key=lambda each: _rank(each, here)))
+            chosen.append(min(here, key=lambda each: search.rank(each, here)))
     return chosen
 
 
 def _by_method(outcomes: Sequence[Outcome]) -> Iterator[list[Outcome]]:
     for name in dict.fromkeys(each.trial.method for each in outcomes):
         yield [each for each in outcomes if each.trial.method == name]
-
-
-def _rank(outcome: Outcome, among: Sequence[Outcome]) -> tuple[bool, float]:
-    """Less is better."""
-    return outcome.count < max(1, *(each.count for each in among)), -outcome.mean
 
 
 def chosen_entry(choice: Outcome, search: Search) -> dict[str, Any]:

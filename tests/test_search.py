@@ -1,5 +1,6 @@
 """A recipe is searched by what the rungs' records say, and by nothing else."""
 
+import dataclasses
 import math
 import re
 from collections.abc import Callable
@@ -63,10 +64,31 @@ def test_the_best_go_on_each_by_its_best_variant() -> None:
     left = survivors(search, 0, first)
     assert [trial.label for trial in left] == ["dskd trial 2", "dskd trial 0", "stfpm trial 0"]
     second = [outcome(2, 1, 0.8, 0.8), outcome(2, 1, 0.7, 0.7, variant=sharp), outcome(0, 1, 0.6, 0.6)]
-    (chosen,) = choices([*first, *second, outcome(0, 1, method="stfpm")])
+    (chosen,) = choices(search, [*first, *second, outcome(0, 1, method="stfpm")])
     assert chosen_entry(chosen, search) == {"name": "dskd", "label": "dskd tuned", "map.sigma": 0.0, "train.epochs": 1}
     assert chosen.mean == pytest.approx(0.85)
     assert math.isnan(chosen.deviation)
+
+
+def test_spread_over_seeds_can_be_taken_off() -> None:
+    search = Search(trials=4, rungs=2, epochs=2, spread=1.0, space=SPACE)
+
+    def of_seeds(number: int, *values: float, variant: Any = ()) -> Outcome:
+        return Outcome(Trial("dskd", number, {"name": "dskd"}), 0, variant, tuple((value,) for value in values))
+
+    sharp = (("map.sigma", 0.0),)
+    outcomes = [
+        of_seeds(0, 0.5, 0.5),
+        of_seeds(1, 0.9, 0.7),  # the highest mean
+        of_seeds(1, 0.76, 0.74, variant=sharp),
+        of_seeds(2, 0.78, 0.76),
+        of_seeds(3, 0.95, 0.75),
+    ]
+    assert [trial.number for trial in survivors(search, 0, outcomes)] == [2, 1]
+    (chosen,) = choices(search, outcomes[1:3])
+    assert chosen.variant == sharp
+    assert search.merit(chosen) == pytest.approx(0.75 - 0.02 / 2**0.5)
+    assert [trial.number for trial in survivors(dataclasses.replace(search, spread=0.0), 0, outcomes)] == [3, 1]
 
 
 @pytest.mark.parametrize(
@@ -80,6 +102,7 @@ def test_the_best_go_on_each_by_its_best_variant() -> None:
         ({"space": {"train.ema": [0, 0.9]}}, "trials: 16 are more than the 3 that `space` gives"),
         ({"space": {"train.weight_decay": {"times": [1, 2]}}}, "`times` needs a number above 0 to multiply, not 0.0"),
         ({"space": SPACE, "epochs": 3}, "epochs: 3 in the last of 3 rungs leaves no whole epoch for the first one"),
+        ({"space": SPACE, "spread": -1}, "search.spread: -1.0 is not possible; write 0 or more"),
         ({"space": SPACE, "trials": 3}, "trials: 3 leaves none for the last of 3 rungs; write 4 or more"),
         ({"space": {"map.sigma": [1, 2]}}, "map.sigma is set by `search`; leave it out of axes"),
     ],
@@ -123,6 +146,12 @@ def test_the_choice_is_of_the_records_alone(tmp_path: Path, write_grid: Callable
     assert refused.code == 2
     assert "search.report: folder and the data that choose have 12 images in common" in refused.err
     assert not (tmp_path / "runs").exists()
+
+    document["search"]["spread"] = 1
+    refused = search({"name": "folder", "root": str(report)})
+    assert (refused.code, refused.out) == (2, "")
+    assert "search.spread: a spread over seeds needs two of them or more; write axes.seed: [0, 1, 2]" in refused.err
+    del document["search"]["spread"]
 
     # Its textures are those of the data that choose, so each picture gets a pixel of its own.
     for number, path in enumerate(sorted(report.glob("leather/*/*/*.png"))):

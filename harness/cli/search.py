@@ -72,7 +72,7 @@ def search(
         _run(grid, folder, devices, plugin)
         outcomes += _outcomes(found, rung, left, plan, Results(folder / grid.stem))
         left = library.survivors(found, rung, outcomes) if rung + 1 < found.rungs else left
-    chosen = library.choices(outcomes)
+    chosen = library.choices(found, outcomes)
     where = folder / "choice.yaml"
     write_atomic(where, _yaml(_choice(file, found, plan, chosen)))
     _print(screen, found, outcomes, where)
@@ -112,6 +112,11 @@ def _check(found: "library.Search", plan: "Plan") -> None:
     from harness.leaderboard.frame import LOWER, METRICS
 
     limits = {limit for run in plan.trainings for each in run.evaluations for limit in each.aupro_limits}
+    seeds = {run.spec.seed for run in plan.trainings}
+    require(
+        not found.spread or len(seeds) > 1,
+        "search.spread: a spread over seeds needs two of them or more; write axes.seed: [0, 1, 2]",
+    )
     possible = [*(key for key in METRICS if key not in LOWER), *(f"aupro_{limit:.2f}" for limit in sorted(limits))]
     for metric in found.metrics:
         if metric not in possible:
@@ -142,7 +147,7 @@ def _budget(found: "library.Search", plan: "Plan") -> list[str]:
     return [
         f"{number_of(methods, 'method')}, each with {', '.join(rungs)}: about {images:,} images seen by each, "
         f"{number_of(len(plan.trainings) // count, 'training')} for a trial",
-        f"best by the mean of {', '.join(found.metrics)}; drawn: {', '.join(found.space)}",
+        f"best by the {found.criterion}; drawn: {', '.join(found.space)}",
     ]
 
 
@@ -176,7 +181,7 @@ def _choice(file: Path, found: "library.Search", plan: "Plan", chosen: Sequence[
     return {
         "chosen_on": sorted({run.spec.data.name for run in plan.trainings}),
         "categories": list(dict.fromkeys(run.spec.data.category for run in plan.trainings)),
-        "by": f"mean of {', '.join(found.metrics)} over categories and seeds",
+        "by": found.criterion,
         "budget": _budget(found, plan)[0],
         "search": file.name,
         "commit": about["commit"],
@@ -195,7 +200,7 @@ def _print(screen: Terminal, found: "library.Search", outcomes: Sequence["librar
     """By method the finalists in each rung, with what was chosen, and how to use it."""
     from harness import search as library
 
-    chosen = library.choices(outcomes)
+    chosen = library.choices(found, outcomes)
     for choice in chosen:
         table = Table(
             title=f"{choice.trial.method}: mean of {', '.join(found.metrics)} in %, by its best map and score"
@@ -208,7 +213,7 @@ def _print(screen: Terminal, found: "library.Search", outcomes: Sequence["librar
             cells = []
             for rung in range(found.rungs):
                 here = [each for each in own if each.trial.number == number and each.rung == rung]
-                best = max(here, key=lambda each: (each.count, each.mean), default=None)
+                best = min(here, key=lambda each: found.rank(each, here), default=None)
                 sign = " *" if best is choice else ""
                 cells.append("" if best is None else f"{100 * best.mean:.1f} ± {100 * best.deviation:.1f}{sign}")
             table.add_row("own recipe" if number == 0 else str(number), *cells)
