@@ -85,7 +85,7 @@ class Search:
     @property
     def criterion(self) -> str:
         """In words."""
-        less = f", less {self.spread:g} of the standard deviation over seeds" if self.spread else ""
+        less = f", less {self.spread:g} times the standard deviation over seeds" if self.spread else ""
         return f"mean of {', '.join(self.metrics)} over categories and seeds{less}"
 
     def merit(self, outcome: "Outcome") -> float:
