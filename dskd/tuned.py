@@ -1,13 +1,13 @@
 """Short recipes that `harness search` chose, the same search for each method: by data set of choice and method the
 settings in which they differ from the own recipe. No torch is imported here.
 
-Criterion: the mean of image and pixel AUROC over categories and three seeds, less their standard deviation over seeds, on
-test images of the data set of choice. Budget: half of the trials of 2 epochs go on with 4, half of those with 8: the last
-is a tenth of the passes of STFPM's own recipe at most, and a twenty-fifth of the others'. EfficientNet-Lite0 with packaged
-weights, 96x96, fp32, images of 2026-11-26. `surfaces`: benchmarks/searches/tune-surfaces-steady.yaml, 12 trials on five
-categories of 48 normal images. `mtd`: tune-mtd-steady.yaml beside it, 16 trials on 192 and on 48 of the normal images of
-Magnetic Tile Defects. They replace those of two rounds before; benchmarks/results/tuning.md has all, with trials and
-commits.
+Criterion: the mean of image and pixel AUROC over categories and three seeds, less their standard deviation over seeds,
+on test images of the data set of choice. Budget: half of the trials of 2 epochs go on with 4, half of those with 8: the
+last is a tenth of the passes of STFPM's own recipe at most, and a twenty-fifth of the others'. EfficientNet-Lite0 with
+packaged weights, 96x96, fp32, images of 2026-11-26. `surfaces`: benchmarks/searches/tune-surfaces-steady.yaml, 12
+trials on five categories of 48 normal images. `mtd`: tune-mtd-steady.yaml beside it, 16 trials on 192 and on 48 of the
+normal images of Magnetic Tile Defects. They replace those of two rounds before; benchmarks/results/tuning.md has all,
+with trials and commits.
 """
 
 from typing import Any
