@@ -12,10 +12,11 @@ from typing import TypeVar
 import torch
 
 T = TypeVar("T")
-# Of torch's allocator, of the operating system (any library's file or mapping) and of oneDNN, as seen in workers whose
-# address space was limited; of CUDA, its driver and NCCL outside of torch's allocator, and of cuBLAS and cuDNN.
+# Of torch's allocator, of the operating system (any library's file or mapping), of Python (no room for a thread's
+# stack), of C++ and of oneDNN, as seen in workers whose address space was limited; of CUDA, its driver and NCCL outside
+# of torch's allocator, and of cuBLAS and cuDNN.
 OUT_OF_MEMORY = re.compile(
-    r"(can't|cannot) allocate memory|could not create a primitive$"
+    r"(can't|cannot) allocate memory|can't start new thread|std::bad_alloc|could not create a primitive$"
     r"|\bout of memory\b|STATUS_ALLOC_FAILED|unable to find an engine|find a valid cuDNN algorithm",
     re.IGNORECASE,
 )

@@ -2,6 +2,8 @@
 
 import errno
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -62,6 +64,7 @@ def test_a_batch_of_one_that_does_not_fit_is_a_failure(
     [
         (OSError(errno.ENOMEM, os.strerror(errno.ENOMEM)), True),
         (DataError(f"image.png: {OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))}"), True),
+        (RuntimeError("std::bad_alloc"), True),  # of any C++ library, through torch
         (RuntimeError("could not create a primitive"), True),  # oneDNN's, with no room for a kernel
         (RuntimeError("could not create a primitive descriptor for a convolution"), False),
         (OSError(errno.ENOENT, os.strerror(errno.ENOENT)), False),
@@ -83,6 +86,19 @@ def test_a_batch_of_one_that_does_not_fit_is_a_failure(
 )
 def test_lack_of_memory_is_known_by_what_the_libraries_say(error: Exception, lacks_memory: bool) -> None:
     assert (failure_reason(error) == "out_of_memory") == lacks_memory
+
+
+def test_no_room_for_another_thread_is_lack_of_memory() -> None:
+    """As metrics meet it in a worker whose address space is limited: else it fails one evaluation after the other."""
+    program = (
+        "import resource, threading\n"
+        "used = int(open('/proc/self/statm').read().split()[0]) * resource.getpagesize()\n"
+        "resource.setrlimit(resource.RLIMIT_AS, (used + 2**20, used + 2**20))\n"
+        "try:\n    threading.Thread().start()\nexcept RuntimeError as error:\n    print(error)\n"
+    )
+    said = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.strip()
+    assert said
+    assert failure_reason(RuntimeError(said)) == "out_of_memory"
 
 
 @pytest.mark.parametrize(
